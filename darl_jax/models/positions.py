@@ -1,0 +1,111 @@
+"""Where a token is: the five positional encodings of Table 1 and how they meet another resolution.
+
+A token carries the coordinate of its own content, patch p_i at its (x, y) = (column, row), never
+that of the patch which it predicts (settled here). The start token stands before the sequence: it
+is not rotated, which is the same as the coordinate (0, 0), and gets no position but its own learned
+vector.
+
+At another resolution than the trained one, coordinates are scaled back onto the trained grid
+(14/24 from 224 to 384 px with patches of 16), and learned positions are resampled bicubically.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+POSITIONS = ("none", "sincos2d", "learnable", "rope1d", "rope2d")
+
+Grid = tuple[int, int]  # (rows, columns) of patches
+
+
+def grid_coordinates(grid: Grid, trained_grid: Grid) -> Float[np.ndarray, "patch 2"]:
+    """(x, y) of each patch in raster order, in patches of the trained grid."""
+    y, x = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    scale = np.array([trained_grid[1] / grid[1], trained_grid[0] / grid[0]])
+    return np.stack([x.ravel(), y.ravel()], axis=-1) * scale
+
+
+def rope_angles(
+    kind: str,
+    grid: Grid,
+    trained_grid: Grid,
+    head_dim: int,
+    *,
+    max_wavelength: float = 10_000.0,
+    y_first: bool = False,
+) -> Float[np.ndarray, "token pair"]:
+    """Angles by which each adjacent pair of a head's channels turns, the start token's (0) first.
+
+    Section 3.4 and Appendix D. The paper prints cos(2 pi m theta) in one place and cos(m theta),
+    theta up to max_wavelength, in the other; settled here: angle_i = m * max_wavelength^(-2i/d), no
+    2 pi, with integer coordinates m, where d is the number of channels that turn with an axis. This
+    is what rotary-embedding-torch, the library that the paper cites, does with axial positions and
+    its language frequencies.
+
+    Args:
+      kind: 'rope2d' turns the first half of the channels by x and the second by y; 'rope1d' turns
+        all of them by the place in the sequence, 1 for the first patch.
+      grid: (rows, columns) of this image's patches.
+      trained_grid: those of the images that the model was trained on.
+      head_dim: channels of a head; a multiple of 4 for 'rope2d' and of 2 for 'rope1d'.
+      max_wavelength: the base of the frequencies.
+      y_first: 'rope2d' with the axes exchanged, the library's natural order.
+
+    Returns:
+      Radians in float32, computed in float64: (1 + rows * columns, head_dim / 2).
+    """
+    if kind == "rope1d":
+        patches = grid[0] * grid[1]
+        place = np.arange(1, patches + 1) * (trained_grid[0] * trained_grid[1] / patches)
+        axes = [place]
+    elif kind == "rope2d":
+        x, y = grid_coordinates(grid, trained_grid).T
+        axes = [y, x] if y_first else [x, y]
+    else:
+        raise ValueError(f"{kind!r} is no rotary encoding; 'rope1d' and 'rope2d' are")
+    channels = head_dim // len(axes)
+    if channels * len(axes) != head_dim or channels % 2:
+        raise ValueError(
+            f"{kind} needs a head_dim that is a multiple of {2 * len(axes)}, not {head_dim}"
+        )
+    frequencies = max_wavelength ** (-np.arange(0, channels, 2) / channels)
+    angles = np.concatenate([np.outer(axis, frequencies) for axis in axes], axis=-1)
+    return np.pad(angles, ((1, 0), (0, 0))).astype(np.float32)
+
+
+def rotate(
+    x: Float[Array, "batch token head channel"], angles: Float[np.ndarray, "token pair"]
+) -> Float[Array, "batch token head channel"]:
+    """Turns adjacent channel pairs (x_2i, x_2i+1) by the angles, in float32; keeps x's type."""
+    cos, sin = np.cos(angles)[:, None, :], np.sin(angles)[:, None, :]
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "patch width"]:
+    """Fixed sine-cosine positions as in MAE: x in the first half of the channels, y in the second.
+
+    Each half holds the sines, then the cosines, of coordinate * 10000^(-i / (width / 4)).
+    """
+    if width % 4:
+        raise ValueError(f"sincos2d needs a width that is a multiple of 4, not {width}")
+    frequencies = 10_000.0 ** (-np.arange(width // 4) / (width / 4))
+    halves = []
+    for axis in grid_coordinates(grid, trained_grid).T:
+        angles = np.outer(axis, frequencies)
+        halves += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(halves, axis=-1).astype(np.float32)
+
+
+def resample_positions(
+    table: Float[Array, "trained_patch width"], trained_grid: Grid, grid: Grid
+) -> Float[Array, "patch width"]:
+    """Learned positions of the trained grid, resampled bicubically onto another one."""
+    if grid == trained_grid:
+        return table
+    width = table.shape[-1]
+    image = table.reshape(*trained_grid, width)
+    return jax.image.resize(image, (*grid, width), method="bicubic").reshape(-1, width)

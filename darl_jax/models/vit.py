@@ -1,0 +1,315 @@
+"""The backbone: a decoder-only Vision Transformer (Section 3.1)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from darl_jax.models import attention as attention_lib
+from darl_jax.models import positions
+from darl_jax.sharding import pin_batch
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LAYER_NORM_EPSILON = 1e-6
+TOKEN_STDDEV = 0.02  # Learned tokens and positions start as N(0, 0.02), as in MAE.
+
+REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    # Keeps what the projections give and computes the rest, attention included, again.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A backbone's shape and the way it is computed.
+
+    `remat`, `unroll` and `attention` change speed and memory, never the result.
+    """
+
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    patch_size: int = 16
+    positions: str = "rope2d"  # one of positions.POSITIONS (Table 1)
+    rope_max_wavelength: float = 10_000.0
+    rope_y_first: bool = False
+    fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
+    dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
+    attention: str = "auto"  # one of attention.IMPLEMENTATIONS
+    remat: str = "none"  # one of REMAT_POLICIES
+    unroll: int = 1  # blocks for each iteration of the scan over blocks
+
+    def __post_init__(self) -> None:
+        for key, value, valid in (
+            ("positions", self.positions, positions.POSITIONS),
+            ("dtype", self.dtype, DTYPES),
+            ("attention", self.attention, attention_lib.IMPLEMENTATIONS),
+            ("remat", self.remat, REMAT_POLICIES),
+        ):
+            if value not in valid:
+                raise ValueError(f"model.{key}={value!r} is unknown; choose from {list(valid)}")
+        for key in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "unroll"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"
+            )
+        multiple = {"rope1d": 2, "rope2d": 4}.get(self.positions, 1)
+        if self.head_dim % multiple:
+            raise ValueError(
+                f"model.positions={self.positions!r} needs a head_dim (width / num_heads) that is "
+                f"a multiple of {multiple}, not {self.head_dim}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.width // self.num_heads
+
+
+class Features(NamedTuple):
+    """All that a backbone knows of a batch; the first token is the start of the sequence."""
+
+    tokens: Float[Array, "batch token width"]  # the last block's output after the final norm
+    blocks: Float[Array, "depth batch token width"]  # every block's output, before any norm
+
+
+def flat_dot_general(
+    x: Array, kernel: Array, dimension_numbers: Any, **kwargs: Any
+) -> Float[Array, "..."]:
+    """`jax.lax.dot_general` of (..., in) and (in, out) with the leading dimensions as one.
+
+    The weight's gradient is then a plain matmul: on a CPU several times as fast as the contraction
+    over (batch, token) which it is otherwise.
+    """
+    flat = jax.lax.dot_general(
+        x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
+    )
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    *,
+    dtype: str,
+    rngs: nnx.Rngs,
+    kernel_init: nnx.Initializer | None = None,
+) -> nnx.Linear:
+    """A projection with Xavier-uniform weights and zero bias (Table 8; MAE's initialisation)."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        dtype=DTYPES[dtype],
+        kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
+        dot_general=flat_dot_general,
+        rngs=rngs,
+    )
+
+
+def layer_norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with epsilon 1e-6; statistics are float32 and two-pass."""
+    return nnx.LayerNorm(
+        features,
+        epsilon=LAYER_NORM_EPSILON,
+        use_fast_variance=False,
+        dtype=DTYPES[dtype],
+        rngs=rngs,
+    )
+
+
+def stack_blocks(create: Callable[[PRNGKeyArray], nnx.Module], number: int, key: Array) -> Any:
+    """`number` modules of one kind, with their parameters stacked along a new first dimension."""
+    return nnx.vmap(create, in_axes=0, out_axes=0)(jax.random.split(key, number))
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with separate query, key, value and output projections."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.num_heads = config.num_heads
+        self.implementation = config.attention
+        # One matrix of D x 3D has the bound sqrt(6 / 4D), one of D x D has sqrt(6 / 2D).
+        init = nnx.initializers.variance_scaling(
+            0.5 if config.fused_qkv_init else 1.0, "fan_avg", "uniform"
+        )
+
+        def project(kernel_init: nnx.Initializer | None = None) -> nnx.Linear:
+            return linear(
+                config.width, config.width, dtype=config.dtype, rngs=rngs, kernel_init=kernel_init
+            )
+
+        self.query, self.key, self.value = (project(init) for _ in range(3))
+        self.out = project()
+
+    def __call__(
+        self,
+        x: Float[Array, "batch token width"],
+        *,
+        mask: attention_lib.Mask,
+        angles: Float[np.ndarray, "token pair"] | None,
+    ) -> Float[Array, "batch token width"]:
+        def heads(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], self.num_heads, -1)
+
+        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        if angles is not None:
+            query, key = positions.rotate(query, angles), positions.rotate(key, angles)
+        y = attention_lib.attention(
+            query, key, value, mask=mask, implementation=self.implementation
+        )
+        return self.out(y.reshape(x.shape))
+
+
+class Mlp(nnx.Module):
+    """width -> mlp_dim -> exact GELU -> width."""
+
+    def __init__(self, width: int, mlp_dim: int, *, dtype: str, rngs: nnx.Rngs):
+        self.up = linear(width, mlp_dim, dtype=dtype, rngs=rngs)
+        self.down = linear(mlp_dim, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        return self.down(gelu(self.up(x)))
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Phi(x), exact, computed in float32.
+
+    Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc and takes 2.6 times as long
+    on a CPU for relative accuracy where the value is below 1e-6.
+    """
+    return (x * _normal_cdf(x)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # One derivative is kept for the backward pass, where autodiff would keep three factors.
+    (x,), (dx,) = primals, tangents
+    x32 = x.astype(jnp.float32)
+    pdf = jnp.exp(-0.5 * jax.lax.square(x32)) * np.float32(1.0 / math.sqrt(2.0 * math.pi))
+    slope = (_normal_cdf(x) + x32 * pdf).astype(x.dtype)
+    return gelu(x), slope * dx
+
+
+def _normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * np.float32(math.sqrt(0.5))))
+
+
+class Block(nnx.Module):
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.norm_attention = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.norm_mlp = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+        self.mlp = Mlp(config.width, config.mlp_dim, dtype=config.dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch token width"],
+        *,
+        mask: attention_lib.Mask,
+        angles: Float[np.ndarray, "token pair"] | None,
+    ) -> Float[Array, "batch token width"]:
+        x = x + self.attention(self.norm_attention(x), mask=mask, angles=angles)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class ViT(nnx.Module):
+    """[SOS, p_1 .. p_n] -> features; in pre-training n is one less than the image's patches.
+
+    Args:
+      config: the backbone's shape.
+      patch_dim: pixel values of a patch.
+      grid: (rows, columns) of patches of the images that it is trained on.
+      rngs: random state for the initial parameters; none is kept.
+    """
+
+    def __init__(
+        self, config: ViTConfig, *, patch_dim: int, grid: positions.Grid, rngs: nnx.Rngs
+    ):
+        self.config = config
+        self.grid = grid
+        token = nnx.initializers.normal(TOKEN_STDDEV)
+        self.patch_embedding = linear(patch_dim, config.width, dtype=config.dtype, rngs=rngs)
+        self.sos = nnx.Param(token(rngs.params(), (config.width,), jnp.float32))
+        if config.positions == "learnable":
+            self.positions = nnx.Param(
+                token(rngs.params(), (math.prod(grid), config.width), jnp.float32)
+            )
+        self.blocks = stack_blocks(
+            lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs.params()
+        )
+        self.final_norm = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        patches: Float[Array, "batch patch pixel"],
+        *,
+        mask: attention_lib.Mask = "causal",
+        grid: positions.Grid | None = None,
+    ) -> Features:
+        """Features of the start token and of the first patches of an image, in raster order.
+
+        Args:
+          patches: standardised patches, all of an image's or the first of them.
+          mask: 'causal', 'full', or for each example the number of tokens, the start token's
+            included, that everybody sees.
+          grid: (rows, columns) of patches of the whole image; the trained grid if not given.
+
+        Raises:
+          ValueError: there are more patches than the grid has.
+        """
+        grid = grid or self.grid
+        number = patches.shape[1]
+        if number > math.prod(grid):
+            raise ValueError(f"{number} patches are more than a grid of {grid} holds")
+        x = self._embed(patches, grid)
+        config = self.config
+        angles = None
+        if config.positions.startswith("rope"):
+            angles = positions.rope_angles(
+                config.positions,
+                grid,
+                self.grid,
+                config.head_dim,
+                max_wavelength=config.rope_max_wavelength,
+                y_first=config.rope_y_first,
+            )[: number + 1]
+
+        graphdef, stacked = nnx.split(self.blocks)
+
+        def block(x: Array, parameters: nnx.State) -> tuple[Array, Array]:
+            x = nnx.merge(graphdef, parameters)(x, mask=mask, angles=angles)
+            x = pin_batch(x)
+            return x, x
+
+        policy = REMAT_POLICIES[config.remat]
+        if policy is not None:
+            block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+        x, blocks = jax.lax.scan(block, x, stacked, unroll=min(config.unroll, config.depth))
+        return Features(self.final_norm(x), blocks)
+
+    def _embed(
+        self, patches: Float[Array, "batch patch pixel"], grid: positions.Grid
+    ) -> Float[Array, "batch token width"]:
+        x = self.patch_embedding(patches)
+        batch, number, width = x.shape
+        if self.config.positions == "sincos2d":
+            x = x + positions.sincos_2d(grid, self.grid, width)[:number].astype(x.dtype)
+        elif self.config.positions == "learnable":
+            table = positions.resample_positions(self.positions[...], self.grid, grid)
+            x = x + table[:number].astype(x.dtype)
+        sos = jnp.broadcast_to(self.sos[...].astype(x.dtype), (batch, 1, width))
+        return pin_batch(jnp.concatenate([sos, x], axis=1))

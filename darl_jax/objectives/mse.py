@@ -1,0 +1,55 @@
+"""Squared-error objective (Section 3.2): the model's output is the mean of the next patch."""
+
+import dataclasses
+from typing import ClassVar
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from darl_jax.models.darl import DARL
+from darl_jax.models.patches import (
+    normalise_patches,
+    patch_statistics,
+    patchify,
+    squared_error,
+    standardise,
+)
+from darl_jax.objectives.base import Batch, Metrics, Objective, Prediction, average
+
+
+@dataclasses.dataclass(frozen=True)
+class MSEConfig:
+    """Which target the squared error is taken to."""
+
+    name: str = "mse"
+    normalise_target: bool = False  # each patch by its own mean and variance (Table 14)
+
+
+@dataclasses.dataclass(frozen=True)
+class MSE(Objective):
+    """Mean over examples, patches and pixel values of ||f(x_{<t}) - x_t||^2."""
+
+    denoising: ClassVar[bool] = False
+
+    config: MSEConfig
+    patch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, model: DARL, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss; nothing is random, so the key is not used."""
+        error = self.predict(model, batch, key).error
+        loss = average(error, batch["mask"])
+        return loss.compute(), {"loss": loss}
+
+    def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
+        """Predictions as standardised pixels, errors against the target that is trained on."""
+        del key
+        patches = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
+        output = model.patch_decoder(model.encode(patches))
+        if not self.config.normalise_target:
+            return Prediction(patches, output, squared_error(output, patches))
+        mean, std = patch_statistics(patches)
+        error = squared_error(output, normalise_patches(patches))
+        return Prediction(patches, output * std + mean, error)

@@ -1,0 +1,84 @@
+"""What a training run is, between two steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from darl_jax.models.darl import DARL, parameters
+from darl_jax.sharding import tree_shardings
+
+BuildModel = Callable[[nnx.Rngs], DARL]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step reads and writes; a checkpoint holds this and nothing else.
+
+    `step` counts the batches consumed, so the data's place follows from it. Updates with a
+    non-finite loss or gradient are dropped: `dropped_updates` counts all of them, `dropped_in_a_row`
+    those since the last good one.
+    """
+
+    step: Any  # int32 scalar; Any, for trees of shapes and of shardings have this structure too
+    params: Any
+    opt_state: Any
+    dropped_updates: Any
+    dropped_in_a_row: Any
+
+
+def init_state(
+    build_model: BuildModel, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+) -> TrainState:
+    """Step 0, with parameters that depend on the key alone, however they are laid out."""
+    params = parameters(build_model(nnx.Rngs(key)))
+    # A buffer each: the state is donated to the step, which cannot take one buffer twice.
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        dropped_updates=jnp.zeros((), jnp.int32),
+        dropped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(
+    build_model: BuildModel, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes, types and shardings of a state, with nothing allocated."""
+    shapes = jax.eval_shape(
+        lambda key: init_state(build_model, optimizer, key), jax.random.key(0)
+    )
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def create_state(
+    build_model: BuildModel,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    mesh: Mesh,
+) -> TrainState:
+    """A new state, each device making only its part."""
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(build_model, optimizer, mesh)
+    )
+    init = jax.jit(
+        lambda key: init_state(build_model, optimizer, key), out_shardings=shardings
+    )
+    return init(key)
+
+
+def graph_definition(build_model: BuildModel) -> nnx.GraphDef[DARL]:
+    """The model without its parameters; `nnx.merge` with a nested dict of them makes it whole."""
+    return nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))))[0]

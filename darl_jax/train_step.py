@@ -1,0 +1,102 @@
+"""One step of training, pure: (state, batch, key) -> (state, metrics)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu.metrics import Average
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from darl_jax.models.darl import DARL
+from darl_jax.objectives import Batch, Metrics, Objective
+from darl_jax.sharding import pin_batch
+from darl_jax.train_state import TrainState
+
+TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef[DARL],
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """The train step, to be compiled by the caller, who may donate the state.
+
+    Args:
+      graphdef: the model without its parameters.
+      objective: what is learnt.
+      optimizer: turns gradients into updates.
+      accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
+        squared error's result is that of the whole batch; diffusion draws other noise.
+    """
+
+    def loss_and_gradient(
+        params: PyTree, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[PyTree, Metrics]:
+        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+            return objective(nnx.merge(graphdef, params), batch, key)
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    def accumulated(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
+        if accumulation_steps == 1:
+            return loss_and_gradient(params, batch, key)
+
+        # Every n-th example, so that each device keeps its own and none is sent.
+        def micro_batches(x: Array) -> Array:
+            cut = x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+            return pin_batch(cut, batch_axis=1)
+
+        def add(total: tuple[PyTree, Metrics], xs: tuple[Batch, PRNGKeyArray]):
+            return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
+
+        xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, accumulation_steps)
+        zero = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+            jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
+        )
+        (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
+        return jax.tree.map(lambda g: g / accumulation_steps, gradient), metrics
+
+    def train_step(
+        state: TrainState, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        # Folded in here, so that a resumed run draws what the uninterrupted one would have drawn.
+        gradient, metrics = accumulated(state.params, batch, jax.random.fold_in(key, state.step))
+        gradient_norm = optax.global_norm(gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+
+        loss = metrics["loss"].compute()
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        dropped = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=_keep(finite, params, state.params),
+            opt_state=_keep(finite, opt_state, state.opt_state),
+            dropped_updates=state.dropped_updates + dropped,
+            dropped_in_a_row=(state.dropped_in_a_row + 1) * dropped,
+        )
+        metrics = metrics | {
+            "gradient_norm": _single(gradient_norm),
+            "parameter_norm": _single(optax.global_norm(new_state.params)),
+            "dropped_updates": _single(new_state.dropped_updates),
+            "dropped_in_a_row": _single(new_state.dropped_in_a_row),
+        }
+        if "replaced" in batch:
+            metrics["replaced_records"] = _single(jnp.sum(batch["replaced"]))
+        return new_state, metrics
+
+    return train_step
+
+
+def _keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _single(value: Array) -> Average:
+    return Average(total=jnp.asarray(value, jnp.float32), count=jnp.ones((), jnp.float32))
