@@ -1,0 +1,40 @@
+"""A very small ViT (width 128, 4 blocks) on scikit-learn's 8x8 digits: nothing to download.
+
+python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
+
+Cost: COST
+"""
+
+import ml_collections
+
+from darl_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default_config(objective="mse")
+    config.batch_size = 128
+    config.total_steps = 1000
+    config.log_every_steps = 25
+    config.model.width = 128
+    config.model.depth = 4
+    config.model.num_heads = 4
+    config.model.mlp_dim = 512
+    config.model.patch_size = 2
+    config.model.dtype = "float32"
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.crop_scale = (1.0, 1.0)
+    config.data.crop_ratio = (1.0, 1.0)
+    config.data.flip = False
+    config.data.eval_crop = 1.0
+    config.data.in_memory = True
+    config.data.mean = (0.305,)
+    config.data.std = (0.376,)
+    config.optimizer.base_learning_rate = 2e-3
+    config.optimizer.warmup_steps = 50
+    config.checkpoint.every_steps = 250
+    config.evaluation.loss_every_steps = 250
+    config.evaluation.pictures_every_steps = 500
+    config.evaluation.probe_every_steps = 1000
+    return config

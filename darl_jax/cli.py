@@ -1,0 +1,38 @@
+"""What every command has in common: exit codes, and errors that a person can act on."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import flags, logging
+
+EXIT_ERROR = 1  # something failed while it ran
+EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
+EXIT_NOT_FINITE = 3  # training diverged
+EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
+
+
+@contextlib.contextmanager
+def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest."""
+    try:
+        yield
+    except kinds as error:
+        logging.debug("This is where it happened:", exc_info=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
+    """A parser for `app.run` that says in one line what is wrong with a flag or a config file."""
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        # ml_collections runs the config file and applies --config.key=value while it parses, so
+        # whatever a config file raises is seen here.
+        with one_line_errors(EXIT_BAD_INPUT, Exception):
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
+        return rest
+
+    return parse

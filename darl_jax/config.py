@@ -1,0 +1,228 @@
+"""The door: an ml_collections ConfigDict becomes frozen dataclasses, or one clear error.
+
+A config file starts from `default_config()`, which holds every key there is, and changes some:
+
+    from darl_jax.config import default_config
+
+    def get_config():
+        config = default_config(objective="diffusion")
+        config.model.width = 1024
+        return config
+
+Nothing behind this module sees a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from darl_jax.data.pipeline import DataConfig
+from darl_jax.evaluators.linear_probe import ProbeConfig
+from darl_jax.models.patch_decoders import PatchDecoderConfig
+from darl_jax.models.vit import ViTConfig
+from darl_jax.objectives import OBJECTIVES, ObjectiveConfig
+from darl_jax.optimizers import OptimizerConfig
+from darl_jax.sharding import MeshConfig
+
+VIT_SIZES: dict[str, dict[str, int]] = {
+    "Ti": {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
+    "S": {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "B": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
+    "H": {"width": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
+}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the key and what would be right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written (at the end of a run, too) and which are kept."""
+
+    every_steps: int = 1000
+    keep_last: int = 3
+    keep_every: int = 0  # steps; checkpoints at multiples of it are never removed; 0 = none
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is asked of the model while it trains and at the end; every_steps = 0 is never."""
+
+    loss_every_steps: int = 5000
+    pictures_every_steps: int = 5000
+    probe_every_steps: int = 0
+    num_pictures: int = 8
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One pre-training run. The defaults are Table 8 with a ViT-B/16."""
+
+    seed: int = 0
+    batch_size: int = 4096  # examples of a step, over all devices
+    total_epochs: float = 800.0
+    total_steps: int | None = None  # where it is given, total_epochs is not read
+    accumulation_steps: int = 1  # micro-batches of a step
+    max_dropped_in_a_row: int = 10  # non-finite updates after which the run stops
+    log_every_steps: int = 50
+    model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
+    patch_decoder: PatchDecoderConfig = dataclasses.field(default_factory=PatchDecoderConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=OBJECTIVES["mse"][0])
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        positive = {
+            "batch_size": self.batch_size,
+            "accumulation_steps": self.accumulation_steps,
+            "max_dropped_in_a_row": self.max_dropped_in_a_row,
+            "log_every_steps": self.log_every_steps,
+            "checkpoint.every_steps": self.checkpoint.every_steps,
+            "checkpoint.keep_last": self.checkpoint.keep_last,
+            "evaluation.num_pictures": self.evaluation.num_pictures,
+        }
+        for key, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"config.{key}={value} must be at least 1")
+        if self.total_steps is not None and self.total_steps < 1:
+            raise ConfigError(f"config.total_steps={self.total_steps} must be at least 1")
+        if self.total_steps is None and self.total_epochs <= 0:
+            raise ConfigError(f"config.total_epochs={self.total_epochs} must be positive")
+        if self.data.image_size % self.model.patch_size:
+            raise ConfigError(
+                f"config.model.patch_size={self.model.patch_size} must divide "
+                f"config.data.image_size={self.data.image_size}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of patches."""
+        side = self.data.image_size // self.model.patch_size
+        return side, side
+
+
+# Keys that a resumed run may have otherwise than its checkpoint: they say where it runs, how fast
+# and how long, and what is watched, not what is learnt from which examples in which order.
+MAY_CHANGE_ON_RESUME = (
+    "total_steps",
+    "total_epochs",
+    "max_dropped_in_a_row",
+    "log_every_steps",
+    "mesh",
+    "checkpoint",
+    "evaluation",
+    "data.data_dir",
+    "data.num_workers",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+)
+
+
+def default_config(objective: str = "mse", size: str = "B") -> ml_collections.ConfigDict:
+    """Every key with its default, for a config file to change.
+
+    Args:
+      objective: 'mse' or 'diffusion', which decides the keys under `config.objective`.
+      size: a name in VIT_SIZES.
+    """
+    config = TrainConfig(model=ViTConfig(**VIT_SIZES[size]), objective=OBJECTIVES[objective][0]())
+    return _to_config_dict(config)
+
+
+def _to_config_dict(value: Any) -> ml_collections.ConfigDict:
+    entries = {}
+    types_of = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        entry = getattr(value, field.name)
+        if dataclasses.is_dataclass(entry):
+            entry = _to_config_dict(entry)
+        elif entry is None:  # A placeholder knows the type that the key may get.
+            entry = config_dict.placeholder(typing.get_args(types_of[field.name])[0])
+        entries[field.name] = entry
+    return ml_collections.ConfigDict(entries)
+
+
+def load(config: ml_collections.ConfigDict) -> TrainConfig:
+    """The run that a config describes.
+
+    Raises:
+      ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
+    """
+    values = config.to_dict()
+    objective = values.get("objective")
+    name = objective.get("name") if isinstance(objective, Mapping) else None
+    if name not in OBJECTIVES:
+        raise ConfigError(f"config.objective.name={name!r} is unknown; choose from {[*OBJECTIVES]}")
+    try:
+        return _from_mapping(TrainConfig, values, "config", {"objective": OBJECTIVES[name][0]})
+    except ConfigError:
+        raise
+    except ValueError as error:
+        # The dataclasses behind the door name their keys without the prefix.
+        raise ConfigError(f"config.{error}") from error
+
+
+def _from_mapping(
+    cls: type, values: Mapping[str, Any], path: str, classes: Mapping[str, type] = {}
+) -> Any:
+    """`values` as the dataclass `cls`; `classes` decides between several for a key."""
+    types_of = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, sorted(fields), n=1, cutoff=0.0)
+            raise ConfigError(f"{path}.{key} is no key; did you mean {path}.{near[0]}?")
+    for key in sorted(fields - set(values)):
+        raise ConfigError(f"{path}.{key} is missing; start from darl_jax.config.default_config()")
+    entries = {}
+    for key, value in values.items():
+        expected = classes.get(key, types_of[key])
+        where = f"{path}.{key}"
+        if dataclasses.is_dataclass(expected):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}={value!r} must be a group of keys")
+            entries[key] = _from_mapping(typing.cast(type, expected), value, where)
+        else:
+            entries[key] = _checked(expected, value, where)
+    return cls(**entries)
+
+
+def _checked(expected: Any, value: Any, where: str) -> Any:
+    """`value` if it has the expected type; whole numbers serve as floats, lists as tuples."""
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise ConfigError(f"{where}={value!r} is unknown; choose from {list(arguments)}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _checked(arguments[0], value, where)
+    if origin is tuple and isinstance(value, (tuple, list)):
+        if arguments[-1] is not ... and len(value) != len(arguments):
+            raise ConfigError(f"{where}={value!r} must have {len(arguments)} entries")
+        return tuple(_checked(arguments[0], entry, where) for entry in value)
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if origin is tuple or type(value) is not expected:
+        name = expected.__name__ if isinstance(expected, type) else str(expected)
+        raise ConfigError(f"{where}={value!r} is a {type(value).__name__}; it must be a {name}")
+    return value
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """A config as nested dicts of JSON values, as checkpoints keep it."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,334 @@
+"""Where records come from: random access by index, and names for the messages about bad ones."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from jaxtyping import Int64, UInt8
+
+from darl_jax.data import order
+
+# One command line on purpose: it is what the reader of the message pastes.
+CONVERT_COMMAND = (
+    "tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
+)
+
+
+class Record(NamedTuple):
+    """One example as it is stored.
+
+    Attributes:
+      image: the encoded file's bytes, or pixels of (height, width, channel).
+      label: class number, -1 where the dataset has none.
+      name: what finds the record again, for messages: a file name, a path, a shard.
+    """
+
+    image: bytes | UInt8[np.ndarray, "height width channel"]
+    label: int
+    name: str
+
+
+class BadRecordError(ValueError):
+    """A record that cannot be read or decoded; the message names where it is.
+
+    Attributes:
+      dataset: the dataset's name or the folder.
+      split: the split as the config wrote it.
+      index: the record's number in this split.
+      name: the record's file name.
+      reason: why it cannot be decoded.
+    """
+
+    def __init__(self, dataset: str, split: str, index: int, name: str, reason: str):
+        super().__init__(dataset, split, index, name, reason)
+        self.dataset, self.split, self.index = dataset, split, index
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.dataset}, split '{self.split}', record {self.index} ({self.name}) cannot be "
+            f"decoded: {self.reason}; repair or remove it, or set data.on_bad_record='skip'"
+        )
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A split of a dataset, by index; it can be pickled to a worker process.
+
+    Attributes:
+      dataset: the dataset's name or the folder, for messages.
+      split: the split as the config wrote it.
+      num_classes: how many labels there are, 0 for none.
+    """
+
+    dataset: str
+    split: str
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: Sequence[int]) -> list[Record]:
+        """The records of these numbers, in this order. Raises BadRecordError."""
+        ...
+
+
+def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarray, " n"]:
+    """The record numbers that TFDS's split syntax means, for a source that is not TFDS.
+
+    Args:
+      split: "train", "train[:90%]", "train[10:50]", or a sum of such joined by "+"; all of one
+        base split.
+      lengths: how many records each base split has.
+      key: the config key that the split comes from, for the message.
+
+    Raises:
+      ValueError: the split is malformed, unknown, outside the records or empty.
+    """
+    infos = {
+        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
+        for name, length in lengths.items()
+    }
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(_bad_split(key, split, lengths, error)) from error
+    ranges = [
+        np.arange(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+        for part in parts
+    ]
+    index = np.concatenate(ranges).astype(np.int64)
+    if not len(index):
+        raise ValueError(_bad_split(key, split, lengths, ValueError("it holds no records")))
+    return index
+
+
+def base_split(split: str) -> str:
+    """The name before the first slice: "train" of "train[:90%]+train[95%:]"."""
+    return re.split(r"[\[+]", split, maxsplit=1)[0].strip()
+
+
+def _bad_split(key: str, split: str, lengths: dict[str, int], error: Exception) -> str:
+    there = ", ".join(f"{name} ({length} records)" for name, length in lengths.items())
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"data.{key}='{split}' cannot be read: {reason} What is there: {there}"
+
+
+# --- TFDS ----------------------------------------------------------------------------------------
+
+
+class TfdsSource:
+    """A split of a TFDS dataset that was prepared as ArrayRecord, read without TensorFlow."""
+
+    def __init__(self, name: str, split: str, data_dir: str, *, split_key: str = "train_split"):
+        """Opens the dataset's metadata; shards are opened when a record is read.
+
+        Args:
+          name: as TFDS writes it: "imagenet2012", "cifar10:3.0.2", "dataset/config:version".
+          split: TFDS's split syntax, slices too.
+          data_dir: the folder or bucket that holds the dataset's own folder.
+          split_key: the config key that the split comes from, for messages.
+
+        Raises:
+          ValueError: there is no such folder, dataset, version, split, or no "image" in it; or it
+            was prepared as TFRecord, and then the message has the command that converts it.
+        """
+        builder = _tfds_builder(name, data_dir)
+        self.dataset = builder.info.full_name
+        self.split = split
+        features = builder.info.features
+        if "image" not in features:
+            raise ValueError(
+                f"data.name='{name}' has no feature 'image' to train on; it has "
+                f"{', '.join(sorted(features))}"
+            )
+        label = features["label"] if "label" in features else None
+        self.num_classes = getattr(label, "num_classes", None) or 0
+        lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
+        _check_tfds_split(split, lengths, split_key)
+        self._instructions = builder.info.splits[split].file_instructions
+        try:
+            self._records = builder.as_data_source(
+                split, decoders={"image": tfds.decode.SkipDecoding()}
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"data.name='{name}' cannot be opened in {builder.data_path}: "
+                f"{_one_line(error)}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, index: Sequence[int]) -> list[Record]:
+        """The records of these numbers, read from their shards in parallel.
+
+        Raises:
+          BadRecordError: a shard is damaged, or a record in it.
+        """
+        try:
+            examples = self._records.__getitems__(list(index))
+        except Exception as error:  # ArrayRecord's readers raise types of C++'s own on bad shards.
+            if len(index) == 1:
+                raise self._bad(index[0], error) from error
+            return [self.read([i])[0] for i in index]
+        return [self._record(i, example) for i, example in zip(index, examples, strict=True)]
+
+    def _record(self, index: int, example: dict) -> Record:
+        label = int(example["label"]) if self.num_classes else -1
+        return Record(example["image"], label, self._name(index, example))
+
+    def _name(self, index: int, example: dict) -> str:
+        for key in ("file_name", "filename", "image/filename", "id"):
+            value = example.get(key)
+            if isinstance(value, bytes):
+                return value.decode("utf-8", "replace")
+        return self._shard(index)
+
+    def _shard(self, index: int) -> str:
+        for instruction in self._instructions:
+            if index < instruction.take:
+                shard = epath.Path(instruction.filename).name
+                return f"{shard}, record {instruction.skip + index} of it"
+            index -= instruction.take
+        raise IndexError(f"{self.dataset} has {len(self)} records, not {index}")
+
+    def _bad(self, index: int, error: Exception) -> BadRecordError:
+        return BadRecordError(self.dataset, self.split, index, self._shard(index), _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_tfds_split(split: str, lengths: dict[str, int], key: str) -> None:
+    if split in lengths:
+        return
+    slice_split(split, lengths, key)
+
+
+def _tfds_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    if not name:
+        raise ValueError("data.name is empty: it names the TFDS dataset, for example 'cifar10'")
+    if not data_dir:
+        raise ValueError(
+            f"data.data_dir is empty: it is the folder or bucket that holds '{name}' as TFDS "
+            "prepared it"
+        )
+    root = epath.Path(data_dir)
+    if not root.is_dir():
+        raise ValueError(f"data.data_dir='{data_dir}' is no folder that can be read")
+    dataset = re.split(r"[/:]", name, maxsplit=1)[0]
+    if not (root / dataset).is_dir():
+        raise ValueError(_no_dataset(name, dataset, root))
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError, KeyError, RuntimeError, OSError, ImportError) as error:
+        raise ValueError(_not_found(name, root / dataset)) from error
+    directory = epath.Path(str(builder.data_path))
+    if not (directory / "dataset_info.json").exists():
+        raise ValueError(_not_found(name, root / dataset))
+    _check_format(directory)
+    return builder
+
+
+def _no_dataset(name: str, dataset: str, root: epath.Path) -> str:
+    there = _folders(root)
+    close = difflib.get_close_matches(dataset, there, n=1)
+    guess = f"; did you mean '{close[0]}'?" if close else ""
+    return (
+        f"data.name='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
+        f"It holds: {', '.join(there[:20]) or 'no folders'}"
+    )
+
+
+def _not_found(name: str, directory: epath.Path) -> str:
+    prepared = sorted(
+        "/".join(path.parent.relative_to(directory).parts)
+        for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
+        for path in directory.glob(pattern)
+    )
+    return (
+        f"data.name='{name}' is not prepared in {directory}; what is prepared there: "
+        f"{', '.join(prepared) or 'nothing (no folder with a dataset_info.json)'}"
+    )
+
+
+def _check_format(directory: epath.Path) -> None:
+    info = json.loads((directory / "dataset_info.json").read_text())
+    formats = {info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])}
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{directory} was prepared as {', '.join(sorted(formats))}, and random access needs "
+            "ArrayRecord; where TensorFlow is installed this converts it in place: "
+            + CONVERT_COMMAND.format(directory=directory)
+        )
+
+
+def _folders(path: epath.Path) -> list[str]:
+    return sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.is_dir())
+
+
+# --- digits --------------------------------------------------------------------------------------
+
+DIGITS_TRAIN = 1297
+DIGITS_VALIDATION = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsSource:
+    """Scikit-learn's 1797 handwritten digits, 8 x 8 grey: nothing to download.
+
+    They come in a fixed pseudo-random order; "train" is the first 1297, "validation" the other
+    500. The 17 grey levels 0 .. 16 become 0 .. 255, ink bright on black.
+    """
+
+    split: str
+    split_key: str = "train_split"
+    dataset: str = dataclasses.field(default="digits", init=False)
+    num_classes: int = dataclasses.field(default=10, init=False)
+
+    def __post_init__(self) -> None:
+        self._index  # noqa: B018  A bad split is an error here, not at the first record.
+
+    @functools.cached_property
+    def _index(self) -> Int64[np.ndarray, " n"]:
+        lengths = {"train": DIGITS_TRAIN, "validation": DIGITS_VALIDATION}
+        index = slice_split(self.split, lengths, self.split_key)
+        bases = {base_split(part) for part in self.split.split("+")}
+        if len(bases) > 1:
+            raise ValueError(f"data.{self.split_key}='{self.split}' joins several splits of digits")
+        offset = 0 if bases == {"train"} else DIGITS_TRAIN
+        total = DIGITS_TRAIN + DIGITS_VALIDATION
+        return order.permute(index + offset, total, order.STREAM_DIGITS)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, index: Sequence[int]) -> list[Record]:
+        """The digits of these numbers, as pixels."""
+        images, labels = _digits()
+        chosen = [int(self._index[i]) for i in index]
+        return [Record(images[i], int(labels[i]), f"digit {i}") for i in chosen]
+
+
+@functools.cache
+def _digits() -> tuple[UInt8[np.ndarray, "1797 8 8 1"], Int64[np.ndarray, " 1797"]]:
+    from sklearn import datasets  # Imported here for it costs a second, and only digits needs it.
+
+    digits = datasets.load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+    return images, digits.target.astype(np.int64)
+
+
+def as_names(names: Iterable[str], limit: int = 20) -> str:
+    """The first names of a list, for a message."""
+    names = sorted(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

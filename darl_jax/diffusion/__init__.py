@@ -1,0 +1,1 @@
+"""The diffusion process that corrupts patches (Section 3.3)."""

@@ -1,0 +1,285 @@
+"""A linear classifier on frozen features, beside what it makes of the same net untrained.
+
+As in the paper's linear evaluation (Table 13) the backbone sees the whole image under its causal
+mask, and features are standardised without a learned scale. Unlike there, few labels of each class
+are used, without augmentation, and the classifier is solved to convergence: it tells within seconds
+whether pre-training has learnt something, and is no number to hold against the paper's.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from darl_jax.data.sources import Record, Source
+from darl_jax.evaluators.base import HostBatches
+from darl_jax.models.darl import DARL
+from darl_jax.models.patches import patchify, standardise
+from darl_jax.models.readout import POOLINGS, readout
+from darl_jax.objectives import Batch
+from darl_jax.sharding import global_array, replicated
+
+BASELINES = ("random", "pixels")
+
+_MAX_ITERATIONS = 2000
+_RECORDS_AT_ONCE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """Which features, how many labels, and what stands beside them."""
+
+    labels_per_class: int = 10
+    seeds: int = 5  # disjoint training sets, each of labels_per_class of every class
+    pooling: str = "mean"  # one of readout.POOLINGS
+    # Of the block whose output is read, 1 for the last one. Settled here: the middle one, near
+    # which Figure 8b has its peak.
+    relative_depth: float = 0.5
+    l2: float = 1.0  # of the classifier's weights, against the sum of the examples' losses
+    # 'random': the same backbone before training. 'pixels': the images themselves, for small ones.
+    baselines: tuple[str, ...] = BASELINES
+
+    def __post_init__(self) -> None:
+        if self.labels_per_class < 1 or self.seeds < 1:
+            raise ValueError(
+                f"evaluation.probe.labels_per_class={self.labels_per_class} and "
+                f"evaluation.probe.seeds={self.seeds} must be at least 1"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"evaluation.probe.pooling={self.pooling!r} is unknown; choose from {POOLINGS}"
+            )
+        if not 0.0 < self.relative_depth <= 1.0:
+            raise ValueError(
+                f"evaluation.probe.relative_depth={self.relative_depth} must be in (0, 1]"
+            )
+        if self.l2 <= 0.0:
+            raise ValueError(f"evaluation.probe.l2={self.l2} must be positive")
+        for name in self.baselines:
+            if name not in BASELINES:
+                raise ValueError(
+                    f"evaluation.probe.baselines has {name!r}; choose from {BASELINES}"
+                )
+
+
+def block_index(relative_depth: float, depth: int) -> int:
+    """Which of `depth` blocks, from 0, lies at a relative depth in (0, 1]; rounded up."""
+    return math.ceil(relative_depth * depth) - 1
+
+
+# --- the training records ------------------------------------------------------------------------
+
+
+class Subset:
+    """Some records of a source, in a given order; itself a source."""
+
+    def __init__(self, source: Source, index: Int[np.ndarray, " record"]):
+        self.dataset = source.dataset
+        self.split = source.split
+        self.num_classes = source.num_classes
+        self._source = source
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, index: Sequence[int]) -> list[Record]:
+        """The records of these numbers, in this order."""
+        return self._source.read([int(self._index[i]) for i in index])
+
+
+def training_records(source: Source, config: ProbeConfig) -> Subset:
+    """The first labels_per_class * seeds records of each class, in a fixed random order.
+
+    Labels are read record by record until each class has enough, so that of a large dataset only
+    little more than is needed is read, and images are not decoded.
+
+    Raises:
+      ValueError: the source has no labels, or too few records of a class.
+    """
+    where = f"{source.dataset}, split '{source.split}',"
+    if not source.num_classes:
+        raise ValueError(f"{where} has no labels, which a probe is trained with")
+    needed = config.labels_per_class * config.seeds
+    found = np.zeros(source.num_classes, np.int64)
+    chosen: list[int] = []
+    order = np.random.default_rng(0).permutation(len(source))
+    read = 0
+    while read < len(order) and found.min() < needed:
+        some = order[read : read + _RECORDS_AT_ONCE].tolist()
+        read += len(some)
+        for number, record in zip(some, source.read(some), strict=True):
+            if found[record.label] < needed:
+                found[record.label] += 1
+                chosen.append(number)
+    _check_enough(found, config, where)
+    if found.min() < needed:
+        raise ValueError(
+            f"{where} has {found.min()} records of class {found.argmin()}, and a probe with "
+            f"evaluation.probe.labels_per_class={config.labels_per_class} and "
+            f"evaluation.probe.seeds={config.seeds} needs {needed} of each class"
+        )
+    logging.info("Probe: %d training records of %d that were looked at", len(chosen), read)
+    return Subset(source, np.array(chosen, np.int64))
+
+
+# --- the probe -----------------------------------------------------------------------------------
+
+
+class Examples(NamedTuple):
+    """Features with their labels, in the order of the records."""
+
+    features: Float[np.ndarray, "example width"]
+    labels: Int[np.ndarray, " example"]
+
+
+class LinearProbe:
+    """Accuracy of logistic regression on a backbone's features, over several training sets.
+
+    Args:
+      config: which features and labels.
+      graphdef: the model without its parameters.
+      initial_params: makes the parameters of the 'random' baseline; called once, and not kept.
+      training_batches: one pass over `training_records`, without augmentation.
+      test_batches: one pass over the records that accuracy is measured on.
+      mean: of each channel, as the model was trained.
+      std: of each channel, as the model was trained.
+      mesh: where the model is.
+    """
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        graphdef: nnx.GraphDef[DARL],
+        *,
+        initial_params: Callable[[], PyTree],
+        training_batches: HostBatches,
+        test_batches: HostBatches,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mesh: Mesh,
+    ):
+        def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
+            backbone = nnx.merge(graphdef, params).backbone
+            images = standardise(batch["image"], mean, std)
+            patches = patchify(images, backbone.config.patch_size)
+            blocks = backbone(patches, mask="causal").blocks
+            block = block_index(config.relative_depth, len(blocks))
+            return readout(blocks[block], config.pooling)
+
+        def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
+            del params
+            images = standardise(batch["image"], mean, std)
+            return images.reshape(len(images), -1)
+
+        def rows(extract: Callable[[Any, Batch], Array]) -> Callable[[Any, Batch], Any]:
+            def extract_rows(params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
+                return extract(params, batch), batch["label"], batch["index"], batch["mask"]
+
+            # A copy everywhere: each process then fits the same classifier to all rows.
+            return jax.jit(extract_rows, out_shardings=replicated(mesh))
+
+        self._config = config
+        self._mesh = mesh
+        self._backbone_rows = rows(backbone_features)
+        self._pixel_rows = rows(pixel_features)
+        self._initial_params = initial_params
+        self._training_batches = training_batches
+        self._test_batches = test_batches
+        self._baselines: dict[str, float] | None = None
+
+    def run(self, params: PyTree, key: PRNGKeyArray) -> Iterator[tuple[str, float]]:
+        """Yields probe/{pretrained,random,pixels}/accuracy_{mean,std} over the training sets.
+
+        Nothing is random, so the key is not used. Baselines are computed by the first call.
+
+        Raises:
+          ValueError: there is nothing to train or to test on.
+          RuntimeError: the classifier did not converge.
+        """
+        del key
+        yield from self._score("pretrained", self._backbone_rows, params).items()
+        if self._baselines is None:
+            baselines: dict[str, float] = {}
+            if "random" in self._config.baselines:
+                initial = self._initial_params()
+                baselines |= self._score("random", self._backbone_rows, initial)
+            if "pixels" in self._config.baselines:
+                baselines |= self._score("pixels", self._pixel_rows, None)
+            self._baselines = baselines
+        yield from self._baselines.items()
+
+    def _score(self, name: str, rows: Callable[[Any, Batch], Any], params: Any) -> dict[str, float]:
+        train = self._examples(self._training_batches, rows, params)
+        test = self._examples(self._test_batches, rows, params)
+        accuracies = probe_accuracies(train, test, self._config)
+        return {
+            f"probe/{name}/accuracy_mean": float(np.mean(accuracies)),
+            f"probe/{name}/accuracy_std": float(np.std(accuracies)),
+        }
+
+    def _examples(
+        self, batches: HostBatches, rows: Callable[[Any, Batch], Any], params: Any
+    ) -> Examples:
+        parts = [
+            jax.device_get(rows(params, global_array(dict(batch), self._mesh)))
+            for batch in batches()
+        ]
+        if not parts:
+            raise ValueError("a split that the probe reads holds no example; name one that does")
+        features, label, index, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
+        # By record: how rows are spread over processes must not change who is in a training set.
+        order = np.argsort(index[mask], kind="stable")
+        return Examples(features[mask][order], label[mask][order])
+
+
+def probe_accuracies(train: Examples, test: Examples, config: ProbeConfig) -> list[float]:
+    """Accuracy on the test examples of one classifier for each training set.
+
+    Training sets are disjoint and hold labels_per_class examples of each class; one fewer where a
+    record was left out because it cannot be decoded.
+
+    Raises:
+      RuntimeError: a classifier did not converge.
+    """
+    # A second to import, and only probes need it.
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    members = [np.flatnonzero(train.labels == label) for label in np.unique(train.labels)]
+    accuracies = []
+    for seed in range(config.seeds):
+        rows = [of_class[seed :: config.seeds][: config.labels_per_class] for of_class in members]
+        chosen = np.concatenate(rows)
+        features = train.features[chosen].astype(np.float64)
+        scaler = StandardScaler().fit(features)
+        classifier = LogisticRegression(C=1.0 / config.l2, max_iter=_MAX_ITERATIONS)
+        classifier.fit(scaler.transform(features), train.labels[chosen])
+        if classifier.n_iter_.max() >= _MAX_ITERATIONS:
+            raise RuntimeError(
+                f"the probe's classifier did not converge in {_MAX_ITERATIONS} iterations; "
+                f"evaluation.probe.l2={config.l2} is too small"
+            )
+        predicted = classifier.predict(scaler.transform(test.features.astype(np.float64)))
+        accuracies.append(float(np.mean(predicted == test.labels)))
+    return accuracies
+
+
+def comparison(results: Mapping[str, float], config: ProbeConfig) -> str:
+    """What `LinearProbe` yielded, as one line for the terminal."""
+    scores = "   ".join(
+        f"{name} {results[f'probe/{name}/accuracy_mean']:.3f} "
+        f"± {results[f'probe/{name}/accuracy_std']:.3f}"
+        for name in ("pretrained", *config.baselines)
+    )
+    return (
+        f"Linear probe, accuracy with {config.labels_per_class} labels a class, mean ± standard "
+        f"deviation over {config.seeds} training sets:   {scores}"
+    )

@@ -1,0 +1,234 @@
+"""What a model predicts for a few held-out images, and where in the sequence it errs."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped, UInt8
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from darl_jax.evaluators.base import HostBatches
+from darl_jax.models.darl import DARL
+from darl_jax.models.patches import unpatchify, unstandardise
+from darl_jax.objectives import Batch, Objective
+from darl_jax.sharding import global_array, replicated
+
+_DPI = 100
+_SMALLEST_SIDE = 112  # Pixels; smaller images are magnified by a whole number, without smoothing.
+_GAP = 8  # Pixels between images.
+_MARGINS = {"left": 96, "right": 96, "top": 72, "bottom": 16}  # Pixels.
+_COLOURS = colormaps["magma"]
+_LARGEST_SHOWN = 0.5  # Of a pixel's range; fixed, so that colours mean the same at every step.
+
+
+class Comparison(NamedTuple):
+    """Images, what a model makes of them, and the error of a whole batch."""
+
+    target: UInt8[np.ndarray, "image height width channel"]
+    predicted: UInt8[np.ndarray, "image height width channel"]
+    difference: Float[np.ndarray, "image height width"]  # absolute, mean over channels, black = 0
+    record: Int[np.ndarray, " image"]  # each image's number in its split
+    error: Float[np.ndarray, "rows columns"]  # squared, of each patch, mean over the batch
+    examples: int  # in that mean
+
+
+class Pictures:
+    """Renders the first batch of held-out images as a model predicts them.
+
+    Args:
+      graphdef: the model without its parameters.
+      objective: gives the predictions.
+      batches: one pass over the images; only the first batch is read, and kept.
+      number: images that are shown; the error by position is a mean over the whole batch.
+      mean: of each channel, as the model was trained.
+      std: of each channel, as the model was trained.
+      mesh: where the model is.
+
+    Raises:
+      ValueError: there is no image.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef[DARL],
+        objective: Objective,
+        batches: HostBatches,
+        *,
+        number: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mesh: Mesh,
+    ):
+        batch = next(iter(batches()), None)
+        if batch is None:
+            raise ValueError("the validation split holds no image; name one that does")
+
+        def look(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
+            model = nnx.merge(graphdef, params)
+            target, predicted, error = objective.predict(model, batch, key)
+            # Rows that count first; the others are black.
+            shown = jnp.argsort(~batch["mask"], stable=True)[:number]
+            config, grid = model.backbone.config, model.backbone.grid
+            target, predicted = (
+                unpatchify(x[shown].astype(jnp.float32), config.patch_size, grid)
+                for x in (target, predicted)
+            )
+            difference = jnp.mean(jnp.abs(predicted - target) * jnp.asarray(std), axis=-1)
+            return (
+                unstandardise(target, mean, std),
+                unstandardise(predicted, mean, std),
+                difference,
+                batch["index"][shown],
+                _mean_where(error, batch["mask"]).reshape(grid),
+                jnp.sum(batch["mask"]),
+            )
+
+        # A copy everywhere: which process writes the pictures does not matter then.
+        self._look = jax.jit(look, out_shardings=replicated(mesh))
+        self._batch = dict(batch)
+        self._mesh = mesh
+
+    def compare(self, params: PyTree, key: PRNGKeyArray) -> Comparison:
+        """Targets and predictions; the same key shows the same noise, where there is noise."""
+        *arrays, examples = jax.device_get(
+            self._look(params, global_array(self._batch, self._mesh), key)
+        )
+        target, predicted, difference, record, error = arrays
+        shown = min(len(target), int(examples))
+        return Comparison(
+            target[:shown],
+            predicted[:shown],
+            difference[:shown],
+            record[:shown],
+            error,
+            int(examples),
+        )
+
+    def run(
+        self, params: PyTree, key: PRNGKeyArray, step: int
+    ) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
+        """Pictures by name, with the step in their titles: `predictions`, `error_by_position`."""
+        comparison = self.compare(params, key)
+        return {
+            "predictions": draw_predictions(comparison, step),
+            "error_by_position": draw_error_by_position(
+                comparison.error, examples=comparison.examples, step=step
+            ),
+        }
+
+
+def _mean_where(
+    values: Float[Array, "batch patch"], mask: Bool[Array, " batch"]
+) -> Float[Array, " patch"]:
+    # `where`, not a product: a row that does not count may be non-finite.
+    return jnp.sum(jnp.where(mask[:, None], values, 0.0), axis=0) / jnp.sum(mask)
+
+
+def magnify(
+    image: Shaped[np.ndarray, "height width *channel"], factor: int
+) -> Shaped[np.ndarray, "bigheight bigwidth *channel"]:
+    """Each pixel as a square of factor x factor."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A column for each image: the target, the prediction under it, their difference under that.
+
+    Pixels are shown as they are, or magnified by a whole number.
+    """
+    number, height, width, _ = comparison.target.shape
+    factor = max(1, -(-_SMALLEST_SIDE // height))
+    scale = Normalize(0.0, _LARGEST_SHOWN, clip=True)
+    colours = _COLOURS(scale(comparison.difference))[..., :3]
+    rows: dict[str, np.ndarray] = {
+        "target": comparison.target,
+        "predicted": comparison.predicted,
+        "difference": np.uint8(np.rint(colours * 255)),
+    }
+    cell_height, cell_width = height * factor + _GAP, width * factor + _GAP
+    mosaic = np.full((len(rows) * cell_height - _GAP, number * cell_width - _GAP, 3), 255, np.uint8)
+    for row, images in enumerate(rows.values()):
+        for column, image in enumerate(images):
+            y, x = row * cell_height, column * cell_width
+            mosaic[y : y + height * factor, x : x + width * factor] = magnify(image, factor)
+
+    left, right, top, bottom = _MARGINS.values()
+    total_width, total_height = left + mosaic.shape[1] + right, top + mosaic.shape[0] + bottom
+    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
+    figure.figimage(mosaic, xo=left, yo=bottom, origin="upper")
+
+    def text(x: float, from_top: float, words: str, **style: object) -> None:
+        figure.text(x / total_width, 1 - from_top / total_height, words, **style)  # type: ignore[arg-type]
+
+    title = f"Step {step:,}: each patch as predicted from the patches before it"
+    text(left, 16, title, fontsize=12, fontweight="bold", va="top")
+    for column, record in enumerate(comparison.record):
+        x = left + column * cell_width + width * factor / 2
+        text(x, top - 6, f"record {record}", fontsize=8, color="0.4", ha="center", va="bottom")
+    for row, name in enumerate(rows):
+        middle = top + row * cell_height + height * factor / 2
+        text(left - 10, middle, name, fontsize=10, ha="right", va="center")
+    bar = figure.add_axes(
+        (
+            (left + mosaic.shape[1] + 12) / total_width,
+            bottom / total_height,
+            12 / total_width,
+            height * factor / total_height,
+        )
+    )
+    figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, extend="max", extendfrac=0.06)
+    bar.set_ylabel("of a pixel's range", fontsize=8)
+    bar.tick_params(labelsize=8)
+    return _rendered(figure)
+
+
+def draw_error_by_position(
+    error: Float[np.ndarray, "rows columns"], *, examples: int, step: int
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The error along the sequence, and beside it the same where the patches are in the image.
+
+    Args:
+      error: squared error of each patch.
+      examples: images that it is a mean over.
+      step: of training, for the title.
+    """
+    figure = Figure(figsize=(11, 4.2), dpi=_DPI, facecolor="white", layout="constrained")
+    figure.suptitle(
+        f"Step {step:,}: error by position in the sequence, mean over {examples} images",
+        fontsize=12,
+        fontweight="bold",
+    )
+    line, image = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    colour = _COLOURS(0.35)
+    position = np.arange(1, error.size + 1)
+    marker = "o" if error.size <= 64 else ""
+    line.plot(position, error.ravel(), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
+    mean = float(np.mean(error))
+    line.axhline(mean, color="0.5", linewidth=1, linestyle="--", label=f"mean {mean:.3f}")
+    line.set(xlabel="patch in raster order", ylabel="squared error", xlim=(0.5, error.size + 0.5))
+    line.set_ylim(bottom=0)
+    line.grid(color="0.92")
+    line.set_axisbelow(True)
+    line.spines[["top", "right"]].set_visible(False)
+    line.legend(frameon=False, fontsize=9)
+
+    rows, columns = error.shape
+    shown = image.imshow(error, cmap=_COLOURS, vmin=0, extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
+    image.set(xlabel="column of patches", ylabel="row of patches")
+    for axis in (image.xaxis, image.yaxis):
+        axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    figure.colorbar(shown, ax=image, label="squared error")
+    return _rendered(figure)
+
+
+def _rendered(figure: Figure) -> UInt8[np.ndarray, "_ _ 3"]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

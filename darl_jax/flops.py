@@ -1,0 +1,159 @@
+"""Counted model FLOPs and the peak rates of accelerators, for the utilisation that is logged.
+
+The convention, so that a number can be compared with others:
+
+- A multiply-add is 2 FLOPs. Only matrix multiplications with weights and attention's two products
+  are counted: patch embedding, q / k / v / out, MLPs, the patch decoder's linear layers. Norms,
+  softmax, GELU, biases, residuals, rotations, corruption and loss are not; neither is the attention
+  of the denoising patch decoder over its two tokens, which is elementwise work of a few operations
+  a channel.
+- Causal attention counts as the full token x token square, as PaLM's model FLOPs utilisation does
+  (arXiv 2204.02311, Appendix B), whether or not a kernel skips the masked half.
+- Work that nobody reads is not counted: in the denoising Transformer's last block only the
+  corrupted patch's token goes on, so z's query, out projection and MLP are absent. Work that is
+  common to all noise draws is counted once: z's own linear layer and its query, key and value in
+  the first block.
+- Backward = 2 x forward, and nothing for rematerialisation or the optimiser, so a step is
+  3 x forward. This includes the gradients with respect to the pixels, which are never formed:
+  one share of the patch embedding (and of the corrupted patch's), 0.04 to 0.4% of a step in the
+  paper's configs.
+
+In TFLOP for one image of 224 px in training, forward and backward (Tables 1, 5 and 15; diffusion
+with one Transformer block in its decoder and one noise draw):
+
+| | squared error | diffusion |
+|---|---|---|
+| ViT-B/16 | 0.106 | 0.117 |
+| ViT-L/16 | 0.368 | 0.388 |
+| ViT-H/14 | 1.001 | 1.040 |
+"""
+
+import jax
+
+OBJECTIVES = ("mse", "diffusion")
+DECODER_KINDS = ("mlp", "transformer")
+
+# Dense bfloat16 peak, in FLOP/s of one jax.Device, by its device_kind. An unknown kind (another
+# form factor, a slice of a GPU) has no entry rather than a near one: a wrong peak is worse than
+# none.
+PEAK_FLOPS: dict[str, float] = {
+    # Google Cloud's TPU documentation, "Peak compute per chip (bf16)". A v2, v3 or TPU7x chip is
+    # two jax.Devices, which halves the figure (45, 123, 2307 TFLOP/s a chip).
+    "TPU v2": 22.5e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
+    # NVIDIA's data sheets, bfloat16 tensor core without sparsity (where only the figure with
+    # sparsity is printed, half of it).
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989.4e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835.5e12,
+    "NVIDIA H200": 989.4e12,
+    "NVIDIA H200 NVL": 835.5e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
+    # Volta and Turing have no bfloat16; theirs is the float16 tensor core.
+    "Tesla V100-SXM2-16GB": 125e12,
+    "Tesla V100-SXM2-32GB": 125e12,
+    "Tesla V100-PCIE-16GB": 112e12,
+    "Tesla V100-PCIE-32GB": 112e12,
+    "Tesla T4": 65e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 peak of a device in FLOP/s; None where it is not known, such as on a CPU."""
+    return PEAK_FLOPS.get(device.device_kind)
+
+
+def forward_flops(
+    *,
+    width: int,
+    depth: int,
+    mlp_dim: int,
+    tokens: int,
+    patch_dim: int,
+    objective: str,
+    decoder_kind: str = "mlp",
+    decoder_layers: int = 0,
+    condition_on_gamma: bool = False,
+    noise_draws: int = 1,
+) -> int:
+    """FLOPs of one image's forward pass in pre-training, by the convention of this module.
+
+    Args:
+        width: channels of the backbone and of the patch decoder.
+        depth: blocks of the backbone.
+        mlp_dim: hidden channels of an MLP, the decoder's included.
+        tokens: length of the sequence, which is the number of patches: the start token and all
+            patches but the last, each predicting one patch.
+        patch_dim: values in a patch.
+        objective: "mse" or "diffusion".
+        decoder_kind: "mlp" (residual layers), or for diffusion "transformer" (two tokens).
+        decoder_layers: layers or blocks of the patch decoder; 0 is a single linear layer.
+        condition_on_gamma: whether gamma is one more channel of the corrupted patch.
+        noise_draws: corrupted patches for each output of the backbone; 1 for "mse".
+
+    Raises:
+        ValueError: an unknown name, or a decoder that the squared error does not have.
+    """
+    if objective not in OBJECTIVES or decoder_kind not in DECODER_KINDS:
+        raise ValueError(
+            f"objective must be one of {OBJECTIVES} and decoder_kind one of {DECODER_KINDS}, "
+            f"got {objective!r} and {decoder_kind!r}"
+        )
+    mlp = 2 * _linear(width, mlp_dim)
+    backbone_token = 4 * _linear(width, width) + 2 * _linear(width, tokens) + mlp
+    backbone = (tokens - 1) * _linear(patch_dim, width) + depth * tokens * backbone_token
+    to_pixels = _linear(width, patch_dim)
+
+    if objective == "mse":
+        if decoder_kind != "mlp" or condition_on_gamma or noise_draws != 1:
+            raise ValueError(
+                "objective 'mse' has decoder_kind 'mlp', no condition_on_gamma and 1 noise draw"
+            )
+        return backbone + tokens * (decoder_layers * mlp + to_pixels)
+
+    embedding = _linear(patch_dim + int(condition_on_gamma), width)
+    if decoder_kind == "mlp" or decoder_layers == 0:
+        return backbone + tokens * noise_draws * (embedding + decoder_layers * mlp + to_pixels)
+    once, each_draw = _two_token_blocks(decoder_layers, width, mlp)
+    each_draw += embedding + to_pixels
+    return backbone + tokens * (_linear(width, width) + once + noise_draws * each_draw)
+
+
+def train_step_flops(forward: int, batch_size: int) -> int:
+    """FLOPs of one update on a batch: three times the forward pass of each image."""
+    return 3 * forward * batch_size
+
+
+def _linear(fan_in: int, fan_out: int) -> int:
+    return 2 * fan_in * fan_out
+
+
+def _two_token_blocks(layers: int, width: int, mlp: int) -> tuple[int, int]:
+    """FLOPs of the denoising Transformer's blocks: once a token of the backbone, and each draw."""
+    projection = _linear(width, width)
+    whole_token = 4 * projection + mlp
+    if layers == 1:  # z gives its key and value and is not read again
+        return 2 * projection, whole_token
+    # z's query, key and value in the first block are the same for every draw; what comes of z
+    # later is not, and in the last block its key and value are all that is read.
+    first = 2 * whole_token - 3 * projection
+    between = (layers - 2) * 2 * whole_token
+    last = whole_token + 2 * projection
+    return 3 * projection, first + between + last

@@ -1,0 +1,397 @@
+"""What a run tells while it goes on: scalars and pictures in files, and a line on the terminal.
+
+In the workdir: `events.out.tfevents.*` for TensorBoard, `metrics.jsonl` for everything else, and
+`pictures/<name>_<step>.png`.
+"""
+
+import contextlib
+import datetime
+import io
+import json
+import logging as python_logging
+import math
+import os
+import shutil
+import socket
+import struct
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+import numpy as np
+from absl import logging
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import masked_crc32c
+
+_METRICS_FILE = "metrics.jsonl"
+_RESERVED = ("step", "time", "purge_step")
+
+_UPLOAD_SECONDS = 60.0  # between two uploads of a file that lies in a bucket
+_LIVE_SECONDS = 0.2  # between two drawings of the live line: quick to read, cheap to draw
+_SPEED_SECONDS = 30.0  # what "recent" means for images/s and ETA
+
+
+class MetricWriter:
+    """Writes scalars and pictures as TensorBoard events, JSON lines and PNG files.
+
+    A line of `metrics.jsonl` is `{"step": ..., "time": <Unix seconds>, <name>: <value>, ...}`; JSON
+    has no words for NaN and the infinities, so those are the strings "NaN", "Infinity" and
+    "-Infinity". `read_metrics` reads it all back. What is written is handed to the operating system
+    at once, so that a killed run loses nothing. Objects in buckets cannot be appended to: there
+    each file is kept in memory and uploaded whole, once a minute and at `flush` and `close`.
+
+    Args:
+        workdir: local or bucket path.
+        purge_step: first step that this run writes (again). What an earlier, killed run wrote at or
+            after it, beyond the checkpoint that this run goes on from, is superseded: it stays in
+            the files, marked, and neither TensorBoard nor `read_metrics` shows it. None supersedes
+            nothing.
+        active: whether anything is written; of several processes, one is active.
+
+    Raises:
+        OSError: a file cannot be written (here and in every method).
+    """
+
+    def __init__(
+        self, workdir: os.PathLike | str, *, purge_step: int | None = None, active: bool = True
+    ) -> None:
+        self._workdir = epath.Path(workdir)
+        self._active = active
+        if not active:
+            return
+        self._lines = _AppendedFile(self._workdir / _METRICS_FILE)
+        # A line that a killed run left unfinished stays apart, for `read_metrics` to skip.
+        if not self._lines.ends_with_newline:
+            self._lines.write(b"\n")
+        if purge_step is not None and not self._lines.was_empty:
+            self._write_line({"purge_step": purge_step, "time": time.time()})
+        # TensorBoard reads a run's files in the order of their names.
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}"
+        self._events = _AppendedFile(self._workdir / name)
+        self._write_event(file_version="brain.Event:2")
+        if purge_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write_event(step=purge_step, session_log=start)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes numbers (anything that `float` takes) under their names.
+
+        Raises:
+            ValueError: a name that the files need for themselves.
+        """
+        for name in _RESERVED:
+            if name in values:
+                raise ValueError(f"a metric cannot be called {name!r}")
+        if not self._active:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        line = {"step": step, "time": time.time()}
+        self._write_line(
+            line | {name: x if math.isfinite(x) else json.dumps(x) for name, x in numbers.items()}
+        )
+        self._write_summary(
+            step,
+            [summary_pb2.Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()],
+        )
+
+    def images(
+        self, step: int, images: Mapping[str, UInt8[np.ndarray, "_height _width _channel"]]
+    ) -> None:
+        """Writes pictures, grey (1 channel) or RGB (3), to TensorBoard and `pictures/`."""
+        if not self._active:
+            return
+        values = []
+        for name, image in images.items():
+            height, width, channels = image.shape
+            encoded = io.BytesIO()
+            Image.fromarray(image[:, :, 0] if channels == 1 else image).save(encoded, "png")
+            picture = summary_pb2.Summary.Image(
+                height=height,
+                width=width,
+                colorspace=channels,
+                encoded_image_string=encoded.getvalue(),
+            )
+            values.append(summary_pb2.Summary.Value(tag=name, image=picture))
+            path = self._workdir / "pictures" / f"{name.replace('/', '_')}_{step:08d}.png"
+            with _naming(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded.getvalue())
+        self._write_summary(step, values)
+
+    def flush(self) -> None:
+        """Uploads what is only in memory yet, in a bucket; local files are up to date anyway."""
+        if self._active:
+            self._lines.flush()
+            self._events.flush()
+
+    def close(self) -> None:
+        """Ends the files."""
+        if self._active:
+            self._lines.close()
+            self._events.close()
+
+    def _write_line(self, record: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+
+    def _write_summary(self, step: int, values: list[Any]) -> None:
+        self._write_event(step=step, summary=summary_pb2.Summary(value=values))
+
+    def _write_event(self, **fields: Any) -> None:
+        """One record: length, its checksum, the event, its checksum."""
+        data = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        self._events.write(
+            length
+            + struct.pack("<I", masked_crc32c(length))
+            + data
+            + struct.pack("<I", masked_crc32c(data))
+        )
+
+
+def read_metrics(path: os.PathLike | str) -> list[dict[str, float]]:
+    """The history in a `metrics.jsonl`, as if the run had never been killed.
+
+    Args:
+        path: the file, or the workdir that it is in.
+
+    Returns:
+        A dict for each line, with "step", "time" and the metrics, in the order of writing. What a
+        resumed run superseded is left out, and so are lines that a kill cut short (with a warning).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / _METRICS_FILE
+    if not file.exists():
+        raise FileNotFoundError(f"no metrics: there is no file {file}")
+    history: list[dict[str, float]] = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            logging.warning("%s: line %d is cut short and left out", file, number)
+            continue
+        if "purge_step" in record:
+            history = [earlier for earlier in history if earlier["step"] < record["purge_step"]]
+        else:
+            history.append(
+                {name: float(x) if isinstance(x, str) else x for name, x in record.items()}
+            )
+    return history
+
+
+class _AppendedFile:
+    """A file that grows at its end: on disk with each write, in a bucket with each upload."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+        self._in_bucket = "://" in str(path)
+        with _naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if self._in_bucket:
+                self._content = bytearray(path.read_bytes() if path.exists() else b"")
+                self._uploaded_at = time.monotonic()
+                last = bytes(self._content[-1:])
+            else:
+                self._file = open(path, "ab+")  # noqa: SIM115 - open as long as this object is
+                self._file.seek(max(self._file.tell() - 1, 0))
+                last = self._file.read(1)
+        self.was_empty = not last
+        self.ends_with_newline = last in (b"", b"\n")
+
+    def write(self, data: bytes) -> None:
+        with _naming(self._path):
+            if not self._in_bucket:
+                self._file.write(data)
+                self._file.flush()
+                return
+        self._content += data
+        if time.monotonic() - self._uploaded_at > _UPLOAD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._in_bucket:
+            with _naming(self._path):
+                self._path.write_bytes(bytes(self._content))
+            self._uploaded_at = time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+        if not self._in_bucket:
+            self._file.close()
+
+
+@contextlib.contextmanager
+def _naming(path: epath.Path) -> Iterator[None]:
+    """An error of the file system that names the file, which one from a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
+
+
+class Progress:
+    """A line about how far a run is: live on a terminal, otherwise a new one now and then.
+
+    It says step, loss, images/s, ETA and the time since this object was made. Images/s are those of
+    the last half minute, without compilation (all before the first `update`) and without what is
+    inside `pause`. ETA counts pauses in, at the rate at which there were any so far. Log messages
+    are not mixed with the live line: it goes away for them and comes back.
+
+    Args:
+        total_steps: the step at which the run ends.
+        batch_size: images in a step, of all processes together.
+        start_step: the step that this process goes on from.
+        active: whether anything is shown; of several processes, one is active.
+        stream: where to; standard error when None.
+        plain_seconds: time between two lines where there is no terminal.
+        clock: seconds from any origin.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        batch_size: int,
+        start_step: int = 0,
+        active: bool = True,
+        stream: TextIO | None = None,
+        plain_seconds: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._active = active
+        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._live = active and self._stream.isatty()
+        self._every = _LIVE_SECONDS if self._live else plain_seconds
+        self._clock = clock
+        self._created = clock()
+        self._step = start_step
+        self._loss = math.nan
+        self._first: float | None = None  # time of the first update
+        self._paused = 0.0  # seconds in `pause` since then
+        self._recent: deque[tuple[float, int]] = deque()  # (time without pauses, step)
+        self._shown: tuple[float, int] | None = None  # time and step of the last line
+        self._drawn = False
+        # A log message from Orbax's threads may come while the line is being drawn.
+        self._lock = threading.RLock()
+        self._clearer = _LineClearer(self._clear)
+        # On a bare root logger it would replace Python's handler of last resort.
+        if self._live and python_logging.root.handlers:
+            # Before the handlers that print.
+            python_logging.root.handlers.insert(0, self._clearer)
+
+    def update(self, step: int, loss: float | None = None) -> None:
+        """Notes that `step` steps are done; cheap enough for every step.
+
+        Args:
+            step: steps done, of `total_steps`.
+            loss: of a recent batch; None keeps the one before, so that not every step has to wait
+                for its loss.
+        """
+        now = self._clock()
+        if self._first is None:
+            self._first = now
+            self._paused = 0.0
+        self._step = step
+        self._loss = self._loss if loss is None else loss
+        running = now - self._paused
+        self._recent.append((running, step))
+        # The oldest point stays just outside the window, for steps that take longer than it.
+        while len(self._recent) > 2 and self._recent[1][0] <= running - _SPEED_SECONDS:
+            self._recent.popleft()
+        if self._shown is None or now - self._shown[0] >= self._every or step == self._total_steps:
+            self._show(now)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keeps evaluation, pictures and checkpoints out of images/s."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - began
+
+    @property
+    def images_per_second(self) -> float:
+        """Recent speed, pauses excluded; NaN until two updates are apart."""
+        return self._steps_per_second() * self._batch_size
+
+    def close(self) -> None:
+        """Shows the last step, if it is not shown yet, and ends the live line."""
+        if self._shown is not None and (self._live or self._shown[1] != self._step):
+            self._show(self._clock())
+        if self._drawn:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._drawn = False
+        if self._clearer in python_logging.root.handlers:
+            python_logging.root.handlers.remove(self._clearer)
+
+    def _steps_per_second(self) -> float:
+        if len(self._recent) < 2:
+            return math.nan
+        (began, first), (ended, last) = self._recent[0], self._recent[-1]
+        return (last - first) / (ended - began) if ended > began else math.nan
+
+    def _line(self, now: float) -> str:
+        parts = [
+            f"step {self._step:,}/{self._total_steps:,} ({self._step / self._total_steps:.1%})"
+        ]
+        if not math.isnan(self._loss):
+            parts.append(f"loss {self._loss:.4f}")
+        speed = self._steps_per_second()
+        if speed > 0 and self._first is not None:
+            wall = now - self._first
+            slowed = wall / (wall - self._paused)
+            remaining = (self._total_steps - self._step) / speed * slowed
+            parts.append(f"{self.images_per_second:,.1f} images/s")
+            parts.append(f"ETA {_duration(remaining)}")
+        parts.append(f"elapsed {_duration(now - self._created)}")
+        return "  ".join(parts)
+
+    def _show(self, now: float) -> None:
+        self._shown = (now, self._step)
+        if not self._active:
+            return
+        line = self._line(now)
+        with self._lock:
+            if self._live:
+                # A line that wraps could not be drawn over.
+                width = shutil.get_terminal_size().columns - 1
+                self._stream.write(f"\r{line[:width]}\x1b[K")
+                self._drawn = True
+            else:
+                self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+    def _clear(self) -> None:
+        with self._lock:
+            if self._drawn:
+                self._stream.write("\r\x1b[K")
+                self._stream.flush()
+                self._drawn = False
+
+
+class _LineClearer(python_logging.Handler):
+    """Handler that prints nothing and makes room for those after it."""
+
+    def __init__(self, clear: Callable[[], None]) -> None:
+        super().__init__()
+        self._clear = clear
+
+    def emit(self, record: python_logging.LogRecord) -> None:  # noqa: ARG002 - logging's signature
+        self._clear()
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,26 @@
+"""From tokens to one vector for an image (Section 4.1)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
+
+POOLINGS = ("mean", "last")
+
+
+def readout(
+    tokens: Float[Array, "*batch token width"], pooling: str
+) -> Float32[Array, "*batch width"]:
+    """What a head sees of an image whose every patch was an input, in float32.
+
+    Args:
+      tokens: the start token, then one for each patch in raster order.
+      pooling: 'mean' over the patches, which leaves the start token out, or the 'last' patch's
+        token, the one that has seen the whole image under a causal mask.
+
+    Raises:
+      ValueError: the pooling is unknown.
+    """
+    if pooling == "mean":
+        return jnp.mean(tokens[..., 1:, :], axis=-2, dtype=jnp.float32)
+    if pooling == "last":
+        return tokens[..., -1, :].astype(jnp.float32)
+    raise ValueError(f"pooling={pooling!r} is unknown; choose from {POOLINGS}")

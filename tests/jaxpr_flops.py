@@ -1,0 +1,60 @@
+"""Matrix-multiplication FLOPs of a JAX function, read off its jaxpr: an oracle for counted FLOPs.
+
+XLA's cost_analysis counts the body of a loop once; here a scan's body counts as often as it runs.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+
+def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
+    """FLOPs (2 for a multiply-add) of all dot_generals that function(*args) needs for its result.
+
+    Equations whose results nobody reads are dropped first, as the compiler does. Recomputation by
+    jax.checkpoint is counted like any other work. `args` may be jax.ShapeDtypeStructs.
+
+    Raises:
+        ValueError: a convolution, or a while loop around a multiplication: neither is counted.
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    return _count(jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: core.JaxprEqn) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left: Any = equation.invars[0].aval
+        out: Any = equation.outvars[0].aval
+        return 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        raise ValueError("a convolution is not counted; write it as a matrix multiplication")
+    inner: list[int] = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    if name == "scan":
+        return equation.params["length"] * sum(inner)
+    if name == "cond":
+        return max(inner)
+    if name == "while" and any(inner):
+        raise ValueError("a while loop around a matrix multiplication: its length is not known")
+    return sum(inner)
+
+
+def _inner_jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    found = []
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, core.Jaxpr):
+                found.append(item)
+    return found
