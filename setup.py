@@ -49,9 +49,10 @@ EXTRAS = {
     ],
     # CUDA 12 runs on every driver since 525, CUDA 13 only from 580 on.
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
+    # Linux x86-64; libtpu for the pinned jax exists from Python 3.12 on.
     "tpu": ["jax[tpu]>=0.10,<0.13"],
-    # gs:// and s3:// in data_dir and workdir.
-    "buckets": ["etils[epath-gcs,epath-s3]>=1.13,<2"],
+    # gs:// and s3:// in data_dir and workdir. Without bounds pip may settle on a very old s3fs.
+    "buckets": ["etils[epath-gcs,epath-s3]>=1.13,<2", "gcsfs>=2026.4,<2028", "s3fs>=2026.4,<2028"],
 }
 
 setup(

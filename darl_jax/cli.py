@@ -30,9 +30,22 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
-            rest = flags.FLAGS(argv)
+            try:
+                rest = flags.FLAGS(argv)
+            except (AttributeError, KeyError) as error:
+                raise ValueError(_unknown_key(str(error.args[0]), argv)) from error
             if len(rest) > 1:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
         return rest
 
     return parse
+
+
+def _unknown_key(message: str, argv: Sequence[str]) -> str:
+    """ml_collections names the key that is unknown and the nearest one, but not where it stood."""
+    message = " ".join(message.split())
+    for argument in argv:
+        keys = argument.lstrip("-").split("=")[0].split(".")
+        if keys[0] == "config" and any(f"'{key}'" in message for key in keys[1:]):
+            return f"{argument}: no such key {message}"
+    return f"in the config file: {message}"

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -154,7 +154,7 @@ class MetricWriter:
         )
 
 
-def read_metrics(path: os.PathLike | str) -> list[dict[str, float]]:
+def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
     """The history in a `metrics.jsonl`, as if the run had never been killed.
 
     Args:
@@ -172,7 +172,7 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, float]]:
         file = file / _METRICS_FILE
     if not file.exists():
         raise FileNotFoundError(f"no metrics: there is no file {file}")
-    history: list[dict[str, float]] = []
+    history: list[dict[str, int | float]] = []
     for number, line in enumerate(file.read_bytes().splitlines(), start=1):
         try:
             record = json.loads(line)
@@ -239,7 +239,7 @@ def _naming(path: epath.Path) -> Iterator[None]:
 
 
 class Progress:
-    """A line about how far a run is: live on a terminal, otherwise a new one now and then.
+    """A line on standard error about how far a run is: live on a terminal, else now and then.
 
     It says step, loss, images/s, ETA and the time since this object was made. Images/s are those of
     the last half minute, without compilation (all before the first `update`) and without what is
@@ -251,7 +251,6 @@ class Progress:
         batch_size: images in a step, of all processes together.
         start_step: the step that this process goes on from.
         active: whether anything is shown; of several processes, one is active.
-        stream: where to; standard error when None.
         plain_seconds: time between two lines where there is no terminal.
         clock: seconds from any origin.
     """
@@ -263,14 +262,13 @@ class Progress:
         batch_size: int,
         start_step: int = 0,
         active: bool = True,
-        stream: TextIO | None = None,
         plain_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._active = active
-        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._stream = sys.stderr
         self._live = active and self._stream.isatty()
         self._every = _LIVE_SECONDS if self._live else plain_seconds
         self._clock = clock
@@ -309,7 +307,7 @@ class Progress:
         # The oldest point stays just outside the window, for steps that take longer than it.
         while len(self._recent) > 2 and self._recent[1][0] <= running - _SPEED_SECONDS:
             self._recent.popleft()
-        if self._shown is None or now - self._shown[0] >= self._every or step == self._total_steps:
+        if self._shown is None or now - self._shown[0] >= self._every:
             self._show(now)
 
     @contextlib.contextmanager

@@ -250,7 +250,7 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
 
         def log(step: int) -> None:
             values = step_metrics.summary()
-            images_per_second = progress.images_per_second()
+            images_per_second = progress.images_per_second
             flops_per_second = step_flops / config.batch_size * images_per_second
             values["learning_rate"] = float(learning_rate(step - 1))
             values["epoch"] = step / steps_per_epoch

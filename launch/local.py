@@ -83,8 +83,8 @@ ADVICE = (
     (
         ("No matching distribution found", "requires a different Python"),
         "The pinned versions exist for Python 3.11 to 3.14 on Linux (x86-64, Arm) and on macOS "
-        f"(Apple silicon); this is Python {platform.python_version()} on {platform.system()} "
-        f"({platform.machine()}).",
+        "(Apple silicon), those of --extra tpu from 3.12 on; this is Python "
+        f"{platform.python_version()} on {platform.system()} ({platform.machine()}).",
     ),
 )
 
@@ -261,8 +261,8 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         action="append",
         default=[],
         choices=EXTRAS,
-        help="also install what this needs: NVIDIA GPUs, TPUs, gs:// and s3:// paths. Needed "
-        "once; the environment remembers it",
+        help="also install what NVIDIA GPUs (gpu), TPUs (tpu; Python 3.12 or newer) or gs:// and "
+        "s3:// paths (buckets) need; needed once, for the environment keeps it",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and do nothing"

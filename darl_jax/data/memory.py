@@ -57,7 +57,11 @@ class MemorySource:
                 self.bad[number] = decoded.replaced
         logging.info(
             "%s, split '%s': %d images of %s in memory, %.0f MB",
-            self.dataset, self.split, len(self), _size(shape), self.images.nbytes / 1e6,
+            self.dataset,
+            self.split,
+            len(self),
+            _size(shape),
+            self.images.nbytes / 1e6,
         )
 
     def __len__(self) -> int:
@@ -71,7 +75,7 @@ def _size(shape: tuple[int, ...]) -> str:
 def _decode_blocks(
     source: Source, channels: int, skip_bad: bool
 ) -> Iterator[tuple[int, list[Decoded]]]:
-    def pixels(place: int, image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
+    def pixels(_: int, image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
         return image.pixels(channels)
 
     def decode(start: int) -> tuple[int, list[Decoded]]:
@@ -89,7 +93,10 @@ def _decode_blocks(
                     done = start + len(block)
                     logging.info(
                         "Decoding %s, split '%s', into memory: %d of %d images, %.0f s to go",
-                        source.dataset, source.split, done, len(source),
+                        source.dataset,
+                        source.split,
+                        done,
+                        len(source),
                         (now - began) / done * (len(source) - done),
                     )
         finally:

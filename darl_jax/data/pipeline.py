@@ -165,7 +165,11 @@ def open_source(config: DataConfig, split: str, split_key: str) -> Source:
     first = _EvalByRecord(source, config, Layout(1, 0, 1, 1))(0)
     logging.info(
         "data.%s: %s, split '%s', %d records, %d classes; the first one decodes%s",
-        split_key, source.dataset, source.split, len(source), source.num_classes,
+        split_key,
+        source.dataset,
+        source.split,
+        len(source),
+        source.num_classes,
         "" if first["mask"][0] else " not",
     )
     return source
@@ -203,8 +207,14 @@ def train_batches(
         make_chunk = _TrainInMemory(source, config, layout, seed)
     else:
         make_chunk = _TrainByRecord(source, config, layout, seed)
-    workers = 0 if in_memory else config.num_workers
-    return Batches(make_chunk, layout, start_step=start_step, num_steps=None, num_workers=workers)
+    return Batches(
+        make_chunk,
+        layout,
+        start_step=start_step,
+        num_steps=None,
+        num_workers=0 if in_memory else config.num_workers,
+        row_bytes=config.image_size**2 * config.channels,
+    )
 
 
 def eval_batches(
@@ -238,9 +248,14 @@ def eval_batches(
         make_chunk = _EvalInMemory(source, config, layout)
     else:
         make_chunk = _EvalByRecord(source, config, layout)
-    workers = 0 if in_memory else config.num_workers
-    steps = -(-len(source) // batch_size)
-    return Batches(make_chunk, layout, start_step=0, num_steps=steps, num_workers=workers)
+    return Batches(
+        make_chunk,
+        layout,
+        start_step=0,
+        num_steps=-(-len(source) // batch_size),
+        num_workers=0 if in_memory else config.num_workers,
+        row_bytes=config.image_size**2 * config.channels,
+    )
 
 
 def rows_to_records(
@@ -265,9 +280,7 @@ class _TrainByRecord:
         flips = images.random_flips(uniforms)
 
         def augment(place: int, image: HostImage) -> np.ndarray:
-            crop = _crops(
-                self.config, uniforms[place : place + 1], image.height, image.width
-            )[0]
+            crop = _crops(self.config, uniforms[place : place + 1], image.height, image.width)[0]
             box = (float(crop[0]), float(crop[1]), float(crop[2]), float(crop[3]))
             pixels = image.render(box, self.config.image_size, self.config.channels)
             return pixels[:, ::-1] if self.config.flip and flips[place] else pixels
@@ -341,14 +354,12 @@ class _EvalByRecord:
         chunk = _empty_chunk(rows, len(self.source), self.config)
         index = rows[rows < len(self.source)]
 
-        def center(place: int, image: HostImage) -> np.ndarray:
+        def center(_: int, image: HostImage) -> np.ndarray:
             box = images.central_box(image.height, image.width, self.config.eval_crop)
             return image.render(box, self.config.image_size, self.config.channels)
 
         skip_bad = self.config.on_bad_record == "skip"
-        for i, decoded in enumerate(
-            decode_records(self.source, index, center, skip_bad=skip_bad)
-        ):
+        for i, decoded in enumerate(decode_records(self.source, index, center, skip_bad=skip_bad)):
             chunk["mask"][i], chunk["replaced"][i] = not decoded.replaced, decoded.replaced
             if not decoded.replaced:
                 chunk["image"][i], chunk["label"][i] = decoded.pixels, decoded.label
@@ -375,4 +386,3 @@ class _EvalInMemory:
         chunk["mask"][kept] = True
         chunk["replaced"][: len(index)] = ~good
         return chunk
-

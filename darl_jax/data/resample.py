@@ -77,7 +77,9 @@ def resize_crops(
       out: rows and columns of the result.
     """
     height, width = images.shape[2:]
-    if height == width == out and np.array_equal(boxes, np.broadcast_to((0, 0, out, out), boxes.shape)):
+    if height == width == out and np.array_equal(
+        boxes, np.broadcast_to((0, 0, out, out), boxes.shape)
+    ):
         return images
     across = _axis_matrices(boxes[:, 0], boxes[:, 2], width, out)
     down = _axis_matrices(boxes[:, 1], boxes[:, 3], height, out)

@@ -139,7 +139,9 @@ class TfdsSource:
           ValueError: there is no such folder, dataset, version, split, or no "image" in it; or it
             was prepared as TFRecord, and then the message has the command that converts it.
         """
-        builder = _tfds_builder(name, data_dir)
+        directory = _tfds_directory(name, data_dir)
+        _check_format(directory)
+        builder = tfds.builder_from_directory(directory)
         self.dataset = builder.info.full_name
         self.split = split
         features = builder.info.features
@@ -148,20 +150,21 @@ class TfdsSource:
                 f"data.name='{name}' has no feature 'image' to train on; it has "
                 f"{', '.join(sorted(features))}"
             )
-        label = features["label"] if "label" in features else None
+        # A dict in all but `get`.
+        label = features["label"] if "label" in features else None  # noqa: SIM401
         self.num_classes = getattr(label, "num_classes", None) or 0
         lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
-        _check_tfds_split(split, lengths, split_key)
-        self._instructions = builder.info.splits[split].file_instructions
+        slice_split(split, lengths, split_key)
         try:
             self._records = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"data.name='{name}' cannot be opened in {builder.data_path}: "
-                f"{_one_line(error)}"
+                f"data.name='{name}' cannot be opened in {directory}: {_one_line(error)}"
             ) from error
+
+        self._instructions = builder.info.splits[split].file_instructions
 
     def __len__(self) -> int:
         return len(self._records)
@@ -207,13 +210,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _check_tfds_split(split: str, lengths: dict[str, int], key: str) -> None:
-    if split in lengths:
-        return
-    slice_split(split, lengths, key)
-
-
-def _tfds_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _tfds_directory(name: str, data_dir: str) -> epath.Path:
+    """The folder of the newest prepared version that `name` allows."""
     if not name:
         raise ValueError("data.name is empty: it names the TFDS dataset, for example 'cifar10'")
     if not data_dir:
@@ -221,42 +219,44 @@ def _tfds_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"data.data_dir is empty: it is the folder or bucket that holds '{name}' as TFDS "
             "prepared it"
         )
-    root = epath.Path(data_dir)
+    root = epath.Path(data_dir).expanduser()
     if not root.is_dir():
         raise ValueError(f"data.data_dir='{data_dir}' is no folder that can be read")
-    dataset = re.split(r"[/:]", name, maxsplit=1)[0]
+    path, _, version = name.partition(":")
+    dataset, _, config = path.partition("/")
     if not (root / dataset).is_dir():
         raise ValueError(_no_dataset(name, dataset, root))
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError, KeyError, RuntimeError, OSError, ImportError) as error:
-        raise ValueError(_not_found(name, root / dataset)) from error
-    directory = epath.Path(str(builder.data_path))
-    if not (directory / "dataset_info.json").exists():
-        raise ValueError(_not_found(name, root / dataset))
-    _check_format(directory)
-    return builder
+    prepared = sorted(
+        "/".join(info.parent.relative_to(root / dataset).parts)
+        for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
+        for info in (root / dataset).glob(pattern)
+    )
+    matching = [
+        there
+        for there in prepared
+        if (not config or there.startswith(f"{config}/"))
+        and (not version or there.split("/")[-1] == version)
+    ]
+    if len({there.rpartition("/")[0] for there in matching}) != 1:
+        trouble = "names several configs" if matching else "is not prepared"
+        raise ValueError(
+            f"data.name='{name}' {trouble} in {root / dataset}; what is prepared there: "
+            f"{', '.join(prepared) or 'nothing (no folder with a dataset_info.json)'}"
+        )
+    return root / dataset / max(matching, key=_version_number)
+
+
+def _version_number(path: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", path.rpartition("/")[2]))
 
 
 def _no_dataset(name: str, dataset: str, root: epath.Path) -> str:
     there = _folders(root)
     close = difflib.get_close_matches(dataset, there, n=1)
-    guess = f"; did you mean '{close[0]}'?" if close else ""
+    guess = f"; did you mean '{close[0]}'?" if close else "."
     return (
         f"data.name='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
         f"It holds: {', '.join(there[:20]) or 'no folders'}"
-    )
-
-
-def _not_found(name: str, directory: epath.Path) -> str:
-    prepared = sorted(
-        "/".join(path.parent.relative_to(directory).parts)
-        for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
-        for path in directory.glob(pattern)
-    )
-    return (
-        f"data.name='{name}' is not prepared in {directory}; what is prepared there: "
-        f"{', '.join(prepared) or 'nothing (no folder with a dataset_info.json)'}"
     )
 
 

@@ -116,10 +116,9 @@ def training_records(source: Source, config: ProbeConfig) -> Subset:
         some = order[read : read + _RECORDS_AT_ONCE].tolist()
         read += len(some)
         for number, record in zip(some, source.read(some), strict=True):
-            if found[record.label] < needed:
+            if record.label >= 0 and found[record.label] < needed:
                 found[record.label] += 1
                 chosen.append(number)
-    _check_enough(found, config, where)
     if found.min() < needed:
         raise ValueError(
             f"{where} has {found.min()} records of class {found.argmin()}, and a probe with "

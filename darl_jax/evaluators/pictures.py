@@ -1,5 +1,6 @@
 """What a model predicts for a few held-out images, and where in the sequence it errs."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.transforms import IdentityTransform
 
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
@@ -66,7 +68,7 @@ class Pictures:
         std: tuple[float, ...],
         mesh: Mesh,
     ):
-        batch = next(iter(batches()), None)
+        batch = next(iter(batches()), None)  # The rest is closed as it is dropped.
         if batch is None:
             raise ValueError("the validation split holds no image; name one that does")
 
@@ -145,42 +147,40 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
     """
     number, height, width, _ = comparison.target.shape
     factor = max(1, -(-_SMALLEST_SIDE // height))
+    height, width = height * factor, width * factor
     scale = Normalize(0.0, _LARGEST_SHOWN, clip=True)
     colours = _COLOURS(scale(comparison.difference))[..., :3]
     rows: dict[str, np.ndarray] = {
         "target": comparison.target,
         "predicted": comparison.predicted,
-        "difference": np.uint8(np.rint(colours * 255)),
+        "difference": np.rint(colours * 255).astype(np.uint8),
     }
-    cell_height, cell_width = height * factor + _GAP, width * factor + _GAP
-    mosaic = np.full((len(rows) * cell_height - _GAP, number * cell_width - _GAP, 3), 255, np.uint8)
-    for row, images in enumerate(rows.values()):
-        for column, image in enumerate(images):
-            y, x = row * cell_height, column * cell_width
-            mosaic[y : y + height * factor, x : x + width * factor] = magnify(image, factor)
-
     left, right, top, bottom = _MARGINS.values()
-    total_width, total_height = left + mosaic.shape[1] + right, top + mosaic.shape[0] + bottom
-    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
-    figure.figimage(mosaic, xo=left, yo=bottom, origin="upper")
-
-    def text(x: float, from_top: float, words: str, **style: object) -> None:
-        figure.text(x / total_width, 1 - from_top / total_height, words, **style)  # type: ignore[arg-type]
-
+    inner_height = len(rows) * (height + _GAP) - _GAP
+    inner_width = number * (width + _GAP) - _GAP
+    canvas = np.full((top + inner_height + bottom, left + inner_width + right, 3), 255, np.uint8)
+    total_height, total_width, _ = canvas.shape
+    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI)
+    # Text in pixels from the lower left corner.
+    text = functools.partial(figure.text, transform=IdentityTransform())
+    for row, (name, images) in enumerate(rows.items()):
+        y = top + row * (height + _GAP)
+        text(left - 10, total_height - y - height / 2, name, size=10, ha="right", va="center")
+        for column, image in enumerate(images):
+            x = left + column * (width + _GAP)
+            canvas[y : y + height, x : x + width] = magnify(image, factor)
+    figure.figimage(canvas, origin="upper", zorder=-1)
     title = f"Step {step:,}: each patch as predicted from the patches before it"
-    text(left, 16, title, fontsize=12, fontweight="bold", va="top")
+    text(left, total_height - 16, title, size=12, weight="bold", va="top")
     for column, record in enumerate(comparison.record):
-        x = left + column * cell_width + width * factor / 2
-        text(x, top - 6, f"record {record}", fontsize=8, color="0.4", ha="center", va="bottom")
-    for row, name in enumerate(rows):
-        middle = top + row * cell_height + height * factor / 2
-        text(left - 10, middle, name, fontsize=10, ha="right", va="center")
+        x = left + column * (width + _GAP) + width / 2
+        text(x, total_height - top + 6, f"record {record}", size=8, color="0.4", ha="center")
     bar = figure.add_axes(
         (
-            (left + mosaic.shape[1] + 12) / total_width,
+            (left + inner_width + 12) / total_width,
             bottom / total_height,
             12 / total_width,
-            height * factor / total_height,
+            height / total_height,
         )
     )
     figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, extend="max", extendfrac=0.06)

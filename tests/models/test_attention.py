@@ -26,9 +26,7 @@ def visible(mask: str | np.ndarray, batch: int, tokens: int) -> np.ndarray:
         for i in range(tokens):
             for j in range(tokens):
                 out[b, i, j] = (
-                    mask == "full" or j <= i
-                    if isinstance(mask, str)
-                    else j <= i or j < mask[b]
+                    mask == "full" or j <= i if isinstance(mask, str) else j <= i or j < mask[b]
                 )
     return out
 

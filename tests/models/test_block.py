@@ -11,7 +11,9 @@ from flax import linen, nnx, traverse_util
 from scipy import special
 
 from darl_jax.models import positions
+from darl_jax.models.darl import parameters
 from darl_jax.models.vit import Block, ViTConfig, gelu
+from tests.random_modules import random_module
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "block.npz")
 CONFIG = ViTConfig(width=32, depth=1, num_heads=2, mlp_dim=64, dtype="float32")
@@ -31,7 +33,7 @@ def test_block_and_its_gradient_equal_pytorch() -> None:
         for name in GOLDEN.files
         if name.startswith("params/")
     }
-    graphdef, state = nnx.split(Block(CONFIG, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Block(CONFIG, rngs=nnx.Rngs(0))))
     assert set(traverse_util.flatten_dict(nnx.to_pure_dict(state), sep="/")) == set(flat)
     angles = positions.rope_angles("rope2d", (3, 4), (3, 4), 16)
 
@@ -80,12 +82,9 @@ def to_linen(params: dict) -> dict:
 
 @pytest.mark.parametrize("mask", ["causal", "full"])
 def test_block_and_its_gradient_equal_flax_linen(mask: str) -> None:
-    graphdef, state = nnx.split(Block(CONFIG, rngs=nnx.Rngs(0)))
-    leaves, structure = jax.tree.flatten(nnx.to_pure_dict(state))
-    keys = jax.random.split(jax.random.key(1), len(leaves) + 1)
-    moved = [p + 0.2 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys[1:], strict=True)]
-    params = jax.tree.unflatten(structure, moved)
-    x = jax.random.normal(keys[0], (2, 7, 32))
+    block = random_module(lambda rngs: Block(CONFIG, rngs=rngs))
+    graphdef, params = nnx.split(block)[0], parameters(block)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 32)), jnp.float32)
 
     def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         out = nnx.merge(graphdef, params)(x, mask=mask, angles=None)

@@ -12,6 +12,7 @@ from flax import nnx, traverse_util
 from darl_jax.models.darl import DARL, parameters
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.vit import ViTConfig
+from tests.random_modules import random_module
 
 TINY = ViTConfig(width=8, depth=2, num_heads=2, mlp_dim=16, patch_size=2, dtype="float32")
 
@@ -23,9 +24,7 @@ def shapes(
 
     def build() -> Any:
         rngs = nnx.Rngs(0)
-        return parameters(
-            DARL(vit, decoder, denoising=denoising, grid=grid, channels=3, rngs=rngs)
-        )
+        return parameters(DARL(vit, decoder, denoising=denoising, grid=grid, channels=3, rngs=rngs))
 
     tree = traverse_util.flatten_dict(jax.eval_shape(build), sep="/")
     assert {leaf.dtype for leaf in tree.values()} == {jnp.dtype("float32")}
@@ -118,13 +117,9 @@ def block_count(width: int, mlp_dim: int) -> int:
 def test_parameter_counts_are_those_of_vits(
     width: int, depth: int, heads: int, patch: int, grid: int, timm: int
 ) -> None:
-    vit = ViTConfig(
-        width=width, depth=depth, num_heads=heads, mlp_dim=4 * width, patch_size=patch
-    )
+    vit = ViTConfig(width=width, depth=depth, num_heads=heads, mlp_dim=4 * width, patch_size=patch)
     pixels = 3 * patch**2
-    backbone = (
-        (pixels + 1) * width + width + depth * block_count(width, 4 * width) + 2 * width
-    )
+    backbone = (pixels + 1) * width + width + depth * block_count(width, 4 * width) + 2 * width
     assert backbone == timm - (grid**2 + 1) * width
     linear = (width + 1) * pixels
     counts = {
@@ -143,27 +138,23 @@ def test_parameter_counts_are_those_of_vits(
 
 
 def test_encode_refuses_an_image_that_is_not_whole() -> None:
-    model = DARL(
-        TINY, PatchDecoderConfig(), denoising=False, grid=(2, 3), channels=3, rngs=nnx.Rngs(0)
+    model = random_module(
+        lambda rngs: DARL(
+            TINY, PatchDecoderConfig(), denoising=False, grid=(2, 3), channels=3, rngs=rngs
+        )
     )
     with pytest.raises(ValueError, match=r"5 patches do not fill the grid of \(2, 3\)"):
         model.encode(jnp.zeros((1, 5, 12)))
 
 
 def test_initial_parameters_follow_from_the_key_alone() -> None:
-    def build(seed: int) -> Any:
-        return parameters(
-            DARL(
-                TINY,
-                PatchDecoderConfig("transformer", 1),
-                denoising=True,
-                grid=(2, 3),
-                channels=3,
-                rngs=nnx.Rngs(seed),
-            )
-        )
+    @jax.jit
+    def build(key: jax.Array) -> Any:
+        decoder = PatchDecoderConfig("transformer", 1)
+        rngs = nnx.Rngs(key)
+        return parameters(DARL(TINY, decoder, denoising=True, grid=(2, 3), channels=3, rngs=rngs))
 
-    first, second, other = build(0), build(0), build(1)
+    first, second, other = (build(jax.random.key(seed)) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, second))
     kernels = first["backbone"]["patch_embedding"]["kernel"]
     assert not jnp.any(kernels == other["backbone"]["patch_embedding"]["kernel"])

@@ -1,6 +1,8 @@
 """Patch decoders: the two-token Transformer against the general block, draws, gamma."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from darl_jax.models.patch_decoders import (
     unstack_blocks,
 )
 from darl_jax.models.vit import Block, ViTConfig
+from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
 PATCH_DIM = 12
@@ -38,19 +41,22 @@ def inputs(draws: int = DRAWS) -> tuple[jax.Array, jax.Array, jax.Array]:
     )
 
 
-def shaken(module: nnx.Module) -> nnx.Module:
-    """With every parameter moved, so that no bias is 0 and no scale is 1."""
-    graphdef, state = nnx.split(module)
-    leaves, structure = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return nnx.merge(graphdef, jax.tree.unflatten(structure, moved))
+def value_and_vjp(function: Any, z: jax.Array, x: jax.Array, cotangent: jax.Array) -> Any:
+    out, vjp = jax.vjp(function, z, x)
+    return out, *vjp(cotangent)
+
+
+def denoising_decoder(kind: str, layers: int, conditioned: bool = False) -> DenoisingPatchDecoder:
+    config = PatchDecoderConfig(kind, layers, conditioned)
+    return random_module(
+        lambda rngs: DenoisingPatchDecoder(config, VIT, patch_dim=PATCH_DIM, rngs=rngs)
+    )
 
 
 @pytest.mark.parametrize("layers_of_z", ["shared", "per draw"])
 def test_the_two_token_block_equals_the_general_block_on_sequences_of_two(layers_of_z: str) -> None:
     """In the first block z is common to all draws, in later ones each draw has its own."""
-    block = shaken(Block(VIT, rngs=nnx.Rngs(0)))
+    block = random_module(lambda rngs: Block(VIT, rngs=rngs))
     x = normal(4, DRAWS, BATCH, PATCHES, VIT.width)
     shape = (BATCH, PATCHES, VIT.width)
     z = 2 * normal(5, *(shape if layers_of_z == "shared" else x.shape))
@@ -66,8 +72,7 @@ def test_the_two_token_block_equals_the_general_block_on_sequences_of_two(layers
     cotangent = normal(6, *x.shape[:-1], 2, VIT.width)
     results = []
     for function in (by_two_tokens, by_general_block):
-        out, vjp = jax.vjp(function, z, x)
-        results.append((out, *vjp(cotangent)))
+        results.append(jax.jit(functools.partial(value_and_vjp, function))(z, x, cotangent))
     for got, expected in zip(*results, strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -79,9 +84,8 @@ def test_a_denoising_decoder_sees_z_x_s_and_gamma_only_where_it_is_conditioned(
 ) -> None:
     z, x_s, gamma = inputs()
     for conditioned in (False, True):
-        config = PatchDecoderConfig(kind, layers, conditioned)
-        decoder = DenoisingPatchDecoder(config, VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0))
-        run = jax.jit(decoder.__call__)
+        decoder = denoising_decoder(kind, layers, conditioned)
+        run = jax.jit(lambda z, x_s, gamma, decoder=decoder: decoder(z, x_s, gamma))
         base = run(z, x_s, gamma)
         assert base.shape == (DRAWS, BATCH, PATCHES, PATCH_DIM)
 
@@ -94,16 +98,13 @@ def test_a_denoising_decoder_sees_z_x_s_and_gamma_only_where_it_is_conditioned(
         only[1, 0, 2] = True
         np.testing.assert_array_equal(moved(z, x_s.at[1, 0, 2].add(1.0), gamma), only)
         only[:, 0, 2] = True
-        np.testing.assert_array_equal(moved(z.at[0, 2].add(1.0), x_s, gamma), only)
+        other_z = z.at[0, 2].add(normal(9, VIT.width))
+        np.testing.assert_array_equal(moved(other_z, x_s, gamma), only)
 
 
 @pytest.mark.parametrize("config", [("mlp", 2), ("transformer", 2)])
 def test_several_draws_in_one_pass_equal_single_passes(config: tuple[str, int]) -> None:
-    decoder = shaken(
-        DenoisingPatchDecoder(
-            PatchDecoderConfig(*config, True), VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0)
-        )
-    )
+    decoder = denoising_decoder(*config, True)
     z, x_s, gamma = inputs()
     together = decoder(z, x_s, gamma)
     for k in range(DRAWS):
@@ -124,11 +125,7 @@ def linear(x: np.ndarray, layer: nnx.Linear) -> np.ndarray:
 def test_without_layers_a_denoising_decoder_is_linear_on_z_plus_the_embedded_patch(
     kind: str,
 ) -> None:
-    decoder = shaken(
-        DenoisingPatchDecoder(
-            PatchDecoderConfig(kind, 0, True), VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0)
-        )
-    )
+    decoder = denoising_decoder(kind, 0, True)
     z, x_s, gamma = inputs()
     corrupted = np.concatenate([x_s, gamma], axis=-1).astype(np.float64)
     expected = linear(np.asarray(z) + linear(corrupted, decoder.embedding), decoder.head.to_pixels)
@@ -137,11 +134,7 @@ def test_without_layers_a_denoising_decoder_is_linear_on_z_plus_the_embedded_pat
 
 def test_the_transformer_reads_its_output_at_the_corrupted_patch() -> None:
     """Three blocks of the general kind over [from_backbone(z), embed(x_s)], then norm, linear."""
-    decoder = shaken(
-        DenoisingPatchDecoder(
-            PatchDecoderConfig("transformer", 3), VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0)
-        )
-    )
+    decoder = denoising_decoder("transformer", 3)
     z, x_s, gamma = inputs()
     tokens = jnp.stack(
         [
@@ -150,8 +143,9 @@ def test_the_transformer_reads_its_output_at_the_corrupted_patch() -> None:
         ],
         axis=-2,
     ).reshape(-1, 2, VIT.width)
+    apply = jax.jit(lambda block, tokens: block(tokens, mask="full", angles=None))
     for block in unstack_blocks(decoder.blocks, 3):
-        tokens = block(tokens, mask="full", angles=None)
+        tokens = apply(block, tokens)
     at_patch = np.asarray(tokens[:, 1], np.float64)
     expected = linear(layer_norm(at_patch, decoder.norm), decoder.to_pixels)
     got = decoder(z, x_s, gamma).reshape(-1, PATCH_DIM)
@@ -159,13 +153,17 @@ def test_the_transformer_reads_its_output_at_the_corrupted_patch() -> None:
 
 
 def test_the_squared_errors_decoder_is_residual_layers_norm_and_linear() -> None:
-    plain = shaken(PatchDecoder(PatchDecoderConfig(), VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0)))
+    plain, deep = (
+        random_module(
+            lambda rngs, layers=layers: PatchDecoder(
+                PatchDecoderConfig("mlp", layers), VIT, patch_dim=PATCH_DIM, rngs=rngs
+            )
+        )
+        for layers in (0, 2)
+    )
     z = normal(8, BATCH, PATCHES, VIT.width)
     np.testing.assert_allclose(
         plain(z), linear(np.asarray(z, np.float64), plain.head.to_pixels), atol=2e-5
-    )
-    deep = shaken(
-        PatchDecoder(PatchDecoderConfig("mlp", 2), VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0))
     )
     x = np.asarray(z, np.float64)
     for block in unstack_blocks(deep.head.blocks, 2):
@@ -178,9 +176,13 @@ def test_the_squared_errors_decoder_is_residual_layers_norm_and_linear() -> None
 
 def test_a_bfloat16_decoder_keeps_gamma_and_is_near_float32() -> None:
     config = PatchDecoderConfig("transformer", 1, True)
-    exact = DenoisingPatchDecoder(config, VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0))
-    half = DenoisingPatchDecoder(
-        config, dataclasses.replace(VIT, dtype="bfloat16"), patch_dim=PATCH_DIM, rngs=nnx.Rngs(0)
+    exact, half = (
+        random_module(
+            lambda rngs, vit=dataclasses.replace(VIT, dtype=dtype): DenoisingPatchDecoder(
+                config, vit, patch_dim=PATCH_DIM, rngs=rngs
+            )
+        )
+        for dtype in ("float32", "bfloat16")
     )
     z, x_s, gamma = inputs()
     got = half(z.astype(jnp.bfloat16), x_s, gamma)

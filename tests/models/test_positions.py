@@ -146,6 +146,4 @@ def test_resampling_learned_positions_keeps_a_ramp() -> None:
         (np.arange(20) + 0.5) * 10 / 20 - 0.5, (np.arange(18) + 0.5) * 12 / 18 - 0.5, indexing="ij"
     )
     expected = np.stack([fine_x, fine_y, 0.5 * fine_x - 2 * fine_y + 1], axis=-1)
-    np.testing.assert_allclose(
-        got.reshape(20, 18, 3)[4:-4, 3:-3], expected[4:-4, 3:-3], atol=1e-4
-    )
+    np.testing.assert_allclose(got.reshape(20, 18, 3)[4:-4, 3:-3], expected[4:-4, 3:-3], atol=1e-4)

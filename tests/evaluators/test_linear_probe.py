@@ -1,0 +1,243 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from darl_jax.data.sources import DigitsSource, Record
+from darl_jax.evaluators import LinearProbe, ProbeConfig
+from darl_jax.evaluators import linear_probe as probe_lib
+from darl_jax.evaluators.linear_probe import Examples, block_index, probe_accuracies
+from darl_jax.models.patches import patchify, standardise
+from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
+
+KEY = jax.random.key(0)
+
+
+def clusters(number, *, distance, seed):
+    """Points around 4 corners; feature 1 is constant and feature 2 has another scale."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(number) % 4
+    corner = np.stack([labels % 2, labels // 2], axis=-1) * distance
+    features = rng.normal(size=(number, 2)) + corner
+    constant = np.full((number, 1), 3.0)
+    columns = [features[:, :1], constant, 1e4 * features[:, 1:]]
+    return Examples(np.concatenate(columns, axis=1).astype(np.float32), labels.astype(np.int32))
+
+
+def test_separable_features_are_recovered_and_noise_is_at_chance():
+    config = ProbeConfig(labels_per_class=10, seeds=3)
+    train, test = clusters(120, distance=20.0, seed=0), clusters(400, distance=20.0, seed=1)
+    assert probe_accuracies(train, test, config) == [1.0, 1.0, 1.0]
+    noise = np.mean(
+        probe_accuracies(
+            clusters(120, distance=0.0, seed=0), clusters(400, distance=0.0, seed=1), config
+        )
+    )
+    assert noise == pytest.approx(0.25, abs=0.08)  # three standard errors of 400 draws
+
+
+def test_training_sets_are_disjoint_and_balanced():
+    """Examples that hold their own number; the classifier is a spy."""
+    labels = np.repeat(np.arange(3), 8).astype(np.int32)
+    seen = []
+
+    class Spy:
+        n_iter_ = np.array([1])
+
+        def __init__(self, **kwargs):
+            pass
+
+        def fit(self, features, labels):
+            seen.append((features[:, 0], labels))
+
+        def predict(self, features):
+            return np.zeros(len(features))
+
+    train = Examples(np.arange(24, dtype=np.float32)[:, None], labels)
+    config = ProbeConfig(labels_per_class=2, seeds=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sklearn.linear_model.LogisticRegression", Spy)
+        patch.setattr("sklearn.preprocessing.StandardScaler.transform", lambda self, x: x)
+        probe_accuracies(train, train, config)
+    assert len(seen) == 4
+    for _, chosen in seen:
+        np.testing.assert_array_equal(np.bincount(chosen), [2, 2, 2])
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([rows for rows, _ in seen])), np.arange(24)
+    )
+
+
+def test_a_classifier_that_does_not_converge_is_an_error(monkeypatch):
+    monkeypatch.setattr(probe_lib, "_MAX_ITERATIONS", 1)
+    train = clusters(40, distance=2.0, seed=0)
+    with (
+        pytest.warns(match="failed to converge"),
+        pytest.raises(RuntimeError, match="did not converge"),
+    ):
+        probe_accuracies(train, train, ProbeConfig(labels_per_class=5, seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("relative_depth", "depth", "expected"),
+    [(0.5, 12, 5), (0.5, 4, 1), (0.5, 1, 0), (1.0, 12, 11), (0.01, 12, 0), (0.5, 5, 2)],
+)
+def test_relative_depth_names_a_block(relative_depth, depth, expected):
+    assert block_index(relative_depth, depth) == expected
+
+
+# --- training records ----------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class ListSource:
+    labels: list
+    num_classes: int
+    dataset: str = "things"
+    split: str = "train"
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, index):
+        return [Record(np.zeros((1, 1, 1), np.uint8), self.labels[i], f"thing {i}") for i in index]
+
+
+def test_training_records_are_balanced_and_distinct():
+    source = DigitsSource("train")
+    records = probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=4))
+    assert len(records) == 120
+    read = records.read(range(120))
+    np.testing.assert_array_equal(np.bincount([record.label for record in read]), [12] * 10)
+    assert len({record.name for record in read}) == 120
+
+
+def test_training_records_of_a_sorted_dataset_are_not_its_first():
+    source = DigitsSource("train")
+    config = ProbeConfig(labels_per_class=3, seeds=4)
+    chosen = probe_lib.training_records(source, config)
+    first = {record.name for record in source.read(range(200))}
+    assert len(first & {record.name for record in chosen.read(range(120))}) < 60
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "message"),
+    [
+        ([0] * 20 + [1] * 5, 2, "has 5 records of class 1, .* needs 6 of each class"),
+        ([0] * 20 + [-1] * 20, 2, "has 0 records of class 1"),
+        ([-1] * 20, 0, "things, split 'train', has no labels"),
+    ],
+)
+def test_too_few_labels_are_an_error_that_names_the_class(labels, num_classes, message):
+    source = ListSource(labels, num_classes)
+    with pytest.raises(ValueError, match=message):
+        probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=2))
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def make_probe(tiny, config, images, labels, **kwargs):
+    options = {
+        "initial_params": lambda: tiny_model(seed=5).params,
+        "training_batches": make_batches(images, 7, labels, padding=255),
+        "test_batches": make_batches(images, 9, labels, padding=255),
+        "mean": MEAN,
+        "std": STD,
+        "mesh": tiny.mesh,
+    }
+    return LinearProbe(config, tiny.graphdef, **(options | kwargs))
+
+
+def two_classes(number=40):
+    """Dark and bright images."""
+    labels = np.arange(number) % 2
+    return (random_images(number) // 4 + 180 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def test_the_probe_compares_pretrained_random_and_pixels(tiny):
+    images, labels = two_classes()
+    config = ProbeConfig(labels_per_class=5, seeds=2)
+    results = dict(make_probe(tiny, config, images, labels).run(tiny.params, KEY))
+    assert set(results) == {
+        f"probe/{name}/accuracy_{part}"
+        for name in ("pretrained", "random", "pixels")
+        for part in ("mean", "std")
+    }
+    assert results["probe/pixels/accuracy_mean"] == 1.0
+    assert results["probe/pretrained/accuracy_mean"] == 1.0
+    line = probe_lib.comparison(results, config)
+    assert "pretrained 1.000 ± 0.000" in line
+    assert "5 labels a class" in line
+
+
+def test_baselines_are_computed_once_and_those_not_asked_for_never(tiny):
+    images, labels = two_classes()
+    made = []
+
+    def initial_params():
+        made.append(1)
+        return tiny.params
+
+    config = ProbeConfig(labels_per_class=5, seeds=2, baselines=("random",))
+    probe = make_probe(tiny, config, images, labels, initial_params=initial_params)
+    first, second = (dict(probe.run(tiny.params, KEY)) for _ in range(2))
+    assert first == second
+    assert len(made) == 1
+    assert not any("pixels" in name for name in first)
+    # The same parameters under both names.
+    assert first["probe/random/accuracy_mean"] == first["probe/pretrained/accuracy_mean"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("relative_depth", [0.3, 1.0])
+def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, relative_depth):
+    images, labels = two_classes(10)
+    config = ProbeConfig(
+        labels_per_class=1, seeds=1, pooling=pooling, relative_depth=relative_depth
+    )
+    probe = make_probe(tiny, config, images, labels)
+    examples = probe._examples(probe._training_batches, probe._backbone_rows, tiny.params)
+    backbone = nnx.merge(tiny.graphdef, tiny.params).backbone
+    patches = patchify(standardise(jnp.asarray(images), MEAN, STD), 2)
+    assert patches.shape[1] == 16
+    block = backbone(patches, mask="causal").blocks[{0.3: 0, 1.0: 2}[relative_depth]]
+    expected = block[:, -1] if pooling == "last" else block[:, 1:].mean(axis=1)
+    np.testing.assert_allclose(examples.features, expected, atol=2e-5)
+    np.testing.assert_array_equal(examples.labels, labels)
+
+
+def test_examples_are_in_the_order_of_records_however_they_come(tiny):
+    images, labels = two_classes(12)
+    ordered = make_batches(images, 4, labels)
+
+    def shuffled():
+        for batch in reversed(list(ordered())):
+            yield {name: values[::-1] for name, values in batch.items()}
+
+    probe = make_probe(tiny, ProbeConfig(), images, labels)
+    one = probe._examples(ordered, probe._pixel_rows, None)
+    other = probe._examples(shuffled, probe._pixel_rows, None)
+    np.testing.assert_array_equal(one.features, other.features)
+    np.testing.assert_array_equal(one.labels, other.labels)
+    np.testing.assert_allclose(
+        one.features, ((images / 255.0 - MEAN[0]) / STD[0]).reshape(12, -1), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels_per_class": 0}, "labels_per_class=0"),
+        ({"seeds": 0}, "seeds=0"),
+        ({"pooling": "max"}, "pooling='max' is unknown"),
+        ({"relative_depth": 0.0}, r"relative_depth=0.0 must be in \(0, 1\]"),
+        ({"l2": 0.0}, "l2=0.0 must be positive"),
+        ({"baselines": ("pixel",)}, "baselines has 'pixel'"),
+    ],
+)
+def test_a_config_that_cannot_be_run_is_an_error(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(ProbeConfig(), **change)

@@ -1,0 +1,124 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darl_jax.evaluators import Pictures
+from darl_jax.evaluators import pictures as pictures_lib
+from darl_jax.evaluators.pictures import draw_error_by_position, draw_predictions, magnify
+from darl_jax.models.patches import patchify, standardise
+from darl_jax.objectives import Prediction
+from darl_jax.objectives.mse import MSE
+from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
+
+KEY = jax.random.key(0)
+
+
+def make_pictures(tiny, images, *, batch_size, number, objective=None, **kwargs):
+    return Pictures(
+        tiny.graphdef,
+        objective or tiny.objective,
+        make_batches(images, batch_size, **kwargs),
+        number=number,
+        mean=MEAN,
+        std=STD,
+        mesh=tiny.mesh,
+    )
+
+
+def test_the_target_is_the_input_image(tiny):
+    images = random_images(6)
+    comparison = make_pictures(tiny, images, batch_size=6, number=4).compare(tiny.params, KEY)
+    np.testing.assert_array_equal(comparison.target, images[:4])
+    np.testing.assert_array_equal(comparison.record, np.arange(4))
+
+
+def test_prediction_and_errors_are_the_objectives(tiny):
+    """A prediction that is known: each pixel 0.1 of its range too bright."""
+
+    @dataclasses.dataclass(frozen=True)
+    class TooBright(MSE):
+        def predict(self, model, batch, key):
+            del model, key
+            target = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
+            error = jnp.arange(16.0) + batch["index"][:, None]
+            return Prediction(target, target + 0.1 / STD[0], error)
+
+    images = random_images(3) // 2
+    objective = TooBright(**vars(tiny.objective))
+    comparison = make_pictures(tiny, images, batch_size=3, number=3, objective=objective).compare(
+        tiny.params, KEY
+    )
+    np.testing.assert_allclose(comparison.predicted, images + 25.5, atol=0.51)
+    np.testing.assert_allclose(comparison.difference, 0.1, atol=1e-5)
+    # Records 0, 1, 2 have errors 0 .. 15, 1 .. 16, 2 .. 17, in raster order.
+    np.testing.assert_allclose(comparison.error, 1 + np.arange(16.0).reshape(4, 4), rtol=1e-6)
+
+
+def test_padding_is_not_shown_and_not_averaged(tiny):
+    images = random_images(3)
+    whole = make_pictures(tiny, images, batch_size=3, number=8).compare(tiny.params, KEY)
+    padded = make_pictures(tiny, images, batch_size=8, number=8, padding=99).compare(
+        tiny.params, KEY
+    )
+    assert len(padded.target) == padded.examples == 3
+    np.testing.assert_array_equal(padded.target, images)
+    np.testing.assert_allclose(padded.error, whole.error, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3), (130, 3)])
+def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, channels):
+    rng = np.random.default_rng(0)
+    target, predicted = rng.integers(0, 256, (2, 3, side, side, channels), np.uint8)
+    comparison = pictures_lib.Comparison(
+        target, predicted, rng.random((3, side, side)), np.arange(3), np.ones((2, 2)), 3
+    )
+    picture = draw_predictions(comparison, 100)
+    assert picture.dtype == np.uint8
+    factor = {8: 14, 32: 4, 130: 1}[side]
+    cell = side * factor + 8
+    for row, images in enumerate((target, predicted)):
+        for column, image in enumerate(images):
+            y, x = 72 + row * cell, 96 + column * cell
+            there = picture[y : y + cell - 8, x : x + cell - 8]
+            expected = np.broadcast_to(magnify(image, factor), there.shape)
+            np.testing.assert_array_equal(there, expected)
+
+
+def test_the_difference_is_darkest_where_the_prediction_is_right():
+    comparison = pictures_lib.Comparison(
+        np.zeros((1, 2, 2, 1), np.uint8),
+        np.zeros((1, 2, 2, 1), np.uint8),
+        np.array([[[0.0, 0.1], [0.3, 0.5]]]),
+        np.arange(1),
+        np.ones((1, 1)),
+        1,
+    )
+    picture = draw_predictions(comparison, 0)
+    y, x, half = 72 + 2 * 120, 96, 56
+    corners = [picture[y + dy, x + dx].sum() for dy in (0, half) for dx in (0, half)]
+    assert corners == sorted(corners)
+    assert corners[0] < 10
+
+
+def test_run_gives_both_pictures_in_colour(tiny):
+    pictures = make_pictures(tiny, random_images(4), batch_size=4, number=2).run(
+        tiny.params, KEY, 7
+    )
+    assert set(pictures) == {"predictions", "error_by_position"}
+    for picture in pictures.values():
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[-1] == 3
+
+
+@pytest.mark.parametrize("error", [np.zeros((4, 4)), np.full((1, 1), 2.0), np.ones((16, 16))])
+def test_any_grid_of_errors_can_be_drawn(error):
+    assert draw_error_by_position(error, examples=3, step=0).shape == (420, 1100, 3)
+
+
+def test_no_image_is_an_error(tiny):
+    with pytest.raises(ValueError, match="holds no image"):
+        make_pictures(tiny, random_images(0), batch_size=1, number=1)

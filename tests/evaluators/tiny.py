@@ -1,0 +1,69 @@
+"""A tiny model and tiny batches, without files."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from darl_jax.models.darl import DARL, parameters
+from darl_jax.models.patch_decoders import PatchDecoderConfig
+from darl_jax.models.vit import ViTConfig
+from darl_jax.objectives.mse import MSE, MSEConfig
+from darl_jax.sharding import MeshConfig, make_mesh
+
+MEAN, STD = (0.3,), (0.4,)
+VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
+
+Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
+
+
+@dataclasses.dataclass
+class Tiny:
+    """A model of 8 x 8 grey images in 16 patches, with all that an evaluator is made of."""
+
+    graphdef: nnx.GraphDef[DARL]
+    params: dict
+    mesh: Mesh
+    objective: MSE = dataclasses.field(
+        default_factory=lambda: MSE(MSEConfig(), VIT.patch_size, MEAN, STD)
+    )
+
+
+def tiny_model(*, denoising: bool = False, seed: int = 0) -> Tiny:
+    model = DARL(
+        VIT,
+        PatchDecoderConfig(),
+        denoising=denoising,
+        grid=(4, 4),
+        channels=1,
+        rngs=nnx.Rngs(seed),
+    )
+    return Tiny(nnx.split(model)[0], parameters(model), make_mesh(MeshConfig()))
+
+
+def random_images(number: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (number, 8, 8, 1), np.uint8)
+
+
+def make_batches(
+    images: np.ndarray, batch_size: int, labels: np.ndarray | None = None, padding: int = 0
+) -> Batches:
+    """One pass; the last batch is filled up with rows of the value `padding` that do not count."""
+    labels = np.zeros(len(images), np.int32) if labels is None else labels.astype(np.int32)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for start in range(0, len(images), batch_size):
+            rows = slice(start, start + batch_size)
+            number = len(images[rows])
+            rest = batch_size - number
+            yield {
+                "image": np.pad(images[rows], ((0, rest), *((0, 0),) * 3), constant_values=padding),
+                "label": np.pad(labels[rows], (0, rest), constant_values=-1),
+                "index": np.pad(np.arange(start, start + number), (0, rest), constant_values=-1),
+                "mask": np.arange(batch_size) < number,
+                "replaced": np.zeros(batch_size, bool),
+            }
+
+    return batches

@@ -1,0 +1,230 @@
+"""A whole run: it learns, it goes on where it was, it leaves as it says, it keeps what it saved."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from darl_jax import train
+from darl_jax.checkpoint import Checkpointer, restore_params
+from darl_jax.config import default_config, load
+from darl_jax.metrics import read_metrics
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def tiny(**changes):
+    """A run on digits that takes a second once it is compiled."""
+    config = default_config()
+    config.batch_size = 32
+    config.total_steps = 12
+    config.log_every_steps = 4
+    config.model.update(width=32, depth=2, num_heads=2, mlp_dim=64, patch_size=4, dtype="float32")
+    config.data.update(
+        source="digits", image_size=8, channels=1, mean=(0.3,), std=(0.4,), flip=False,
+        crop_scale=(0.5, 1.0), eval_crop=1.0, in_memory=True,
+    )  # fmt: skip
+    config.optimizer.update(base_learning_rate=1e-2, warmup_steps=2)
+    config.checkpoint.update(every_steps=4, keep_last=2)
+    config.evaluation.update(loss_every_steps=6, pictures_every_steps=0, probe_every_steps=0)
+    for key, value in changes.items():
+        config.update_from_flattened_dict({key.replace("__", "."): value})
+    return load(config)
+
+
+def run(config, workdir) -> int:
+    return train.train(config, epath.Path(workdir))
+
+
+def saved_state(workdir, config) -> dict[str, np.ndarray]:
+    """The last checkpoint's arrays by name, read as whoever wrote it does not matter."""
+    from darl_jax import build
+    from darl_jax.optimizers import make_optimizer
+    from darl_jax.sharding import MeshConfig, make_mesh
+    from darl_jax.train_state import abstract_state
+
+    checkpointer = Checkpointer(workdir, keep_last=2, keep_every=0)
+    optimizer = make_optimizer(config.optimizer, lambda step: 0.0 * step)
+    abstract = abstract_state(build.model_builder(config), optimizer, make_mesh(MeshConfig()))
+    state = checkpointer.restore(abstract)
+    checkpointer.close()
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name, strict=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert run(tiny(), workdir) == 0
+    return workdir
+
+
+def test_loss_falls_and_every_example_is_validated_once(whole_run):
+    history = read_metrics(whole_run)
+    losses = [line["train/loss"] for line in history if "train/loss" in line]
+    assert losses[-1] < 0.8 * losses[0]
+    assert [line["step"] for line in history if "validation/loss" in line] == [6, 12]
+
+
+def test_checkpoint_can_be_read_for_its_parameters_alone(whole_run):
+    params, config, step = restore_params(whole_run)
+    assert step == 12
+    assert config["model"]["width"] == 32
+    assert params["backbone"]["blocks"]["mlp"]["up"]["kernel"].shape == (2, 32, 64)
+
+
+def test_resumed_run_equals_one_that_was_not_stopped(whole_run, tmp_path, monkeypatch):
+    config = tiny()
+    calls = 0
+    add = train.StepMetrics.add
+
+    def stop_at_step_6(self, step, metrics, *, wait):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, step, metrics, wait=wait)
+
+    monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_6)
+    assert run(config, tmp_path) == 75
+    stopped_at = restore_params(tmp_path)[2]
+    assert stopped_at < 12
+    assert run(config, tmp_path) == 0
+    assert_same_bits(saved_state(whole_run, config), saved_state(tmp_path, config))
+
+
+def test_finished_run_is_left_as_it_is(whole_run):
+    before = saved_state(whole_run, tiny())
+    assert run(tiny(), whole_run) == 0
+    assert_same_bits(before, saved_state(whole_run, tiny()))
+
+
+def test_run_with_another_model_is_refused_with_the_keys(whole_run, capsys):
+    before = saved_state(whole_run, tiny())
+    with pytest.raises(SystemExit) as caught:
+        run(tiny(model__width=64, seed=1), whole_run)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "model.width: 32 in the checkpoint, 64 now" in message
+    assert "seed: 0 in the checkpoint, 1 now" in message
+    assert_same_bits(before, saved_state(whole_run, tiny()))
+
+
+def test_run_can_be_made_longer_and_watched_otherwise(whole_run, tmp_path):
+    config = tiny()
+    assert run(config, tmp_path) == 0
+    longer = tiny(total_steps=14, log_every_steps=1, evaluation__loss_every_steps=0)
+    assert run(longer, tmp_path) == 0
+    assert restore_params(tmp_path)[2] == 14
+
+
+def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    config = tiny(
+        optimizer__base_learning_rate=1e30, max_dropped_in_a_row=3, total_steps=30,
+        checkpoint__every_steps=1, optimizer__warmup_steps=4,
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as caught:
+        run(config, tmp_path)
+    assert caught.value.code == 3
+    assert "3 steps in a row" in capsys.readouterr().err
+    state = saved_state(tmp_path, config)
+    assert all(np.isfinite(leaf).all() for leaf in state.values())
+
+
+def test_batch_that_does_not_divide_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(tiny(batch_size=33, accumulation_steps=2), tmp_path)
+    assert caught.value.code == 2
+    assert "config.batch_size=33 must be a multiple of 2" in capsys.readouterr().err
+
+
+def command(workdir, *arguments: str) -> list[str]:
+    return [
+        sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py",
+        f"--workdir={workdir}", "--config.batch_size=32", "--config.model.width=32",
+        "--config.model.depth=2", "--config.evaluation.loss_every_steps=0",
+        "--config.evaluation.pictures_every_steps=0", "--config.evaluation.probe_every_steps=0",
+        *arguments,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.model.widht=3", 'Did you mean "width"'),
+        ("--config.batch_size=many", "--config.batch_size=many"),
+        ("--wrkdir=x", "wrkdir"),
+        ("--config=configs/no_such_file.py", "no_such_file.py"),
+    ],
+)
+def test_wrong_flag_gets_one_line_and_exit_code_2(tmp_path, argument, message):
+    done = subprocess.run(
+        [*command(tmp_path), argument], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("I")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def kill_and_restart(workdir, steps: int, kills: int, seed: int) -> int:
+    """Runs to the end through `kills` SIGKILLs at random moments; returns how many hit a save."""
+    generator = random.Random(seed)
+    arguments = command(workdir, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2")
+    metrics = pathlib.Path(workdir) / "metrics.jsonl"
+    checkpoints = pathlib.Path(workdir) / "checkpoints"
+    mid_save = 0
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(pathlib.Path(workdir) / "cache")}
+    for _ in range(kills):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(
+            arguments, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and (
+            not metrics.exists() or metrics.stat().st_size <= size
+        ):
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0.0, 1.5))
+        process.kill()
+        process.wait()
+        mid_save += any("tmp" in path.name for path in checkpoints.iterdir())
+    subprocess.run(arguments, cwd=REPOSITORY, env=environment, check=True, capture_output=True)
+    return mid_save
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_no_trace_in_parameters_or_optimiser(tmp_path):
+    steps = 4000
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    mid_save = kill_and_restart(killed, steps, kills=10, seed=0)
+    print(f"{mid_save} of 10 kills hit a save that was under way")
+    subprocess.run(
+        command(undisturbed, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2"),
+        cwd=REPOSITORY, check=True, capture_output=True,
+    )  # fmt: skip
+    spec = importlib.util.spec_from_file_location("digits", REPOSITORY / "configs" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.model.update(width=32, depth=2)
+    config = load(config)
+    assert_same_bits(saved_state(undisturbed, config), saved_state(killed, config))
+    history = [json.loads(line) for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert sum("resumed_at" in line for line in history) == 10
