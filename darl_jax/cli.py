@@ -1,6 +1,7 @@
 """What every command has in common: exit codes, and errors that a person can act on."""
 
 import contextlib
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -30,6 +31,7 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
+            _check_config_file(argv)
             try:
                 rest = flags.FLAGS(argv)
             except (AttributeError, KeyError) as error:
@@ -39,6 +41,14 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
         return rest
 
     return parse
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    # Left to itself ml_collections says so over several lines, and later, when a key is read.
+    for argument in argv:
+        flag, _, path = argument.partition("=")
+        if flag.lstrip("-") == "config" and not pathlib.Path(path.split(":")[0]).is_file():
+            raise ValueError(f"{argument}: there is no such file; configs/ holds the project's own")
 
 
 def _unknown_key(message: str, argv: Sequence[str]) -> str:

@@ -30,12 +30,12 @@ from darl_jax.objectives import OBJECTIVES, ObjectiveConfig
 from darl_jax.optimizers import OptimizerConfig
 from darl_jax.sharding import MeshConfig
 
-VIT_SIZES: dict[str, dict[str, int]] = {
-    "Ti": {"width": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
-    "S": {"width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
-    "B": {"width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
-    "L": {"width": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
-    "H": {"width": 1280, "depth": 32, "num_heads": 16, "mlp_dim": 5120},
+VIT_SIZES = {
+    "Ti": ViTConfig(width=192, depth=12, num_heads=3, mlp_dim=768),
+    "S": ViTConfig(width=384, depth=12, num_heads=6, mlp_dim=1536),
+    "B": ViTConfig(width=768, depth=12, num_heads=12, mlp_dim=3072),
+    "L": ViTConfig(width=1024, depth=24, num_heads=16, mlp_dim=4096),
+    "H": ViTConfig(width=1280, depth=32, num_heads=16, mlp_dim=5120),
 }
 
 
@@ -138,7 +138,7 @@ def default_config(objective: str = "mse", size: str = "B") -> ml_collections.Co
       objective: 'mse' or 'diffusion', which decides the keys under `config.objective`.
       size: a name in VIT_SIZES.
     """
-    config = TrainConfig(model=ViTConfig(**VIT_SIZES[size]), objective=OBJECTIVES[objective][0]())
+    config = TrainConfig(model=VIT_SIZES[size], objective=OBJECTIVES[objective][0]())
     return _to_config_dict(config)
 
 

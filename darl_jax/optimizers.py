@@ -90,12 +90,13 @@ def make_optimizer(
     Gradients are clipped before they enter the moments. Parameters that do not decay: all but the
     leaves named "kernel" (`weight_decay_mask`).
     """
-    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-    return optax.chain(
-        *clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    # Named, for a checkpoint's paths are made of these names.
+    return optax.named_chain(
+        ("clip", clip),
+        ("adam", optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)),
+        ("decay", optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)),
+        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
     )
 
 

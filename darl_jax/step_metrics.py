@@ -50,8 +50,8 @@ class StepMetrics:
         dropped = int(values["dropped_in_a_row"].total)
         if dropped >= self._max_dropped:
             raise NotFiniteError(
-                f"loss or gradient was not finite in {dropped} steps in a row, {step - dropped + 1} "
-                f"to {step}; their updates were dropped and nothing was saved since"
+                f"loss or gradient was not finite in {dropped} steps in a row, "
+                f"{step - dropped + 1} to {step}; their updates were dropped and nothing was saved since"
             )
 
     def summary(self) -> dict[str, float]:

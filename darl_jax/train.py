@@ -135,14 +135,14 @@ def compile_step(
     """The step for these shapes and layouts; it takes the state's memory for the new state."""
     began = time.monotonic()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+    logging.info("Compiled the step in %.1f s", time.monotonic() - began)
     memory = compiled.memory_analysis()
-    logging.info(
-        "Compiled the step in %.1f s; a device holds %.2f GiB of state and batch and %.2f GiB of "
-        "activations and other temporaries",
-        time.monotonic() - began,
-        memory.argument_size_in_bytes / 2**30,
-        memory.temp_size_in_bytes / 2**30,
-    )
+    if memory is not None:
+        logging.info(
+            "A device holds %.2f GiB of state and batch and %.2f GiB of activations and the like",
+            memory.argument_size_in_bytes / 2**30,
+            memory.temp_size_in_bytes / 2**30,
+        )
     return compiled
 
 

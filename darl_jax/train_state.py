@@ -23,8 +23,8 @@ class TrainState:
     """Everything that a step reads and writes; a checkpoint holds this and nothing else.
 
     `step` counts the batches consumed, so the data's place follows from it. Updates with a
-    non-finite loss or gradient are dropped: `dropped_updates` counts all of them, `dropped_in_a_row`
-    those since the last good one.
+    non-finite loss or gradient are dropped: `dropped_updates` counts all of them,
+    `dropped_in_a_row` those since the last good one.
     """
 
     step: Any  # int32 scalar; Any, for trees of shapes and of shardings have this structure too
@@ -53,9 +53,7 @@ def abstract_state(
     build_model: BuildModel, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, types and shardings of a state, with nothing allocated."""
-    shapes = jax.eval_shape(
-        lambda key: init_state(build_model, optimizer, key), jax.random.key(0)
-    )
+    shapes = jax.eval_shape(lambda key: init_state(build_model, optimizer, key), jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -73,9 +71,7 @@ def create_state(
     shardings = jax.tree.map(
         lambda leaf: leaf.sharding, abstract_state(build_model, optimizer, mesh)
     )
-    init = jax.jit(
-        lambda key: init_state(build_model, optimizer, key), out_shardings=shardings
-    )
+    init = jax.jit(lambda key: init_state(build_model, optimizer, key), out_shardings=shardings)
     return init(key)
 
 

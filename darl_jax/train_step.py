@@ -51,7 +51,7 @@ def make_train_step(
             cut = x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
             return pin_batch(cut, batch_axis=1)
 
-        def add(total: tuple[PyTree, Metrics], xs: tuple[Batch, PRNGKeyArray]):
+        def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
             return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
 
         xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, accumulation_steps)

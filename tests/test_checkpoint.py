@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ from darl_jax.checkpoint import Checkpointer, config_differences, restore_params
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = {"batch_size": 8, "model": {"width": 4, "shape": (1, 2)}, "nothing": None}
+
+
+class OutOfOrder(NamedTuple):
+    z: jax.Array
+    a: jax.Array
 
 
 def make_state(seed: int = 0, width: int = 4) -> dict:
@@ -42,6 +48,7 @@ def make_state(seed: int = 0, width: int = 4) -> dict:
     return {
         "step": jnp.int32(seed),
         "params": params,
+        "sums": OutOfOrder(jnp.float32(1), jnp.float32(2)),
         "opt_state": jax.tree.map(lambda leaf: leaf + 1, optimizer.init(params)),
     }
 
@@ -186,8 +193,10 @@ KILLED_IN_MID_SAVE = """
 """
 
 
-@pytest.mark.parametrize("where", ["state", "2"])
-def test_kill_in_mid_save_leaves_the_checkpoint_before(make_checkpointer, tmp_path, where):
+@pytest.mark.parametrize(("where", "next_step"), [("state", 2), ("2", 3)])
+def test_kill_in_mid_save_leaves_the_checkpoint_before(
+    make_checkpointer, tmp_path, where, next_step
+):
     """Killed after the arrays are written, before the item or the step gets its final name."""
     killed = run_python(KILLED_IN_MID_SAVE, tmp_path, where, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -197,9 +206,9 @@ def test_kill_in_mid_save_leaves_the_checkpoint_before(make_checkpointer, tmp_pa
     checkpointer = make_checkpointer()
     assert checkpointer.latest_step() == 1
     state = {"params": {"kernel": jnp.full(1000, 3.0)}}
-    checkpointer.save(2, state, CONFIG)
+    checkpointer.save(next_step, state, CONFIG)
     assert_same_bits(checkpointer.restore(abstract(state)), state)
-    assert steps_in(tmp_path) == [1, 2]
+    assert steps_in(tmp_path) == [1, next_step]
 
 
 ON_A_MESH = """

@@ -187,7 +187,9 @@ def test_wrong_flag_gets_one_line_and_exit_code_2(tmp_path, argument, message):
 def kill_and_restart(workdir, steps: int, kills: int, seed: int) -> int:
     """Runs to the end through `kills` SIGKILLs at random moments; returns how many hit a save."""
     generator = random.Random(seed)
-    arguments = command(workdir, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2")
+    arguments = command(
+        workdir, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2"
+    )
     metrics = pathlib.Path(workdir) / "metrics.jsonl"
     checkpoints = pathlib.Path(workdir) / "checkpoints"
     mid_save = 0
@@ -197,9 +199,7 @@ def kill_and_restart(workdir, steps: int, kills: int, seed: int) -> int:
         process = subprocess.Popen(
             arguments, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
         )
-        while process.poll() is None and (
-            not metrics.exists() or metrics.stat().st_size <= size
-        ):
+        while process.poll() is None and (not metrics.exists() or metrics.stat().st_size <= size):
             time.sleep(0.01)
         time.sleep(generator.uniform(0.0, 1.5))
         process.kill()

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -133,6 +133,7 @@ def _split_directory(root: epath.Path, base: str, split_key: str) -> epath.Path:
 def _walk(directory: epath.Path) -> Iterator[tuple[str, list[str]]]:
     """(sub-folder relative to `directory`, file names in it); hidden folders are left out."""
     top = os.fspath(directory)
+    walk: Iterable[tuple[str, list[str], list[str]]]
     if "://" in top:
         walk = ((os.fspath(where), folders, files) for where, folders, files in directory.walk())
     else:

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
-from PIL import Image, JpegImagePlugin
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 # torchvision's RandomResizedCrop tries 10 boxes before it falls back to a central one.
 CROP_ATTEMPTS = 10
@@ -147,7 +147,7 @@ def _open(source: bytes | np.ndarray) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "it is in no image format that Pillow knows"
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -1,5 +1,6 @@
 """Chunks of a batch made ahead of time, on threads here or on Grain's worker processes."""
 
+import collections
 import contextlib
 import dataclasses
 import multiprocessing
@@ -12,12 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from multiprocessing import connection, resource_tracker
 from types import TracebackType
-from typing import TypedDict
 
 import grain
 import numpy as np
 from absl import flags, logging
-from jaxtyping import Bool, Int32, Int64, UInt8
+from jaxtyping import Int64
 
 # In this process: threads that decode beside the training step, and batches that they are ahead.
 _THREADS = 2
@@ -27,22 +27,14 @@ _CHUNKS_AHEAD = 2
 _SHARED_MEMORY = "/dev/shm"
 
 
-class Chunk(TypedDict):
-    """Some rows of a batch, or all of them.
-
-    Keys:
-      image: pixels.
-      label: class number, -1 for none.
-      index: the record's number in its split, -1 for padding.
-      mask: False for what is not to be counted: padding, and in evaluation bad records.
-      replaced: the record could not be decoded.
-    """
-
-    image: UInt8[np.ndarray, "batch height width channel"]
-    label: Int32[np.ndarray, " batch"]
-    index: Int64[np.ndarray, " batch"]
-    mask: Bool[np.ndarray, " batch"]
-    replaced: Bool[np.ndarray, " batch"]
+# A batch, or some rows of one:
+#   image     uint8 (batch, height, width, channel)
+#   label     int32 (batch,), class number, -1 for none
+#   index     int64 (batch,), the record's number in its split, -1 for padding
+#   mask      bool (batch,), False for what is not to be counted: padding, and in evaluation
+#             records that cannot be decoded
+#   replaced  bool (batch,), the record could not be decoded
+Batch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +90,7 @@ class Batches:
 
     def __init__(
         self,
-        make_chunk: Callable[[int], Chunk],
+        make_chunk: Callable[[int], Batch],
         layout: Layout,
         *,
         start_step: int,
@@ -131,13 +123,13 @@ class Batches:
         else:
             self._iterators = [_threads(make_chunk, start, stop, layout.chunks)]
         self._in_workers = num_workers > 0
-        self._ahead: list[Chunk] = []
+        self._ahead: collections.deque[Batch] = collections.deque()
         self._finalizer = weakref.finalize(self, _close, self._iterators)
 
     def __iter__(self) -> "Batches":
         return self
 
-    def __next__(self) -> Chunk:
+    def __next__(self) -> Batch:
         if self._next >= self._stop:
             self.close()
             raise StopIteration
@@ -145,19 +137,19 @@ class Batches:
             raise ValueError("these batches are closed")
         try:
             if self._in_workers and self._next == self._start:
-                self._ahead = _first_chunks(self._iterators)
+                self._ahead.extend(_first_chunks(self._iterators))
             return self._assemble()
         except BaseException:
             self.close()
             raise
 
-    def _assemble(self) -> Chunk:
+    def _assemble(self) -> Batch:
         size = self._layout.local_size
-        batch: Chunk | None = None
+        batch: Batch = {}
         filled = 0
         while filled < size:
             chunk = self._chunk()
-            if batch is None:
+            if not batch:
                 # Copied even where one chunk is all: a worker's arrays lie in shared memory that
                 # goes with them, and a device may keep looking at the host's array.
                 batch = {
@@ -170,13 +162,10 @@ class Batches:
             filled += count
         return batch
 
-    def _chunk(self) -> Chunk:
+    def _chunk(self) -> Batch:
         place = (self._next - self._start) % len(self._iterators)
         self._next += 1
-        if self._next - self._start <= len(self._ahead):
-            chunk, self._ahead[place] = self._ahead[place], None
-            return chunk
-        return next(self._iterators[place])
+        return self._ahead.popleft() if self._ahead else next(self._iterators[place])
 
     def close(self) -> None:
         """Ends threads and workers; safe to call twice."""
@@ -195,14 +184,14 @@ class Batches:
 
 
 def _threads(
-    make_chunk: Callable[[int], Chunk], start: int, stop: int, chunks: int
+    make_chunk: Callable[[int], Batch], start: int, stop: int, chunks: int
 ) -> grain.DatasetIterator:
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD * chunks)
     return iter(grain.MapDataset.range(start, stop).map(make_chunk).to_iter_dataset(options))
 
 
 def _worker(
-    make_chunk: Callable[[int], Chunk], start: int, stop: int, step: int
+    make_chunk: Callable[[int], Batch], start: int, stop: int, step: int
 ) -> grain.DatasetIterator:
     """Chunks start, start + step, ... from one process.
 
@@ -232,7 +221,7 @@ def _check_shared_memory(num_workers: int, count: int, chunk_bytes: int) -> None
         )
 
 
-def _first_chunks(iterators: Sequence[grain.DatasetIterator]) -> list[Chunk]:
+def _first_chunks(iterators: Sequence[grain.DatasetIterator]) -> list[Batch]:
     """Starts all workers together and waits for the first chunk of each."""
     with _signals_held(), futures.ThreadPoolExecutor(len(iterators)) as pool:
         return list(pool.map(next, iterators))

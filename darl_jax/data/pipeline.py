@@ -7,6 +7,7 @@ number of processes. Crops and flips (Table 8) are keyed by (seed, epoch, record
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from darl_jax.data import images, order, resample
 from darl_jax.data.decoding import decode_records
 from darl_jax.data.folder import FolderSource
 from darl_jax.data.images import HostImage
-from darl_jax.data.loading import Batches, Chunk, Layout
+from darl_jax.data.loading import Batch, Batches, Layout
 from darl_jax.data.memory import MemorySource
 from darl_jax.data.sources import DigitsSource, Source, TfdsSource
 
@@ -161,7 +162,7 @@ def open_source(config: DataConfig, split: str, split_key: str) -> Source:
     elif config.source == "folder":
         source = FolderSource(config.data_dir, split, split_key=split_key)
     else:
-        source = DigitsSource(split, split_key)
+        source = DigitsSource(split, split_key=split_key)
     first = _EvalByRecord(source, config, Layout(1, 0, 1, 1))(0)
     logging.info(
         "data.%s: %s, split '%s', %d records, %d classes; the first one decodes%s",
@@ -200,19 +201,19 @@ def train_batches(
       ValueError: `batch_size` does not divide by `process_count`.
       BadRecordError: from the iterator, when a record cannot be decoded.
     """
-    in_memory = isinstance(source, MemorySource)
-    rows = _ROWS_IN_MEMORY if in_memory else _ROWS_BY_RECORD
-    layout = Layout(batch_size, process_index, process_count, rows)
-    if in_memory:
+    make_chunk: Callable[[int], Batch]
+    if isinstance(source, MemorySource):
+        layout = Layout(batch_size, process_index, process_count, _ROWS_IN_MEMORY)
         make_chunk = _TrainInMemory(source, config, layout, seed)
     else:
+        layout = Layout(batch_size, process_index, process_count, _ROWS_BY_RECORD)
         make_chunk = _TrainByRecord(source, config, layout, seed)
     return Batches(
         make_chunk,
         layout,
         start_step=start_step,
         num_steps=None,
-        num_workers=0 if in_memory else config.num_workers,
+        num_workers=0 if isinstance(source, MemorySource) else config.num_workers,
         row_bytes=config.image_size**2 * config.channels,
     )
 
@@ -241,19 +242,19 @@ def eval_batches(
       ValueError: `batch_size` does not divide by `process_count`.
       BadRecordError: from the iterator, when a record cannot be decoded.
     """
-    in_memory = isinstance(source, MemorySource)
-    rows = _ROWS_IN_MEMORY if in_memory else _ROWS_BY_RECORD
-    layout = Layout(batch_size, process_index, process_count, rows)
-    if in_memory:
+    make_chunk: Callable[[int], Batch]
+    if isinstance(source, MemorySource):
+        layout = Layout(batch_size, process_index, process_count, _ROWS_IN_MEMORY)
         make_chunk = _EvalInMemory(source, config, layout)
     else:
+        layout = Layout(batch_size, process_index, process_count, _ROWS_BY_RECORD)
         make_chunk = _EvalByRecord(source, config, layout)
     return Batches(
         make_chunk,
         layout,
         start_step=0,
         num_steps=-(-len(source) // batch_size),
-        num_workers=0 if in_memory else config.num_workers,
+        num_workers=0 if isinstance(source, MemorySource) else config.num_workers,
         row_bytes=config.image_size**2 * config.channels,
     )
 
@@ -273,7 +274,7 @@ class _TrainByRecord:
     layout: Layout
     seed: int
 
-    def __call__(self, element: int) -> Chunk:
+    def __call__(self, element: int) -> Batch:
         rows = self.layout.rows(element)
         epoch, index = rows_to_records(rows, len(self.source), self.seed)
         uniforms = order.uniforms(self.seed, epoch, index, images.UNIFORMS_PER_RECORD)
@@ -303,7 +304,7 @@ class _TrainInMemory:
     layout: Layout
     seed: int
 
-    def __call__(self, element: int) -> Chunk:
+    def __call__(self, element: int) -> Batch:
         rows = self.layout.rows(element)
         epoch, index = rows_to_records(rows, len(self.source), self.seed)
         uniforms = order.uniforms(self.seed, epoch, index, images.UNIFORMS_PER_RECORD)
@@ -332,7 +333,7 @@ def _crops(
     )
 
 
-def _empty_chunk(rows: Int64[np.ndarray, " n"], length: int, config: DataConfig) -> Chunk:
+def _empty_chunk(rows: Int64[np.ndarray, " n"], length: int, config: DataConfig) -> Batch:
     shape = (len(rows), config.image_size, config.image_size, config.channels)
     return {
         "image": np.zeros(shape, np.uint8),
@@ -349,7 +350,7 @@ class _EvalByRecord:
     config: DataConfig
     layout: Layout
 
-    def __call__(self, element: int) -> Chunk:
+    def __call__(self, element: int) -> Batch:
         rows = self.layout.rows(element)
         chunk = _empty_chunk(rows, len(self.source), self.config)
         index = rows[rows < len(self.source)]
@@ -372,7 +373,7 @@ class _EvalInMemory:
     config: DataConfig
     layout: Layout
 
-    def __call__(self, element: int) -> Chunk:
+    def __call__(self, element: int) -> Batch:
         rows = self.layout.rows(element)
         chunk = _empty_chunk(rows, len(self.source), self.config)
         index = rows[rows < len(self.source)]

@@ -93,7 +93,7 @@ def resize_box(
 ) -> UInt8[np.ndarray, "n channel {out} {out}"]:
     """One box, the same for all images, fractions of a pixel allowed; otherwise `resize_crops`."""
     height, width = images.shape[2:]
-    if height == width == out and box == (0, 0, out, out):
+    if height == width == out and np.array_equal(box, (0, 0, out, out)):
         return images
     left, top, right, bottom = np.array(box, np.float64)[:, None]
     across = bicubic_matrices(left, right, width, out)
@@ -118,5 +118,7 @@ def _apply(
 
 
 def _to_grey_levels(values: Float32[np.ndarray, "..."]) -> None:
-    np.rint(values, out=values)
+    # Halves upwards, as Pillow does.
+    values += 0.5
+    np.floor(values, out=values)
     np.clip(values, 0, 255, out=values)

@@ -1,6 +1,5 @@
 """Where records come from: random access by index, and names for the messages about bad ones."""
 
-import dataclasses
 import difflib
 import functools
 import json
@@ -281,7 +280,6 @@ DIGITS_TRAIN = 1297
 DIGITS_VALIDATION = 500
 
 
-@dataclasses.dataclass(frozen=True)
 class DigitsSource:
     """Scikit-learn's 1797 handwritten digits, 8 x 8 grey: nothing to download.
 
@@ -289,24 +287,28 @@ class DigitsSource:
     500. The 17 grey levels 0 .. 16 become 0 .. 255, ink bright on black.
     """
 
-    split: str
-    split_key: str = "train_split"
-    dataset: str = dataclasses.field(default="digits", init=False)
-    num_classes: int = dataclasses.field(default=10, init=False)
+    dataset = "digits"
+    num_classes = 10
 
-    def __post_init__(self) -> None:
-        self._index  # noqa: B018  A bad split is an error here, not at the first record.
+    def __init__(self, split: str, *, split_key: str = "train_split"):
+        """Takes a split.
 
-    @functools.cached_property
-    def _index(self) -> Int64[np.ndarray, " n"]:
+        Args:
+          split: "train" or "validation", or slices of one of them.
+          split_key: the config key that the split comes from, for messages.
+
+        Raises:
+          ValueError: there is no such split, or it joins both.
+        """
         lengths = {"train": DIGITS_TRAIN, "validation": DIGITS_VALIDATION}
-        index = slice_split(self.split, lengths, self.split_key)
-        bases = {base_split(part) for part in self.split.split("+")}
+        index = slice_split(split, lengths, split_key)
+        bases = {base_split(part) for part in split.split("+")}
         if len(bases) > 1:
-            raise ValueError(f"data.{self.split_key}='{self.split}' joins several splits of digits")
+            raise ValueError(f"data.{split_key}='{split}' joins several splits of digits")
         offset = 0 if bases == {"train"} else DIGITS_TRAIN
         total = DIGITS_TRAIN + DIGITS_VALIDATION
-        return order.permute(index + offset, total, order.STREAM_DIGITS)
+        self.split = split
+        self._index = order.permute(index + offset, total, order.STREAM_DIGITS)
 
     def __len__(self) -> int:
         return len(self._index)

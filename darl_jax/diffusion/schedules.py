@@ -220,7 +220,9 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         return Beta(config.a, config.b)
     if config.name not in FUNCTIONS:
         names = ", ".join(["beta", *FUNCTIONS])
-        raise ValueError(f"objective.schedule.name {config.name!r} is unknown; the schedules are {names}")
+        raise ValueError(
+            f"objective.schedule.name {config.name!r} is unknown; the schedules are {names}"
+        )
     return FUNCTIONS[config.name]
 
 

@@ -6,10 +6,11 @@ are used, without augmentation, and the classifier is solved to convergence: it 
 whether pre-training has learnt something, and is no number to hold against the paper's.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
+from darl_jax.data.memory import MemorySource
 from darl_jax.data.sources import Record, Source
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
@@ -95,7 +97,11 @@ class Subset:
         return self._source.read([int(self._index[i]) for i in index])
 
 
-def training_records(source: Source, config: ProbeConfig) -> Subset:
+@overload
+def training_records(source: MemorySource, config: ProbeConfig) -> MemorySource: ...
+@overload
+def training_records(source: Source, config: ProbeConfig) -> Subset: ...
+def training_records(source: Source | MemorySource, config: ProbeConfig) -> Subset | MemorySource:
     """The first labels_per_class * seeds records of each class, in a fixed random order.
 
     Labels are read record by record until each class has enough, so that of a large dataset only
@@ -115,9 +121,9 @@ def training_records(source: Source, config: ProbeConfig) -> Subset:
     while read < len(order) and found.min() < needed:
         some = order[read : read + _RECORDS_AT_ONCE].tolist()
         read += len(some)
-        for number, record in zip(some, source.read(some), strict=True):
-            if record.label >= 0 and found[record.label] < needed:
-                found[record.label] += 1
+        for number, label in zip(some, _labels(source, some), strict=True):
+            if label >= 0 and found[label] < needed:
+                found[label] += 1
                 chosen.append(number)
     if found.min() < needed:
         raise ValueError(
@@ -126,7 +132,20 @@ def training_records(source: Source, config: ProbeConfig) -> Subset:
             f"evaluation.probe.seeds={config.seeds} needs {needed} of each class"
         )
     logging.info("Probe: %d training records of %d that were looked at", len(chosen), read)
-    return Subset(source, np.array(chosen, np.int64))
+    index = np.array(chosen, np.int64)
+    if not isinstance(source, MemorySource):
+        return Subset(source, index)
+    subset = copy.copy(source)
+    subset.images, subset.labels = source.images[index], source.labels[index]
+    subset.bad = source.bad[index]
+    return subset
+
+
+def _labels(source: Source | MemorySource, numbers: list[int]) -> list[int]:
+    """The labels of some records; -1 for none."""
+    if isinstance(source, MemorySource):
+        return np.where(source.bad, -1, source.labels)[numbers].tolist()
+    return [record.label for record in source.read(numbers)]
 
 
 # --- the probe -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """DARL: a causal backbone and a patch decoder (Figure 1)."""
 
 import math
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
@@ -41,7 +42,7 @@ class DARL(nnx.Module):
     ):
         patch_dim = vit.patch_size**2 * channels
         self.backbone = ViT(vit, patch_dim=patch_dim, grid=grid, rngs=rngs)
-        decoder = DenoisingPatchDecoder if denoising else PatchDecoder
+        decoder: Any = DenoisingPatchDecoder if denoising else PatchDecoder
         self.patch_decoder = decoder(patch_decoder, vit, patch_dim=patch_dim, rngs=rngs)
 
     def encode(
@@ -62,4 +63,3 @@ class DARL(nnx.Module):
 def parameters(model: nnx.Module) -> PyTree:
     """A model's parameters as a nested dict of arrays with plain names."""
     return nnx.to_pure_dict(nnx.split(model)[1])
-

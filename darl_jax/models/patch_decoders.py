@@ -139,8 +139,7 @@ def unstack_blocks(blocks: nnx.Module, number: int) -> list[Any]:
     """
     graphdef, stacked = nnx.split(blocks)
     return [
-        nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
-        for i in range(number)
+        nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(number)
     ]
 
 

@@ -236,9 +236,7 @@ class ViT(nnx.Module):
       rngs: random state for the initial parameters; none is kept.
     """
 
-    def __init__(
-        self, config: ViTConfig, *, patch_dim: int, grid: positions.Grid, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ViTConfig, *, patch_dim: int, grid: positions.Grid, rngs: nnx.Rngs):
         self.config = config
         self.grid = grid
         token = nnx.initializers.normal(TOKEN_STDDEV)

@@ -7,7 +7,7 @@ from darl_jax.objectives.mse import MSE, MSEConfig
 ObjectiveConfig = MSEConfig | DiffusionConfig
 
 # objective.name -> (its config, the objective)
-OBJECTIVES: dict[str, tuple[type, type]] = {
+OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "mse": (MSEConfig, MSE),
     "diffusion": (DiffusionConfig, Diffusion),
 }

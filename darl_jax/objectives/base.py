@@ -5,8 +5,9 @@ path from 8-bit pixels to the loss: standardise, patchify, corrupt, compare.
 """
 
 import abc
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from clu.metrics import Average
@@ -26,8 +27,21 @@ class Prediction(NamedTuple):
     error: Float[Array, "batch patch"]  # squared error as the objective counts it
 
 
+@dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """A way to learn. Subclasses are frozen dataclasses of their config and the pixels' scale."""
+    """A way to learn.
+
+    Attributes:
+      config: the objective's own settings.
+      patch_size: rows and columns of a patch.
+      mean: of each channel, in units of [0, 1].
+      std: of each channel, in units of [0, 1].
+    """
+
+    config: Any
+    patch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
     denoising: ClassVar[bool]  # whether the patch decoder takes a corrupted patch too
 

@@ -52,9 +52,6 @@ class Diffusion(Objective):
     denoising: ClassVar[bool] = True
 
     config: DiffusionConfig
-    patch_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     @property
     def schedule(self) -> Schedule:

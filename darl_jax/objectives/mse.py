@@ -31,9 +31,6 @@ class MSE(Objective):
     denoising: ClassVar[bool] = False
 
     config: MSEConfig
-    patch_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
     def __call__(
         self, model: DARL, batch: Batch, key: PRNGKeyArray

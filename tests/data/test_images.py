@@ -68,7 +68,9 @@ def test_jpeg_comes_out_within_its_own_loss(picture: np.ndarray, options: dict) 
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_grey_becomes_three_equal_channels_or_stays_one(picture: np.ndarray, file_format: str) -> None:
+def test_grey_becomes_three_equal_channels_or_stays_one(
+    picture: np.ndarray, file_format: str
+) -> None:
     grey = picture[..., 2:]
     content = encoded(Image.fromarray(grey[..., 0]), file_format)
     assert difference(content, np.repeat(grey, 3, axis=-1)) <= 3

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from darl_jax.data.memory import MemorySource
 from darl_jax.data.sources import DigitsSource, Record
 from darl_jax.evaluators import LinearProbe, ProbeConfig
 from darl_jax.evaluators import linear_probe as probe_lib
@@ -112,6 +113,24 @@ def test_training_records_are_balanced_and_distinct():
     read = records.read(range(120))
     np.testing.assert_array_equal(np.bincount([record.label for record in read]), [12] * 10)
     assert len({record.name for record in read}) == 120
+
+
+def test_training_records_held_in_memory_are_the_same_ones():
+    config = ProbeConfig(labels_per_class=3, seeds=4)
+    source = DigitsSource("train")
+    read = probe_lib.training_records(source, config).read(range(120))
+    held = probe_lib.training_records(MemorySource(source, 1, skip_bad=False), config)
+    np.testing.assert_array_equal(held.labels, [record.label for record in read])
+    np.testing.assert_array_equal(held.images[:, 0], [record.image[..., 0] for record in read])
+
+
+def test_records_in_memory_that_could_not_be_decoded_are_not_trained_on():
+    held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
+    held.bad[::2] = True
+    chosen = probe_lib.training_records(held, ProbeConfig(labels_per_class=3, seeds=4))
+    assert not chosen.bad.any()
+    assert len(chosen) == 120
+    assert len(held) == len(held.images) == 1297
 
 
 def test_training_records_of_a_sorted_dataset_are_not_its_first():

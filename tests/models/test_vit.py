@@ -155,7 +155,7 @@ def loss_and_gradient(remat: str, unroll: int) -> Any:
     return run.lower(parameters(vit), make_patches(16, 11)).compile()
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("none", 99), ("dots", 1), ("full", 1), ("full", 3)])
+@pytest.mark.parametrize(("remat", "unroll"), [("none", 2), ("dots", 1), ("full", 1)])
 def test_remat_and_unroll_change_neither_output_nor_gradient(remat: str, unroll: int) -> None:
     """But for the order in which float32 sums are taken."""
     arguments = parameters(make_vit(depth=4)), make_patches(16, 11)

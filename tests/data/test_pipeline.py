@@ -1,0 +1,275 @@
+"""Which record goes where is a function of (seed, step), and nothing is lost or counted twice."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from darl_jax.data import pipeline
+from darl_jax.data.folder import FolderSource
+from darl_jax.data.memory import MemorySource
+from darl_jax.data.pipeline import DataConfig, eval_batches, open_sources, train_batches
+from darl_jax.data.sources import BadRecordError, DigitsSource
+
+DIGITS = DataConfig(
+    source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0
+)
+
+
+def take(batches: pipeline.Batches, count: int) -> list[pipeline.Batch]:
+    with batches:
+        return [next(batches) for _ in range(count)]
+
+
+def joined(batches: list[pipeline.Batch], key: str) -> np.ndarray:
+    return np.concatenate([batch[key] for batch in batches])
+
+
+def assert_equal(one: pipeline.Batch, other: pipeline.Batch) -> None:
+    assert one.keys() == other.keys()
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.fixture(scope="module", params=["by record", "in memory"])
+def train(request: pytest.FixtureRequest) -> DigitsSource | MemorySource:
+    source = DigitsSource("train")
+    return source if request.param == "by record" else MemorySource(source, 1, skip_bad=False)
+
+
+def test_batch_has_the_shapes_and_types_that_the_step_expects(train) -> None:
+    config = dataclasses.replace(DIGITS, image_size=12, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
+    if isinstance(train, MemorySource):
+        train = MemorySource(DigitsSource("train"), 3, skip_bad=False)
+    (batch,) = take(train_batches(train, config, batch_size=50, seed=0, start_step=0), 1)
+    kinds = {key: (value.shape, value.dtype) for key, value in batch.items()}
+    assert kinds == {
+        "image": ((50, 12, 12, 3), np.uint8),
+        "label": ((50,), np.int32),
+        "index": ((50,), np.int64),
+        "mask": ((50,), bool),
+        "replaced": ((50,), bool),
+    }
+    assert batch["mask"].all() and not batch["replaced"].any()
+
+
+def test_each_epoch_holds_every_record_once_in_an_order_of_its_own(train) -> None:
+    # 1297 = 13 steps of 100 less 3 rows: epochs meet inside a batch.
+    index = joined(
+        take(train_batches(train, DIGITS, batch_size=100, seed=0, start_step=0), 26), "index"
+    )
+    first, second = index[:1297], index[1297:2594]
+    np.testing.assert_array_equal(np.sort(first), np.arange(1297))
+    np.testing.assert_array_equal(np.sort(second), np.arange(1297))
+    assert (first == second).mean() < 0.02
+
+
+def test_resuming_at_a_step_gives_the_batches_of_the_run_that_never_stopped(train) -> None:
+    whole = take(train_batches(train, DIGITS, batch_size=70, seed=5, start_step=0), 22)
+    for step in (1, 18, 19, 21):
+        resumed = take(train_batches(train, DIGITS, batch_size=70, seed=5, start_step=step), 1)
+        assert_equal(resumed[0], whole[step])
+
+
+def test_resuming_after_a_billion_steps_is_immediate(train) -> None:
+    take(train_batches(train, DIGITS, batch_size=64, seed=0, start_step=10**9), 1)
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_global_batches_are_the_same_for_any_number_of_processes(train, process_count: int) -> None:
+    alone = take(train_batches(train, DIGITS, batch_size=72, seed=1, start_step=17), 3)
+    parts = [
+        take(
+            train_batches(
+                train, DIGITS, batch_size=72, seed=1, start_step=17,
+                process_index=index, process_count=process_count,
+            ),
+            3,
+        )
+        for index in range(process_count)
+    ]  # fmt: skip
+    for step in range(3):
+        together = {key: joined([part[step] for part in parts], key) for key in alone[step]}
+        assert_equal(together, alone[step])
+
+
+def test_batch_size_changes_neither_order_nor_augmentation(train) -> None:
+    large = take(train_batches(train, DIGITS, batch_size=120, seed=1, start_step=0), 1)
+    small = take(train_batches(train, DIGITS, batch_size=30, seed=1, start_step=0), 4)
+    for key in ("index", "label", "image"):
+        np.testing.assert_array_equal(joined(large, key), joined(small, key))
+
+
+def test_another_seed_gives_another_order_and_another_epoch_another_crop(train) -> None:
+    one = take(train_batches(train, DIGITS, batch_size=1297, seed=0, start_step=0), 2)
+    other = take(train_batches(train, DIGITS, batch_size=1297, seed=1, start_step=0), 1)
+    assert (one[0]["index"] == other[0]["index"]).mean() < 0.02
+    first, second = (batch["image"][np.argsort(batch["index"])] for batch in one)
+    assert (first == second).all(axis=(1, 2, 3)).mean() < 0.05
+
+
+@pytest.mark.parametrize("process_count", [1, 2, 4])
+@pytest.mark.parametrize("batch_size", [64, 100, 500, 512])
+def test_evaluation_counts_every_example_exactly_once(process_count: int, batch_size: int) -> None:
+    for source in (
+        DigitsSource("validation"),
+        MemorySource(DigitsSource("validation"), 1, skip_bad=False),
+    ):
+        parts = [
+            list(
+                eval_batches(
+                    source, DIGITS, batch_size=batch_size,
+                    process_index=index, process_count=process_count,
+                )
+            )
+            for index in range(process_count)
+        ]  # fmt: skip
+        assert len({len(part) for part in parts}) == 1
+        batches = [
+            {key: joined([part[step] for part in parts], key) for key in parts[0][step]}
+            for step in range(len(parts[0]))
+        ]
+        assert {len(batch["mask"]) for batch in batches} == {batch_size}
+        mask = joined(batches, "mask")
+        np.testing.assert_array_equal(joined(batches, "index")[mask], np.arange(500))
+        labels = [record.label for record in DigitsSource("validation").read(range(500))]
+        np.testing.assert_array_equal(joined(batches, "label")[mask], labels)
+        assert not joined(batches, "image")[~mask].any()
+        assert (joined(batches, "index")[~mask] == -1).all()
+
+
+def test_evaluation_crops_the_centre_and_never_flips() -> None:
+    config = dataclasses.replace(DIGITS, eval_crop=1.0)
+    source = DigitsSource("validation")
+    (batch,) = eval_batches(source, config, batch_size=500)
+    stored = np.stack([record.image for record in source.read(range(500))])
+    np.testing.assert_array_equal(batch["image"], stored)
+
+
+def test_batch_that_does_not_divide_is_an_error() -> None:
+    source = DigitsSource("train")
+    with pytest.raises(ValueError, match=r"batch_size is 10.*multiple of the 4 processes"):
+        train_batches(source, DIGITS, batch_size=10, seed=0, start_step=0, process_count=4)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        eval_batches(source, DIGITS, batch_size=0)
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Sixteen images, of which one is cut off."""
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.jpg")
+    content = (tmp_path / "05.jpg").read_bytes()
+    (tmp_path / "05.jpg").write_bytes(content[: len(content) // 2])
+    return tmp_path
+
+
+def bad_index(source: FolderSource) -> int:
+    names = [record.name for record in source.read(range(len(source)))]
+    return names.index("05.jpg")
+
+
+def test_corrupt_file_is_an_error_that_names_dataset_split_index_and_file(folder) -> None:
+    config = DataConfig(source="folder", image_size=16, num_workers=0)
+    source = FolderSource(str(folder), "train")
+    with pytest.raises(BadRecordError) as caught:
+        list(eval_batches(source, config, batch_size=4))
+    message = str(caught.value)
+    for part in (
+        str(folder),
+        "split 'train'",
+        f"record {bad_index(source)}",
+        "05.jpg",
+        "runcated",
+    ):
+        assert part in message
+    assert "\n" not in message and "data.on_bad_record='skip'" in message
+
+
+def test_skipped_record_is_replaced_by_the_same_one_every_time_and_marked(folder) -> None:
+    config = DataConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
+    config = dataclasses.replace(config, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    source = FolderSource(str(folder), "train")
+    bad = bad_index(source)
+    seen = []
+    for seed in (0, 1):
+        for batch in take(train_batches(source, config, batch_size=16, seed=seed, start_step=0), 2):
+            np.testing.assert_array_equal(batch["replaced"], batch["index"] == bad)
+            assert batch["mask"].all()
+            images = {
+                int(i): image for i, image in zip(batch["index"], batch["image"], strict=True)
+            }
+            substitutes = [i for i in images if i != bad and (images[i] == images[bad]).all()]
+            assert len(substitutes) == 1
+            seen += substitutes
+    assert len(set(seen)) == 1
+
+
+def test_skipped_record_is_not_counted_in_evaluation(folder) -> None:
+    config = DataConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
+    source = FolderSource(str(folder), "train")
+    for held in (source, None):
+        if held is None:
+            for path in folder.glob("*.jpg"):
+                pixels = np.zeros((20, 20, 3), np.uint8) + int(path.stem)
+                if path.stem != "05":
+                    Image.fromarray(pixels).save(path)
+            held = MemorySource(source, 3, skip_bad=True)
+        batches = list(eval_batches(held, config, batch_size=10))
+        index, mask = joined(batches, "index"), joined(batches, "mask")
+        replaced = joined(batches, "replaced")
+        assert index[mask].tolist() == [i for i in range(16) if i != bad_index(source)]
+        assert index[replaced].tolist() == [bad_index(source)]
+        assert not joined(batches, "image")[~mask].any()
+
+
+def test_folder_with_nothing_that_decodes_is_an_error_and_no_endless_search(tmp_path) -> None:
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    source = FolderSource(str(tmp_path), "train")
+    config = DataConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
+    with pytest.raises(BadRecordError):
+        take(train_batches(source, config, batch_size=2, seed=0, start_step=0), 1)
+
+
+def test_both_splits_are_checked_before_training(folder) -> None:
+    good = DataConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
+    train, validation = open_sources(good)
+    assert (len(train), len(validation)) == (1297, 500)
+    with pytest.raises(ValueError, match=r"data\.validation_split='test'"):
+        open_sources(dataclasses.replace(good, validation_split="test"))
+    held = open_sources(dataclasses.replace(good, in_memory=True))
+    assert isinstance(held.train, MemorySource) and isinstance(held.validation, MemorySource)
+    source = FolderSource(str(folder), "train")
+    bad = bad_index(source)
+    config = DataConfig(
+        source="folder", data_dir=str(folder), image_size=8,
+        train_split="train[:2]" if bad > 1 else "train[-2:]", validation_split=f"train[{bad}:]",
+    )  # fmt: skip
+    with pytest.raises(BadRecordError, match=r"record 0 \(05\.jpg\)"):
+        open_sources(config)
+    open_sources(dataclasses.replace(config, on_bad_record="skip"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"source": "hub"}, "data.source is 'hub'; it must be one of 'tfds', 'folder', 'digits'"),
+        ({"channels": 4}, "data.channels"),
+        ({"channels": 1}, "data.mean has 3 values and data.channels is 1"),
+        ({"on_bad_record": "ignore"}, "data.on_bad_record"),
+        ({"image_size": 0}, "data.image_size"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"eval_crop": 0.0}, "data.eval_crop"),
+        ({"crop_scale": (0.5, 0.2)}, "data.crop_scale"),
+        ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio"),
+    ],
+)
+def test_impossible_config_is_an_error_that_names_the_key(changes: dict, words: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        DataConfig(**changes)
+    assert words in str(caught.value)
