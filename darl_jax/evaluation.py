@@ -1,5 +1,6 @@
 """Which questions a run asks of its model, and when."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -65,7 +66,10 @@ class Evaluation:
                 self._config.probe,
                 graphdef,
                 initial_params=initial_params,
-                training_batches=functools.partial(batches, records),
+                # A few hundred records: starting workers would take longer than reading them.
+                training_batches=functools.partial(
+                    batches, records, config=dataclasses.replace(config.data, num_workers=0)
+                ),
                 test_batches=validation,
                 mean=mean,
                 std=std,

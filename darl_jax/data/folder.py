@@ -49,7 +49,7 @@ class FolderSource:
         paths, skipped = _list_images(directory)
         if not paths:
             raise ValueError(
-                f"{directory} holds no images ({_count(skipped)} other files); images end in "
+                f"{directory} holds no images (left out: {_count(skipped)}); images end in "
                 f"{' '.join(sorted(EXTENSIONS))}"
             )
         if skipped:

@@ -139,8 +139,13 @@ class Batches:
             if self._in_workers and self._next == self._start:
                 self._ahead.extend(_first_chunks(self._iterators))
             return self._assemble()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
+                raise ChildProcessError(
+                    "A data worker ended without an error of its own, as it does when memory runs "
+                    f"out: {str(error).split('. ')[0]}; data.num_workers sets how many there are"
+                ) from error
             raise
 
     def _assemble(self) -> Batch:

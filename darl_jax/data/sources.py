@@ -90,6 +90,11 @@ def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarr
     Raises:
       ValueError: the split is malformed, unknown, outside the records or empty.
     """
+    parts = _split_ranges(split, lengths, key)
+    return np.concatenate([np.arange(part.start, part.stop, dtype=np.int64) for part in parts])
+
+
+def _split_ranges(split: str, lengths: dict[str, int], key: str) -> list[range]:
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
         for name, length in lengths.items()
@@ -99,13 +104,12 @@ def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarr
     except (ValueError, KeyError, AssertionError) as error:
         raise ValueError(_bad_split(key, split, lengths, error)) from error
     ranges = [
-        np.arange(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+        range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
         for part in parts
     ]
-    index = np.concatenate(ranges).astype(np.int64)
-    if not len(index):
-        raise ValueError(_bad_split(key, split, lengths, ValueError("it holds no records")))
-    return index
+    if not any(ranges):
+        raise ValueError(_bad_split(key, split, lengths, ValueError("It holds no records.")))
+    return ranges
 
 
 def base_split(split: str) -> str:
@@ -153,7 +157,7 @@ class TfdsSource:
         label = features["label"] if "label" in features else None  # noqa: SIM401
         self.num_classes = getattr(label, "num_classes", None) or 0
         lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
-        slice_split(split, lengths, split_key)
+        _split_ranges(split, lengths, split_key)
         try:
             self._records = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}

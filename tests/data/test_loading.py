@@ -99,7 +99,7 @@ class Crash:
 def test_worker_that_is_killed_is_an_error_and_no_endless_wait() -> None:
     layout = Layout(4, 0, 1, 4)
     batches = Batches(Crash(), layout, start_step=0, num_steps=None, num_workers=1, row_bytes=1)
-    with pytest.raises(RuntimeError, match="exit code 9"):
+    with pytest.raises(ChildProcessError, match=r"exit code 9; data\.num_workers"):
         next(batches)
 
 
@@ -235,9 +235,12 @@ class Devices:
         answer = np.array([alone and not started])
         zeros = np.zeros(1, np.int64)
         return {
-            "image": np.zeros((1, 1, 1, 1), np.uint8), "label": zeros.astype(np.int32), "index": zeros,
-            "mask": answer, "replaced": answer,
-        }  # fmt: skip
+            "image": np.zeros((1, 1, 1, 1), np.uint8),
+            "label": zeros.astype(np.int32),
+            "index": zeros,
+            "mask": answer,
+            "replaced": answer,
+        }
 
 
 def test_workers_leave_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:

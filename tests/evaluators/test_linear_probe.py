@@ -133,7 +133,7 @@ def test_records_in_memory_that_could_not_be_decoded_are_not_trained_on():
     assert len(held) == len(held.images) == 1297
 
 
-def test_training_records_of_a_sorted_dataset_are_not_its_first():
+def test_training_records_are_drawn_from_the_whole_dataset():
     source = DigitsSource("train")
     config = ProbeConfig(labels_per_class=3, seeds=4)
     chosen = probe_lib.training_records(source, config)
