@@ -7,6 +7,7 @@ number of processes. Crops and flips (Table 8) are keyed by (seed, epoch, record
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -51,8 +52,8 @@ class DataConfig:
       flip: mirror half of the training images.
       eval_crop: in evaluation, the central square has this fraction of the short side.
       in_memory: decode once and hold all pixels; for small images of one size.
-      num_workers: processes that read and decode, in each process of the run; 0 for this one.
-        Images in memory need none.
+      num_workers: processes that read and decode, in each process of the run, but no more than
+        the machine has cores; 0 for threads in this one. Images in memory need none.
       on_bad_record: "error" stops at a record that cannot be decoded; "skip" replaces it, and in
         evaluation leaves it out.
     """
@@ -213,7 +214,7 @@ def train_batches(
         layout,
         start_step=start_step,
         num_steps=None,
-        num_workers=0 if isinstance(source, MemorySource) else config.num_workers,
+        num_workers=_workers(source, config),
         row_bytes=config.image_size**2 * config.channels,
     )
 
@@ -254,9 +255,15 @@ def eval_batches(
         layout,
         start_step=0,
         num_steps=-(-len(source) // batch_size),
-        num_workers=0 if isinstance(source, MemorySource) else config.num_workers,
+        num_workers=_workers(source, config),
         row_bytes=config.image_size**2 * config.channels,
     )
+
+
+def _workers(source: Source | MemorySource, config: DataConfig) -> int:
+    if isinstance(source, MemorySource):
+        return 0
+    return min(config.num_workers, os.cpu_count() or 1)
 
 
 def rows_to_records(

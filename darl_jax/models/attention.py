@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,9 @@ def attention(
             head_dim=query.shape[-1],
             tokens=query.shape[1],
         )
-    if implementation in ("xla", "cudnn"):
+    if implementation == "xla":
+        return _xla(query, key, value, _visible(mask, query.shape[1]))
+    if implementation == "cudnn":
         return jax.nn.dot_product_attention(
             query,
             key,
@@ -102,6 +104,56 @@ def prefix_mask(prefix: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch
     position = jnp.arange(tokens)
     causal = position[None, :] <= position[:, None]
     return (position < prefix[:, None, None, None]) | causal
+
+
+def _visible(mask: Mask, tokens: int) -> Bool[Array, "#batch 1 query key"] | None:
+    """True where a query sees a key; None where it sees all."""
+    if not isinstance(mask, str):
+        return prefix_mask(mask, tokens)
+    return prefix_mask(jnp.zeros(1, jnp.int32), tokens) if mask == "causal" else None
+
+
+@jax.custom_vjp
+def _xla(
+    query: Float[Array, "batch token head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    visible: Bool[Array, "#batch 1 token token"] | None,
+) -> Float[Array, "batch token head channel"]:
+    """Attention as plain matmuls, forward and backward.
+
+    The derivative is written out so that no matmul has its token x token factor transposed, which
+    on a CPU takes three times as long, and so that the weights are all of that size that is kept.
+    """
+    return _xla_forward(query, key, value, visible)[0]
+
+
+def _xla_forward(query: Array, key: Array, value: Array, visible: Array | None) -> tuple[Any, Any]:
+    logits = _matmul("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    if visible is not None:
+        logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+    out = _matmul("bhqk,bkhd->bhqd", weights, value).swapaxes(1, 2).astype(query.dtype)
+    return out, (query, key, value, weights, out)
+
+
+def _xla_backward(residuals: tuple[Array, ...], dout: Array) -> tuple[Any, ...]:
+    query, key, value, weights, out = residuals
+    # The sum over keys of weights * dweights, from the smaller factors.
+    mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1).swapaxes(1, 2)[..., None]
+    dweights = _matmul("bqhd,bkhd->bhqk", dout, value)
+    dlogits = (weights * (dweights - mean) * query.shape[-1] ** -0.5).astype(query.dtype)
+    dquery = _matmul("bhqk,bkhd->bhqd", dlogits, key).swapaxes(1, 2)
+    dkey = _matmul("bqhd,bhqk->bhdk", query, dlogits).transpose(0, 3, 1, 2)
+    dvalue = _matmul("bqhd,bhqk->bhdk", dout, weights).transpose(0, 3, 1, 2)
+    return *(d.astype(query.dtype) for d in (dquery, dkey, dvalue)), None
+
+
+_xla.defvjp(_xla_forward, _xla_backward)
+
+
+def _matmul(subscripts: str, a: Array, b: Array) -> Float[Array, "batch head _ _"]:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def _splash(

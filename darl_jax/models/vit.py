@@ -117,9 +117,24 @@ def linear(
     )
 
 
-def layer_norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A cheap function that keeps its arguments alone for the backward pass.
+
+    Whatever `remat` says: elementwise work costs less than writing down and reading its results.
+    """
+    return jax.checkpoint(function, policy=jax.checkpoint_policies.nothing_saveable)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm of which the backward pass needs only the input."""
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        return recompute(super().__call__)(x, mask=mask)
+
+
+def layer_norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with epsilon 1e-6; statistics are float32 and two-pass."""
-    return nnx.LayerNorm(
+    return LayerNorm(
         features,
         epsilon=LAYER_NORM_EPSILON,
         use_fast_variance=False,
@@ -179,7 +194,7 @@ class Mlp(nnx.Module):
         self.down = linear(mlp_dim, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        return self.down(gelu(self.up(x)))
+        return recompute(lambda hidden: self.down(gelu(hidden)))(self.up(x))
 
 
 @jax.custom_jvp

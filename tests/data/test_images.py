@@ -182,6 +182,7 @@ def test_exif_rotation_is_undone(picture: np.ndarray, orientation: int, file_for
     assert np.abs(cropped.astype(int) - np.asarray(expected)).max() <= 4
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_broken_exif_leaves_the_pixels_as_they_stand(picture: np.ndarray) -> None:
     content = encoded(Image.fromarray(picture), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")
     assert difference(content, picture) == 0
