@@ -1,7 +1,7 @@
-"""A small ViT (width 128, 6 blocks, patches of 4) on CIFAR-10, squared error: a laptop trains it.
+r"""A small ViT (width 128, 6 blocks, patches of 4) on CIFAR-10, squared error: a laptop trains it.
 
-python -m darl_jax.train --config=configs/cifar10_small_mse.py --workdir=runs/cifar10_mse \\
-    --config.data.data_dir=~/tensorflow_datasets
+python -m darl_jax.train --config=configs/cifar10_small_mse.py \
+    --workdir=runs/cifar10_mse --config.data.data_dir=~/tensorflow_datasets
 
 Cost: COST
 """

@@ -1,12 +1,13 @@
-"""ViT-B/16, diffusion, gamma ~ Beta(0.03, 1): ImageNet pre-training for 800 epochs (Table 8).
+r"""ViT-B/16, diffusion, gamma ~ Beta(0.03, 1): ImageNet pre-training for 800 epochs (Table 8).
 
 python -m darl_jax.train --config=configs/darl_vit_b16_diffusion.py --workdir=gs://bucket/run \
     --config.data.data_dir=gs://bucket/tensorflow_datasets
 
-Cost: 0.1166 TFLOP an image for forward and backward, 120 EFLOP in all: at half of the
-bfloat16 peak 67 H100-hours or 241 TPU v4 chip-hours.
+Cost: 0.1166 TFLOP an image for forward and backward, 120 EFLOP in all, or at half
+of the bfloat16 peak 67 H100-hours or 241 TPU v4 chip-hours.
 
-Expected, from the paper: 81.9% ImageNet top-1 after 90 epochs of fine-tuning (Table 5).
+Expected, from the paper: 81.9% ImageNet top-1 after 90 epochs of
+fine-tuning (Table 5).
 """
 
 import ml_collections

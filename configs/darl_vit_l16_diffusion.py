@@ -1,13 +1,14 @@
-"""ViT-L/16, diffusion, gamma ~ Beta(0.03, 1): ImageNet pre-training for 800 epochs (Table 8).
+r"""ViT-L/16, diffusion, gamma ~ Beta(0.03, 1): ImageNet pre-training for 800 epochs (Table 8).
 
 python -m darl_jax.train --config=configs/darl_vit_l16_diffusion.py --workdir=gs://bucket/run \
     --config.data.data_dir=gs://bucket/tensorflow_datasets
 
-Cost: 0.3877 TFLOP an image for forward and backward, 397 EFLOP in all: at half of the
-bfloat16 peak 223 H100-hours or 803 TPU v4 chip-hours.
+Cost: 0.3877 TFLOP an image for forward and backward, 397 EFLOP in all, or at half
+of the bfloat16 peak 223 H100-hours or 803 TPU v4 chip-hours.
 
-Expected, from the paper: 84.9% ImageNet top-1 after 90 epochs of fine-tuning (Table 5). Table 15 has a run
-that reached 84.9% at a validation loss of 0.168.
+Expected, from the paper: 84.9% ImageNet top-1 after 90 epochs of
+fine-tuning (Table 5). Table 15 has a run that reached 84.9% at a validation
+loss of 0.168.
 """
 
 import ml_collections

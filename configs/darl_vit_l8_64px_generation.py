@@ -1,6 +1,6 @@
-"""ViT-L/8 at 64 px for generation (Appendix F): 8-block denoising decoder, gamma ~ Beta(1, 1).
+r"""ViT-L/8 at 64 px for generation (Appendix F): 8-block denoising decoder, gamma ~ Beta(1, 1).
 
-python -m darl_jax.train --config=configs/darl_vit_l8_64px_generation.py \\
+python -m darl_jax.train --config=configs/darl_vit_l8_64px_generation.py \
     --workdir=gs://bucket/run --config.data.data_dir=gs://bucket/tensorflow_datasets
 
 Cost: 0.191 TFLOP an image for forward and backward, 196 EFLOP in all: at half of the bfloat16 peak

@@ -35,7 +35,7 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
             try:
                 rest = flags.FLAGS(argv)
             except (AttributeError, KeyError) as error:
-                raise ValueError(_unknown_key(str(error.args[0]), argv)) from error
+                raise ValueError(_unknown_key(error, argv)) from error
             if len(rest) > 1:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
         return rest
@@ -51,11 +51,13 @@ def _check_config_file(argv: Sequence[str]) -> None:
             raise ValueError(f"{argument}: there is no such file; configs/ holds the project's own")
 
 
-def _unknown_key(message: str, argv: Sequence[str]) -> str:
+def _unknown_key(error: BaseException, argv: Sequence[str]) -> str:
     """ml_collections names the key that is unknown and the nearest one, but not where it stood."""
-    message = " ".join(message.split())
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    message = " ".join(str(error.args[0]).split())
     for argument in argv:
         keys = argument.lstrip("-").split("=")[0].split(".")
         if keys[0] == "config" and any(f"'{key}'" in message for key in keys[1:]):
-            return f"{argument}: no such key {message}"
+            return f"{argument}: there is no key {message}"
     return f"in the config file: {message}"

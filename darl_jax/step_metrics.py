@@ -27,8 +27,8 @@ class StepMetrics:
         self._max_dropped = max_dropped_in_a_row
         self._steps_ahead = steps_ahead
         self._in_flight: collections.deque[tuple[int, Mapping[str, Average]]] = collections.deque()
-        self._totals: collections.Counter[str] = collections.Counter()
-        self._counts: collections.Counter[str] = collections.Counter()
+        self._totals: dict[str, float] = collections.defaultdict(float)
+        self._counts: dict[str, float] = collections.defaultdict(float)
         self.loss: float | None = None  # of the last step that was read
 
     def add(self, step: int, metrics: Mapping[str, Average], *, wait: bool) -> None:
@@ -51,7 +51,7 @@ class StepMetrics:
         if dropped >= self._max_dropped:
             raise NotFiniteError(
                 f"loss or gradient was not finite in {dropped} steps in a row, "
-                f"{step - dropped + 1} to {step}; their updates were dropped and nothing was saved since"
+                f"{step - dropped + 1} to {step}; their updates were dropped"
             )
 
     def summary(self) -> dict[str, float]:

@@ -99,13 +99,14 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:
     }
 
 
-def check_same_run(saved: Mapping[str, Any], config: TrainConfig, workdir: epath.Path) -> None:
-    """Whether a checkpoint's run is the one that the config describes.
+def check_same_run(
+    saved: Mapping[str, Any], current: Mapping[str, Any], workdir: epath.Path
+) -> None:
+    """Whether a checkpoint's run is this one, by what was saved with it.
 
     Raises:
       ConfigError: they differ in what is learnt from which examples in which order.
     """
-    current = config_lib.to_dict(config)
     differences = config_differences(saved, current, config_lib.MAY_CHANGE_ON_RESUME)
     if differences:
         raise ConfigError(
@@ -134,7 +135,10 @@ def compile_step(
 ) -> jax.stages.Compiled:
     """The step for these shapes and layouts; it takes the state's memory for the new state."""
     began = time.monotonic()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+    # Said here, for the compiler would choose other layouts for the new state than the old has.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+    compiled = jitted.lower(state, batch, key).compile()
     logging.info("Compiled the step in %.1f s", time.monotonic() - began)
     memory = compiled.memory_analysis()
     if memory is not None:
@@ -174,6 +178,9 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
     steps_per_epoch = len(sources.train) / config.batch_size
     total_steps = config.total_steps or max(1, round(config.total_epochs * steps_per_epoch))
 
+    # The order of the records follows from how many there are.
+    saved_config = config_lib.to_dict(config) | {"train_records": len(sources.train)}
+
     # Model, objective, optimiser.
     objective = build.build_objective(config)
     build_model = build.model_builder(config)
@@ -199,7 +206,7 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
             start_step = checkpointer.latest_step() or 0
             abstract = abstract_state(build_model, optimizer, mesh)
             if start_step:
-                check_same_run(checkpointer.read_config(), config, workdir)
+                check_same_run(checkpointer.read_config(), saved_config, workdir)
                 state = checkpointer.restore(abstract)
                 logging.info("Goes on from step %d, restored from %s", start_step, workdir)
             else:
@@ -246,7 +253,6 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
         )
         cleanup.callback(progress.close)
         step_metrics = StepMetrics(config.max_dropped_in_a_row)
-        saved_config = config_lib.to_dict(config)
 
         def log(step: int) -> None:
             values = step_metrics.summary()

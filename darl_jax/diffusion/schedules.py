@@ -28,7 +28,6 @@ Values = TypeVar("Values", jax.Array, np.ndarray)
 
 
 @runtime_checkable
-@runtime_checkable
 class Schedule(Protocol):
     """A distribution of gamma on [0, 1]."""
 
@@ -74,8 +73,8 @@ class Beta:
         for key, value in (("a", self.a), ("b", self.b)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(
-                    f"objective.schedule.{key} must be a positive finite number for a Beta schedule, "
-                    f"got {value!r}"
+                    f"objective.schedule.{key} must be a positive finite number for a Beta "
+                    f"schedule, got {value!r}"
                 )
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
