@@ -151,7 +151,11 @@ def make_matmul(dtype: str) -> tuple[float, Callable[[], None]]:
     size = MATMUL_SIZE[jax.default_backend()]
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     matmul = jax.jit(jnp.matmul)
-    return 2.0 * size**3, lambda: jax.block_until_ready(matmul(a, a))
+
+    def multiply() -> None:
+        jax.block_until_ready(matmul(a, a))
+
+    return 2.0 * size**3, multiply
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -164,7 +168,8 @@ def measure(
     step: Callable[[], None], matmul: Callable[[], None], limit: float
 ) -> tuple[list[float], list[float]]:
     """Seconds of steps and of matmuls, taken in turns for `limit` seconds; at least 3 steps."""
-    step(), matmul()
+    step()
+    matmul()
     steps: list[float] = []
     matmuls: list[float] = []
     end = time.monotonic() + limit

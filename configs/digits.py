@@ -12,9 +12,8 @@ from darl_jax.config import default_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse")
-    config.batch_size = 128
-    config.total_steps = 1000
-    config.log_every_steps = 25
+    config.batch_size = 64
+    config.total_steps = 2000
     config.model.width = 128
     config.model.depth = 4
     config.model.num_heads = 4
@@ -24,17 +23,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "digits"
     config.data.image_size = 8
     config.data.channels = 1
-    config.data.crop_scale = (1.0, 1.0)
-    config.data.crop_ratio = (1.0, 1.0)
+    config.data.crop_scale = (0.7, 1.0)
     config.data.flip = False
     config.data.eval_crop = 1.0
     config.data.in_memory = True
     config.data.mean = (0.305,)
     config.data.std = (0.376,)
-    config.optimizer.base_learning_rate = 2e-3
+    config.optimizer.base_learning_rate = 4e-3
+    config.optimizer.weight_decay = 0.2
     config.optimizer.warmup_steps = 50
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 500
     config.evaluation.loss_every_steps = 250
-    config.evaluation.pictures_every_steps = 500
+    config.evaluation.pictures_every_steps = 1000
     config.evaluation.probe_every_steps = 1000
     return config

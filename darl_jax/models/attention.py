@@ -90,7 +90,7 @@ def attention(
             value,
             mask=None if isinstance(mask, str) else prefix_mask(mask, query.shape[1]),
             is_causal=isinstance(mask, str) and mask == "causal",
-            implementation=implementation,  # type: ignore[arg-type]
+            implementation="cudnn",
         )
     if implementation == "splash":
         if not isinstance(mask, str):
