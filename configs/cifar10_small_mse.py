@@ -13,14 +13,15 @@ from darl_jax.config import default_config
 
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse")
-    config.batch_size = 256
-    config.total_epochs = 20.0
+    config.batch_size = 128
+    config.total_epochs = 10.0
     config.model.width = 128
     config.model.depth = 6
     config.model.num_heads = 4
     config.model.mlp_dim = 512
     config.model.patch_size = 4
     config.model.dtype = "float32"
+    config.model.unroll = 6
     config.data.name = "cifar10"
     config.data.validation_split = "test"
     config.data.image_size = 32
@@ -28,9 +29,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.in_memory = True
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    config.optimizer.base_learning_rate = 1e-3
+    config.optimizer.base_learning_rate = 2e-3
     config.optimizer.warmup_epochs = 1.0
     config.checkpoint.every_steps = 500
-    config.evaluation.loss_every_steps = 200
+    config.evaluation.loss_every_steps = 250
     config.evaluation.pictures_every_steps = 1000
     return config

@@ -20,6 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.mlp_dim = 512
     config.model.patch_size = 2
     config.model.dtype = "float32"
+    config.model.unroll = 4
     config.data.source = "digits"
     config.data.image_size = 8
     config.data.channels = 1
