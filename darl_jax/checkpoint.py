@@ -50,7 +50,7 @@ class Checkpointer:
         if keep_every < 0:
             raise ValueError(f"keep_every must be 0 (off) or a number of steps, not {keep_every}")
         _quieten_orbax()
-        self._folder = epath.Path(workdir) / _FOLDER
+        self._folder = absolute_path(workdir) / _FOLDER
         self._saving: int | None = None
         keep: list[checkpoint_managers.PreservationPolicy] = [
             checkpoint_managers.LatestN(keep_last)
@@ -192,6 +192,13 @@ class Checkpointer:
         )
 
 
+def absolute_path(path: os.PathLike | str) -> epath.Path:
+    """A folder's whole path, or a bucket's as it is; Orbax refuses relative ones when it writes."""
+    if "://" in os.fspath(path):
+        return epath.Path(path)
+    return epath.Path(path).expanduser().resolve()
+
+
 def restore_params(
     path: os.PathLike | str, step: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
@@ -211,7 +218,7 @@ def restore_params(
         ValueError: another format version.
     """
     _quieten_orbax()
-    folder = epath.Path(path)
+    folder = absolute_path(path)
     if (folder / _FOLDER).is_dir():
         folder = folder / _FOLDER
     step_path = _step_path(folder, step)

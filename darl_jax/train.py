@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from darl_jax import build
 from darl_jax import config as config_lib
-from darl_jax.checkpoint import Checkpointer, config_differences
+from darl_jax.checkpoint import Checkpointer, absolute_path, config_differences
 from darl_jax.cli import (
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
         if _CONFIG.value is None or not _WORKDIR.value:
             raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
         config = config_lib.load(_CONFIG.value)
-        workdir = epath.Path(_WORKDIR.value).expanduser()
+        workdir = absolute_path(_WORKDIR.value)
         workdir.mkdir(parents=True, exist_ok=True)
     sys.exit(train(config, workdir))
 

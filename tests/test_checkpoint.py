@@ -507,3 +507,19 @@ def test_paths_may_be_of_etils(tmp_path, make_checkpointer):
     checkpointer.save(1, {"params": {"kernel": jnp.ones(3)}}, CONFIG)
     checkpointer.wait()
     assert restore_params(epath.Path(tmp_path) / "run")[2] == 1
+
+
+def test_bucket_path_stays_as_it_is():
+    assert str(checkpoint.absolute_path("gs://bucket/run")) == "gs://bucket/run"
+
+
+def test_path_may_be_relative_to_the_working_directory(make_checkpointer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = make_state()
+    checkpointer = make_checkpointer("run")
+    checkpointer.save(1, state, CONFIG)
+    checkpointer.wait()
+    assert checkpointer.latest_step() == 1
+    params, _, step = restore_params("run")
+    assert step == 1
+    np.testing.assert_array_equal(params["odd"], state["params"]["odd"])
