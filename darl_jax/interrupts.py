@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C ask a run to save and leave; a second Ctrl-C does not wait."""
 
+import os
 import signal
 import types
 from collections.abc import Callable
@@ -24,5 +25,6 @@ class StopRequest:
 
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            # Whatever is being written is not complete and will be ignored.
+            os._exit(128 + number)
         self.signal = signal.Signals(number).name

@@ -10,6 +10,7 @@ again to go on.
 """
 
 import contextlib
+import logging as logging_lib
 import math
 import sys
 import time
@@ -153,6 +154,8 @@ def compile_step(
 def main(argv: list[str]) -> None:
     """Trains, and exits with one of the codes above."""
     del argv
+    # JAX tells at length that it found no TPU on a machine that has none.
+    logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
     with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
         if _CONFIG.value is None or not _WORKDIR.value:
             raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
@@ -205,6 +208,11 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
             )
             start_step = checkpointer.latest_step() or 0
             abstract = abstract_state(build_model, optimizer, mesh)
+            if start_step > total_steps:
+                raise ConfigError(
+                    f"{workdir} has a checkpoint of step {start_step}, and the config ends at step "
+                    f"{total_steps}; raise config.total_steps or give another --workdir"
+                )
             if start_step:
                 check_same_run(checkpointer.read_config(), saved_config, workdir)
                 state = checkpointer.restore(abstract)
@@ -290,10 +298,12 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
                 batch = device_batch(next(batches), mesh)
                 state, metrics = train_step(state, batch, step_key)
                 last = step == total_steps
-                due = last or stop.signal is not None
-                saves = due or step % config.checkpoint.every_steps == 0
-                logs = due or step % config.log_every_steps == 0
-                evaluates = evaluation.due(step, last=last)
+                # Read once: a signal that comes later in this step is for the next one.
+                stopped_by = None if last else stop.signal
+                ends = last or stopped_by is not None
+                saves = ends or step % config.checkpoint.every_steps == 0
+                logs = ends or step % config.log_every_steps == 0
+                evaluates = stopped_by is None and evaluation.due(step, last=last)
                 # Before anything is saved or shown all steps are known to be good.
                 step_metrics.add(step, metrics, wait=saves or logs or evaluates)
                 progress.update(step, step_metrics.loss)
@@ -303,23 +313,22 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
                     if saves:
                         checkpointer.save(step, state, saved_config)
                     # Saved first: what a crash in an evaluator costs is the evaluation.
-                    if stop.signal is None:
+                    if evaluates:
+                        logging.info("Step %d: training loss %.5f", step, step_metrics.loss)
                         evaluation.run(state.params, evaluation_key, step, writer, last=last)
-                if stop.signal is not None and not last:
-                    break
-            else:
-                checkpointer.wait()
-                progress.close()
-                logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
-                return 0
+                if stopped_by is not None:
+                    checkpointer.wait()
+                    progress.close()
+                    print(
+                        f"{stopped_by}: saved step {step} of {total_steps} in {workdir}; the same "
+                        "command goes on from there",
+                        file=sys.stderr,
+                    )
+                    return EXIT_INTERRUPTED
             checkpointer.wait()
             progress.close()
-            print(
-                f"{stop.signal}: saved step {step} of {total_steps} in {workdir}; the same command "
-                "goes on from there",
-                file=sys.stderr,
-            )
-            return EXIT_INTERRUPTED
+            logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
+            return 0
 
 
 if __name__ == "__main__":

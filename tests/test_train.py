@@ -89,7 +89,7 @@ def test_checkpoint_can_be_read_for_its_parameters_alone(whole_run):
     assert params["backbone"]["blocks"]["mlp"]["up"]["kernel"].shape == (2, 32, 64)
 
 
-def test_resumed_run_equals_one_that_was_not_stopped(whole_run, tmp_path, monkeypatch):
+def test_resumed_run_equals_one_that_was_not_stopped(whole_run, tmp_path, monkeypatch, capsys):
     config = tiny()
     calls = 0
     add = train.StepMetrics.add
@@ -103,8 +103,9 @@ def test_resumed_run_equals_one_that_was_not_stopped(whole_run, tmp_path, monkey
 
     monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_6)
     assert run(config, tmp_path) == 75
-    stopped_at = restore_params(tmp_path)[2]
-    assert stopped_at < 12
+    # The signal came too late for step 6, and neither 6 nor 7 is a multiple of every_steps.
+    assert restore_params(tmp_path)[2] == 7
+    assert "SIGTERM: saved step 7 of 12" in capsys.readouterr().err
     assert run(config, tmp_path) == 0
     assert_same_bits(saved_state(whole_run, config), saved_state(tmp_path, config))
 
@@ -132,6 +133,13 @@ def test_run_can_be_made_longer_and_watched_otherwise(whole_run, tmp_path):
     longer = tiny(total_steps=14, log_every_steps=1, evaluation__loss_every_steps=0)
     assert run(longer, tmp_path) == 0
     assert restore_params(tmp_path)[2] == 14
+
+
+def test_run_cannot_end_before_its_checkpoint(whole_run, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(tiny(total_steps=5), whole_run)
+    assert caught.value.code == 2
+    assert "has a checkpoint of step 12" in capsys.readouterr().err
 
 
 def test_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
