@@ -3,8 +3,8 @@
 A run's checkpoints lie in `<workdir>/checkpoints/<step>/`, each with three items: `state` (every
 array of the train state under a plain name, such as `params/backbone/blocks/mlp/up/kernel` or
 `opt_state/adam/mu/backbone/...`), `config` and `metadata` (JSON). Names come from the attributes,
-keys and positions on the way to an array, so that optimiser states, which are named tuples, need not
-exist in the code that reads them.
+keys and positions on the way to an array, so that optimiser states, which are named tuples, need
+not exist in the code that reads them.
 """
 
 import importlib.metadata

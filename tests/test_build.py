@@ -1,0 +1,53 @@
+"""The FLOPs that a run reports are those of the step that it runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from darl_jax import build, flops
+from darl_jax.config import TrainConfig
+from darl_jax.data.pipeline import DataConfig
+from darl_jax.models.patch_decoders import PatchDecoderConfig
+from darl_jax.models.vit import ViTConfig
+from darl_jax.objectives.diffusion import DiffusionConfig
+from darl_jax.objectives.mse import MSEConfig
+from tests.jaxpr_flops import matmul_flops
+
+VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=24, patch_size=4, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("objective", "decoder"),
+    [
+        (MSEConfig(), PatchDecoderConfig()),
+        (MSEConfig(), PatchDecoderConfig(layers=2)),
+        (DiffusionConfig(), PatchDecoderConfig("mlp", 2)),
+        (DiffusionConfig(draws=3), PatchDecoderConfig("transformer", 0)),
+        (DiffusionConfig(draws=3), PatchDecoderConfig("transformer", 1, True)),
+        (DiffusionConfig(draws=2), PatchDecoderConfig("transformer", 4)),
+    ],
+)
+def test_counted_flops_are_those_of_the_traced_loss(objective, decoder):
+    config = TrainConfig(
+        batch_size=2,
+        model=VIT,
+        patch_decoder=decoder,
+        objective=objective,
+        data=DataConfig(source="digits", image_size=16),
+    )
+    model = nnx.eval_shape(lambda: build.model_builder(config)(nnx.Rngs(0)))
+    graphdef, params = nnx.split(model)
+    batch = {
+        "image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8),
+        "mask": jax.ShapeDtypeStruct((2,), jnp.bool_),
+    }
+
+    def loss(params, batch, key):
+        return build.build_objective(config)(nnx.merge(graphdef, params), batch, key)[0]
+
+    traced = matmul_flops(loss, params, batch, jax.random.key(0))
+    assert build.step_flops(config) == flops.train_step_flops(traced // 2, 2)
+    assert build.step_flops(dataclasses.replace(config, batch_size=4)) == 6 * traced
