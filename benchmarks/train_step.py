@@ -35,7 +35,7 @@ from darl_jax.objectives import OBJECTIVES
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
 from darl_jax.sharding import MeshConfig, make_mesh
 from darl_jax.train_state import create_state, graph_definition
-from darl_jax.train_step import make_train_step
+from darl_jax.train_step import compile_step, make_train_step
 
 # Large enough that a device is at its best, small enough to be done in a moment.
 MATMUL_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
@@ -117,7 +117,7 @@ def benchmark_config(arguments: argparse.Namespace) -> TrainConfig:
     )
 
 
-def compile_step(config: TrainConfig) -> tuple[jax.stages.Compiled, Callable[[], None]]:
+def prepare_step(config: TrainConfig) -> tuple[jax.stages.Compiled, Callable[[], None]]:
     """The compiled step and a function that takes one, to the end."""
     builder = build.model_builder(config)
     learning_rate = learning_rate_schedule(
@@ -136,7 +136,7 @@ def compile_step(config: TrainConfig) -> tuple[jax.stages.Compiled, Callable[[],
         optimizer,
         accumulation_steps=config.accumulation_steps,
     )
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, key).compile()
+    compiled = compile_step(step, state, batch, key)
 
     def take_step() -> None:
         nonlocal state
@@ -199,7 +199,7 @@ def main() -> None:
         model = config.model
         attention = choose_implementation(
             model.attention,
-            platform=jax.default_backend(),
+            device=jax.devices()[0],
             dtype=model.dtype,
             head_dim=model.head_dim,
             tokens=config.grid[0] * config.grid[1],
@@ -213,7 +213,7 @@ def main() -> None:
         flush=True,
     )
     began = time.perf_counter()
-    compiled, step = compile_step(config)
+    compiled, step = prepare_step(config)
     compile_seconds = time.perf_counter() - began
     matmul_flops, matmul = make_matmul(model.dtype)
     steps, matmuls = measure(step, matmul, arguments.seconds)

@@ -1,4 +1,4 @@
-"""From a config to the objects that it describes; every door (train, sample, ...) goes through."""
+"""From a config to the objects that it describes."""
 
 import math
 
@@ -14,9 +14,7 @@ from darl_jax.train_state import BuildModel
 def build_objective(config: TrainConfig) -> Objective:
     """What is learnt."""
     objective = OBJECTIVES[config.objective.name][1]
-    return objective(
-        config.objective, config.model.patch_size, tuple(config.data.mean), tuple(config.data.std)
-    )
+    return objective(config.objective, config.model.patch_size, config.data.mean, config.data.std)
 
 
 def model_builder(config: TrainConfig) -> BuildModel:

@@ -7,11 +7,12 @@ keys and positions on the way to an array, so that optimiser states, which are n
 not exist in the code that reads them.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import logging as python_logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,12 +21,14 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jaxtyping import PyTree
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers as managers
 
 # Raised whenever a checkpoint written before could no longer be read: other names, other items.
 FORMAT_VERSION = 1
 
 _FOLDER = "checkpoints"
+# TensorStore's codes for what passes or can be granted: the checkpoint itself may be whole.
+_NO_DAMAGE = ("ABORTED", "CANCELLED", "DEADLINE", "PERMISSION", "RESOURCE", "UNAUTH", "UNAVAIL")
 _LISTED = 10  # paths, files or steps that an error message names before it only counts
 
 
@@ -40,25 +43,23 @@ class Checkpointer:
         keep_every: checkpoints whose step is a multiple of it stay for ever; 0 for none.
 
     Raises:
-        ValueError: `keep_last` below 1 or `keep_every` below 0.
+        ValueError: `keep_last` below 1, `keep_every` below 0, or a file where the folder goes.
         OSError: the folder cannot be made.
     """
 
     def __init__(self, workdir: os.PathLike | str, *, keep_last: int, keep_every: int) -> None:
         if keep_last < 1:
-            raise ValueError(f"keep_last must be at least 1, not {keep_last}")
+            raise ValueError(f"checkpoint.keep_last must be at least 1, not {keep_last}")
         if keep_every < 0:
-            raise ValueError(f"keep_every must be 0 (off) or a number of steps, not {keep_every}")
+            raise ValueError(f"checkpoint.keep_every must be 0 (off) or more, not {keep_every}")
         _quieten_orbax()
         self._folder = absolute_path(workdir) / _FOLDER
         self._saving: int | None = None
-        keep: list[checkpoint_managers.PreservationPolicy] = [
-            checkpoint_managers.LatestN(keep_last)
-        ]
+        keep: list[managers.PreservationPolicy] = [managers.LatestN(keep_last)]
         if keep_every:
-            keep.append(checkpoint_managers.EveryNSteps(keep_every))
+            keep.append(managers.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            preservation_policy=managers.AnyPreservationPolicy(keep),
             # What a killed run left half-written.
             cleanup_tmp_directories=True,
             # When the folder is made in the background and that fails, Orbax's writer threads
@@ -66,6 +67,8 @@ class Checkpointer:
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         try:
+            if self._folder.exists() and not self._folder.is_dir():
+                raise ValueError(f"{self._folder} is a file; move it, for checkpoints go there")
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_handlers={
@@ -90,8 +93,7 @@ class Checkpointer:
     def save(self, step: int, state: PyTree, config: Mapping[str, Any]) -> None:
         """Starts to save, and returns once the arrays of `state` may be donated or overwritten.
 
-        Waits first for the save before it. Saving the newest step again does nothing, so that a
-        run which is stopped right after a save may save without asking.
+        Waits first for the save before it. Saving the newest step again does nothing.
 
         Args:
             step: how many steps lead to this state.
@@ -133,18 +135,16 @@ class Checkpointer:
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of this step.
-            ValueError: another format version; a leaf without a sharding; or names, shapes or
-                types differ, in which case the message lists them and nothing was allocated.
+            ValueError: a damaged checkpoint; another format version; a leaf without a sharding; or
+                names, shapes or types differ: the message lists them and nothing was allocated.
         """
         self.wait()
         path = _step_path(self._folder, step)
-        _check_format_version(path)
         target = jax.tree.map(_abstract_leaf, abstract_state)
         _check_arrays(path, _named_leaves(target))
-        restored = self._manager.restore(
-            int(path.name),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(_to_nested_dict(target))),
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(_to_nested_dict(target)))
+        with _damage_named(path):
+            restored = self._manager.restore(int(path.name), args=args)
         by_name = _named_leaves(restored["state"])
         leaves = [by_name[name] for name in _named_leaves(target)]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
@@ -154,11 +154,10 @@ class Checkpointer:
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of this step.
-            ValueError: another format version.
+            ValueError: another format version, or a damaged checkpoint.
         """
         self.wait()
         path = _step_path(self._folder, step)
-        _check_format_version(path)
         return _read_json(path, "config")
 
     def wait(self) -> None:
@@ -215,30 +214,24 @@ def restore_params(
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of this step.
-        ValueError: another format version.
+        ValueError: another format version, or a damaged checkpoint.
     """
     _quieten_orbax()
     folder = absolute_path(path)
     if (folder / _FOLDER).is_dir():
         folder = folder / _FOLDER
     step_path = _step_path(folder, step)
-    _check_format_version(step_path)
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        saved = handler.metadata(step_path / "state").tree
-        wanted = {"params": saved["params"]}
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    with _damage_named(step_path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        wanted = {"params": handler.metadata(step_path / "state").tree["params"]}
         restored = handler.restore(
             step_path / "state",
             args=ocp.args.PyTreeRestore(
                 item=wanted,
-                restore_args=jax.tree.map(
-                    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted
-                ),
+                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
                 partial_restore=True,
             ),
         )
-    finally:
-        handler.close()
     return restored["params"], _read_json(step_path, "config"), int(step_path.name)
 
 
@@ -321,11 +314,8 @@ def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
 
 def _check_arrays(path: epath.Path, expected: Mapping[tuple[str, ...], Any]) -> None:
     """Raises a ValueError that lists the arrays which the checkpoint has otherwise, or not."""
-    handler = ocp.StandardCheckpointHandler()
-    try:
+    with _damage_named(path), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         saved = _named_leaves(handler.metadata(path / "state").tree)
-    finally:
-        handler.close()
     differences = []
     for name in sorted(saved.keys() | expected.keys()):
         there = _describe(saved[name]) if name in saved else "absent"
@@ -349,7 +339,7 @@ def _shortened(names: Sequence[str]) -> list[str]:
 
 
 def _step_path(folder: epath.Path, step: int | None) -> epath.Path:
-    """Folder of a complete checkpoint: the newest, or that of `step`."""
+    """Folder of a complete checkpoint of this format: the newest, or that of `step`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoints: there is no folder {folder}")
     steps = sorted(ocp.utils.checkpoint_steps(folder))
@@ -360,26 +350,37 @@ def _step_path(folder: epath.Path, step: int | None) -> epath.Path:
         raise FileNotFoundError(
             f"no checkpoint of step {step} in {folder}; there are: {', '.join(map(str, steps))}"
         )
-    return folder / str(steps[-1] if step is None else step)
-
-
-def _check_format_version(path: epath.Path) -> None:
+    path = folder / str(steps[-1] if step is None else step)
     found = _read_json(path, "metadata").get("format_version")
     if found != FORMAT_VERSION:
         raise ValueError(
             f"the checkpoint {path} has format version {found}; this version of darl_jax reads "
             f"version {FORMAT_VERSION}"
         )
+    return path
 
 
 def _read_json(path: epath.Path, item: str) -> dict[str, Any]:
     if not (path / item).is_dir():
         raise ValueError(f"{path} is not a checkpoint of darl_jax: it has no {item!r}")
-    handler = ocp.JsonCheckpointHandler()
-    try:
+    with _damage_named(path), contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
         return handler.restore(path / item)
-    finally:
-        handler.close()
+
+
+@contextlib.contextmanager
+def _damage_named(path: epath.Path) -> Iterator[None]:
+    """What reading a damaged checkpoint raises becomes one error that says which it is."""
+    try:
+        yield
+    except Exception as error:
+        # Orbax raises a bare Exception from what TensorStore says of an array.
+        reason = error.__cause__ if type(error) is Exception and error.__cause__ else error
+        text = (str(reason) or type(reason).__name__).splitlines()[0]
+        damages = isinstance(reason, (ValueError, KeyError, FileNotFoundError))
+        if not damages or text.startswith(_NO_DAMAGE):
+            raise
+        remedy = "remove that folder to go on from the one before"
+        raise ValueError(f"the checkpoint {path} is damaged: {text}; {remedy}") from error
 
 
 def _library_versions() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import pathlib
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
@@ -10,7 +12,11 @@ from absl import flags, logging
 EXIT_ERROR = 1  # something failed while it ran
 EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
 EXIT_NOT_FINITE = 3  # training diverged
+EXIT_KILLED = 130  # Ctrl-C where there was nothing to save, or a second one
 EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
+
+# What a person can mend: keys and files, a package that a bucket needs, memory.
+USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
 
 
 @contextlib.contextmanager
@@ -31,11 +37,13 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
-            _check_config_file(argv)
+            path = _config_file(argv)
             try:
                 rest = flags.FLAGS(argv)
             except (AttributeError, KeyError) as error:
-                raise ValueError(_unknown_key(error, argv)) from error
+                raise ValueError(_unknown_key(error, argv, path)) from error
+            except (flags.Error, NameError, ImportError, SyntaxError, TypeError) as error:
+                raise ValueError(_in_config_file(error, path)) from error
             if len(rest) > 1:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
         return rest
@@ -43,15 +51,20 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
     return parse
 
 
-def _check_config_file(argv: Sequence[str]) -> None:
+def _config_file(argv: Sequence[str]) -> str:
+    """The path that --config=path or --config path gives; the last one counts."""
+    path = ""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config" and flag != argument.lstrip("-"):
+            path = (value if equals else following).split(":")[0]
     # Left to itself ml_collections says so over several lines, and later, when a key is read.
-    for argument in argv:
-        flag, _, path = argument.partition("=")
-        if flag.lstrip("-") == "config" and not pathlib.Path(path.split(":")[0]).is_file():
-            raise ValueError(f"{argument}: there is no such file; configs/ holds the project's own")
+    if path and not pathlib.Path(path).is_file():
+        raise ValueError(f"--config={path}: there is no such file; configs/ holds the project's")
+    return path
 
 
-def _unknown_key(error: BaseException, argv: Sequence[str]) -> str:
+def _unknown_key(error: BaseException, argv: Sequence[str], path: str) -> str:
     """ml_collections names the key that is unknown and the nearest one, but not where it stood."""
     while isinstance(error.args[0], Exception):
         error = error.args[0]
@@ -60,4 +73,13 @@ def _unknown_key(error: BaseException, argv: Sequence[str]) -> str:
         keys = argument.lstrip("-").split("=")[0].split(".")
         if keys[0] == "config" and any(f"'{key}'" in message for key in keys[1:]):
             return f"{argument}: there is no key {message}"
-    return f"in the config file: {message}"
+    return f"{path}: {message}"
+
+
+def _in_config_file(error: BaseException, path: str) -> str:
+    """The last line of what went wrong, after the config file's line if it was raised there."""
+    # ml_collections puts a whole traceback into some of its messages.
+    text = "".join(traceback.format_exception(error)) + str(error)
+    lines = re.findall(rf'File "[^"]*{re.escape(pathlib.Path(path).name)}", line (\d+)', text)
+    message = str(error).strip().splitlines()[-1]
+    return f"{path}, line {lines[-1]}: {message}" if path and lines else message

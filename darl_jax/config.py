@@ -96,6 +96,15 @@ class TrainConfig:
         for key, value in positive.items():
             if value < 1:
                 raise ConfigError(f"config.{key}={value} must be at least 1")
+        not_negative = {
+            "checkpoint.keep_every": self.checkpoint.keep_every,
+            "evaluation.loss_every_steps": self.evaluation.loss_every_steps,
+            "evaluation.pictures_every_steps": self.evaluation.pictures_every_steps,
+            "evaluation.probe_every_steps": self.evaluation.probe_every_steps,
+        }
+        for key, value in not_negative.items():
+            if value < 0:
+                raise ConfigError(f"config.{key}={value} must not be negative; 0 is never")
         if self.total_steps is not None and self.total_steps < 1:
             raise ConfigError(f"config.total_steps={self.total_steps} must be at least 1")
         if self.total_steps is None and self.total_epochs <= 0:
@@ -125,6 +134,7 @@ MAY_CHANGE_ON_RESUME = (
     "evaluation",
     "data.data_dir",
     "data.num_workers",
+    "data.on_bad_record",
     "model.attention",
     "model.remat",
     "model.unroll",

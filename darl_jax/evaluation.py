@@ -42,7 +42,8 @@ class Evaluation:
         batches = functools.partial(
             eval_batches,
             config=config.data,
-            batch_size=config.batch_size,
+            # No larger than what a step holds at once.
+            batch_size=config.batch_size // config.accumulation_steps,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )

@@ -6,6 +6,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+from darl_jax.cli import EXIT_KILLED
+
 
 class StopRequest:
     """Catches SIGTERM and SIGINT while it is entered; `signal` says which came, or None."""
@@ -26,5 +28,5 @@ class StopRequest:
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             # Whatever is being written is not complete and will be ignored.
-            os._exit(128 + number)
+            os._exit(EXIT_KILLED)
         self.signal = signal.Signals(number).name

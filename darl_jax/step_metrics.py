@@ -1,10 +1,14 @@
 """What the steps report, taken from the device a little late."""
 
 import collections
+import math
 from collections.abc import Mapping
 
 import jax
 from clu.metrics import Average
+
+_STEPS_AHEAD = 2
+_COUNTERS = ("dropped_updates", "dropped_in_a_row")
 
 
 class NotFiniteError(RuntimeError):
@@ -20,15 +24,14 @@ class StepMetrics:
     Args:
       max_dropped_in_a_row: updates that were not finite, one after the other, after which training
         is given up.
-      steps_ahead: how far the host may go ahead.
     """
 
-    def __init__(self, max_dropped_in_a_row: int, steps_ahead: int = 2):
+    def __init__(self, max_dropped_in_a_row: int):
         self._max_dropped = max_dropped_in_a_row
-        self._steps_ahead = steps_ahead
         self._in_flight: collections.deque[tuple[int, Mapping[str, Average]]] = collections.deque()
         self._totals: dict[str, float] = collections.defaultdict(float)
         self._counts: dict[str, float] = collections.defaultdict(float)
+        self._counters: dict[str, float] = {}
         self.loss: float | None = None  # of the last step that was read
 
     def add(self, step: int, metrics: Mapping[str, Average], *, wait: bool) -> None:
@@ -38,14 +41,17 @@ class StepMetrics:
           NotFiniteError: too many updates in a row were dropped.
         """
         self._in_flight.append((step, metrics))
-        while len(self._in_flight) > (0 if wait else self._steps_ahead):
+        while len(self._in_flight) > (0 if wait else _STEPS_AHEAD):
             self._read(*self._in_flight.popleft())
 
     def _read(self, step: int, metrics: Mapping[str, Average]) -> None:
         values = jax.device_get(dict(metrics))
         for name, average in values.items():
-            self._totals[name] += float(average.total)
-            self._counts[name] += float(average.count)
+            if name in _COUNTERS:
+                self._counters[name] = float(average.total)
+            elif math.isfinite(average.total):  # A dropped step must not hide the others.
+                self._totals[name] += float(average.total)
+                self._counts[name] += float(average.count)
         self.loss = float(values["loss"].compute())
         dropped = int(values["dropped_in_a_row"].total)
         if dropped >= self._max_dropped:
@@ -55,8 +61,11 @@ class StepMetrics:
             )
 
     def summary(self) -> dict[str, float]:
-        """Means since the last call; a mean of nothing (an empty decile) is left out."""
+        """Means since the last call, and the counters as they stand.
+
+        What is not finite is not in a mean, and a mean of nothing (an empty decile) is left out.
+        """
         means = {n: self._totals[n] / count for n, count in self._counts.items() if count}
         self._totals.clear()
         self._counts.clear()
-        return means
+        return means | self._counters

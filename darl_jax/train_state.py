@@ -75,6 +75,15 @@ def create_state(
     return init(key)
 
 
+def create_params(build_model: BuildModel, key: PRNGKeyArray, mesh: Mesh) -> Any:
+    """The parameters of `create_state` alone."""
+
+    def init(key: PRNGKeyArray) -> Any:
+        return parameters(build_model(nnx.Rngs(key)))
+
+    return jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init, key), mesh))(key)
+
+
 def graph_definition(build_model: BuildModel) -> nnx.GraphDef[DARL]:
     """The model without its parameters; `nnx.merge` with a nested dict of them makes it whole."""
     return nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))))[0]

@@ -94,6 +94,23 @@ def make_train_step(
     return train_step
 
 
+def compile_step(
+    step: TrainStep, state: TrainState, batch: PyTree, key: PRNGKeyArray
+) -> jax.stages.Compiled:
+    """The step for these shapes and layouts; it takes the old state's memory for the new one.
+
+    Args:
+      step: as `make_train_step` returns it.
+      state: arrays, or their shapes with shardings.
+      batch: the same.
+      key: any key.
+    """
+    # Said here, for the compiler would choose other layouts for the new state than the old has.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
+    return jitted.lower(state, batch, key).compile()
+
+
 def _keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 

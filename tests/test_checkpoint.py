@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_only_the_last_ones_stay_when_keep_every_is_off(make_checkpointer, tmp_p
     "options", [{"keep_last": 0, "keep_every": 0}, {"keep_last": 1, "keep_every": -1}]
 )
 def test_impossible_numbers_to_keep_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match="keep_"):
+    with pytest.raises(ValueError, match=r"^checkpoint\.keep_"):
         Checkpointer(tmp_path, **options)
 
 
@@ -384,6 +385,81 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "12").mkdir()
     with pytest.raises(ValueError, match="12 is not a checkpoint of darl_jax"):
         restore_params(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut", "garbled", "gone"])
+@pytest.mark.parametrize(
+    ("file", "concerns"),
+    [
+        ("metadata/metadata", {"restore", "read_config", "restore_params"}),
+        ("config/metadata", {"read_config", "restore_params"}),
+        ("state/_METADATA", {"restore", "restore_params"}),
+        ("state/manifest.ocdbt", {"restore", "restore_params"}),
+        ("state/ocdbt.process_0/d/*", {"restore", "restore_params"}),  # the arrays themselves
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(
+    make_checkpointer, tmp_path, file, concerns, damage
+):
+    # Larger than what Orbax stores inline.
+    state = {"params": {"kernel": jax.random.normal(jax.random.key(0), (20_000,))}}
+    checkpointer = make_checkpointer()
+    for step in (1, 2):
+        checkpointer.save(step, state, CONFIG)
+    checkpointer.wait()
+    folder = tmp_path / "checkpoints" / "2"
+    damaged = max(folder.glob(file), key=os.path.getsize)
+    content = damaged.read_bytes()
+    if damage == "gone":
+        damaged.unlink()
+    else:
+        changed = {"emptied": b"", "cut": content[: len(content) // 2], "garbled": b"\xff" * 99}
+        damaged.write_bytes(changed[damage])
+    reads = {
+        "restore": lambda: checkpointer.restore(abstract(state)),
+        "read_config": checkpointer.read_config,
+        "restore_params": lambda: restore_params(tmp_path),
+    }
+    for name in concerns:
+        with pytest.raises(ValueError) as error:
+            reads[name]()
+        message = str(error.value)
+        assert message.startswith(f"the checkpoint {folder} is damaged: "), name
+        assert message.endswith("; remove that folder to go on from the one before")
+        assert "\n" not in message
+        assert "array index" not in message  # what TensorStore says of it, not Orbax
+
+    # And what it says to do helps.
+    shutil.rmtree(folder)
+    fresh = make_checkpointer()
+    assert_same_bits(fresh.restore(abstract(state)), state)
+    assert fresh.latest_step() == 1
+
+
+@pytest.mark.parametrize(
+    "refusal", [ValueError("PERMISSION_DENIED: Error opening"), PermissionError("not yours")]
+)
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
+    make_checkpointer, tmp_path, monkeypatch, refusal
+):
+    """Nobody is to remove a whole checkpoint."""
+
+    def refuse(*args, **kwargs):
+        raise refusal
+
+    checkpointer = make_checkpointer()
+    checkpointer.save(1, {"params": {"kernel": jnp.ones(3)}}, CONFIG)
+    checkpointer.wait()
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", refuse)
+    with pytest.raises(type(refusal)) as error:
+        restore_params(tmp_path)
+    assert error.value is refusal
+
+
+def test_a_file_where_checkpoints_go_is_refused(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(ValueError, match=r"/checkpoints is a file"):
+        Checkpointer(tmp_path, keep_last=1, keep_every=0)
 
 
 def test_saving_the_newest_step_again_does_nothing_and_an_older_one_is_refused(

@@ -23,9 +23,8 @@ from darl_jax.models.vit import ViTConfig
 from darl_jax.objectives import Diffusion, DiffusionConfig
 from darl_jax.optimizers import OptimizerConfig, make_optimizer
 from darl_jax.sharding import MeshConfig, global_array, make_mesh, partition_spec, replicated
-from darl_jax.train import compile_step
 from darl_jax.train_state import abstract_state, create_state, graph_definition
-from darl_jax.train_step import make_train_step
+from darl_jax.train_step import compile_step, make_train_step
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
 STEPS = 5

@@ -13,12 +13,14 @@ import time
 import jax
 import numpy as np
 import pytest
+from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
 from darl_jax.checkpoint import Checkpointer, restore_params
 from darl_jax.config import default_config, load
 from darl_jax.metrics import read_metrics
+from darl_jax.step_metrics import StepMetrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -75,7 +77,7 @@ def whole_run(tmp_path_factory):
     return workdir
 
 
-def test_loss_falls_and_every_example_is_validated_once(whole_run):
+def test_loss_falls_and_validation_runs_when_it_is_due(whole_run):
     history = read_metrics(whole_run)
     losses = [line["train/loss"] for line in history if "train/loss" in line]
     assert losses[-1] < 0.8 * losses[0]
@@ -114,6 +116,24 @@ def test_finished_run_is_left_as_it_is(whole_run):
     before = saved_state(whole_run, tiny())
     assert run(tiny(), whole_run) == 0
     assert_same_bits(before, saved_state(whole_run, tiny()))
+
+
+def test_last_evaluation_is_made_up_for_after_a_kill_in_the_middle_of_it(tmp_path, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    def kill(*_, **__):
+        raise KilledError
+
+    config = tiny(evaluation__loss_every_steps=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Evaluation, "run", kill)
+        with pytest.raises(KilledError):
+            run(config, tmp_path)
+    assert run(config, tmp_path) == 0
+    assert [line["step"] for line in read_metrics(tmp_path) if "validation/loss" in line] == [12]
+    assert run(config, tmp_path) == 0
+    assert len([line for line in read_metrics(tmp_path) if "validation/loss" in line]) == 1
 
 
 def test_run_with_another_model_is_refused_with_the_keys(whole_run, capsys):
@@ -160,6 +180,25 @@ def test_batch_that_does_not_divide_is_refused(tmp_path, capsys):
         run(tiny(batch_size=33, accumulation_steps=2), tmp_path)
     assert caught.value.code == 2
     assert "config.batch_size=33 must be a multiple of 2" in capsys.readouterr().err
+
+
+def test_dropped_update_is_counted_and_hides_no_other(tmp_path):
+    ok = {"loss": Average(total=np.float32(2.0), count=np.float32(1.0))}
+    nan = {"loss": Average(total=np.float32(np.nan), count=np.float32(1.0))}
+    metrics = StepMetrics(max_dropped_in_a_row=5)
+    for step, (values, dropped, in_a_row) in enumerate([(ok, 0, 0), (nan, 1, 1), (ok, 1, 0)], 1):
+        counters = {"dropped_updates": dropped, "dropped_in_a_row": in_a_row}
+        counted = {
+            n: Average(total=np.float32(c), count=np.float32(1)) for n, c in counters.items()
+        }
+        metrics.add(step, values | counted, wait=True)
+    assert metrics.summary() == {"loss": 2.0, "dropped_updates": 1.0, "dropped_in_a_row": 0.0}
+
+
+def test_workdir_that_cannot_be_made_is_named_with_its_flag(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"--workdir=.*/file cannot be used"):
+        train.make_workdir(epath.Path(tmp_path / "file"))
 
 
 def command(workdir, *arguments: str) -> list[str]:

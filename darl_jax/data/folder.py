@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
+from typing import NoReturn
 
 import numpy as np
 from absl import logging
@@ -40,8 +41,9 @@ class FolderSource:
           split_key: the config key that the split comes from, for messages.
 
         Raises:
-          ValueError: there is no such folder or split, no image in it, images both beside and
-            inside class folders, or a class that the train split lacks.
+          ValueError: there is no such folder or split, no image in it, a folder in it that cannot
+            be listed, images both beside and inside class folders, or a class that the train split
+            lacks.
         """
         root = _root(data_dir)
         base = sources.base_split(split)
@@ -132,13 +134,21 @@ def _split_directory(root: epath.Path, base: str, split_key: str) -> epath.Path:
 
 def _walk(directory: epath.Path) -> Iterator[tuple[str, list[str]]]:
     """(sub-folder relative to `directory`, file names in it); hidden folders are left out."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise ValueError(
+            f"data.data_dir: the folder {error.filename or directory} cannot be listed: "
+            f"{error.strerror or error}"
+        ) from error
+
     top = os.fspath(directory)
     walk: Iterable[tuple[str, list[str], list[str]]]
     if "://" in top:
-        walk = ((os.fspath(where), folders, files) for where, folders, files in directory.walk())
+        found = directory.walk(on_error=fail)
+        walk = ((os.fspath(where), folders, files) for where, folders, files in found)
     else:
         # Class folders are often links to where the images are.
-        walk = os.walk(top, followlinks=True)
+        walk = os.walk(top, onerror=fail, followlinks=True)
     for where, folders, files in walk:
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(where, top)

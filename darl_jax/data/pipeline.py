@@ -101,6 +101,8 @@ class DataConfig:
                     f"data.{key} has {len(values)} values and data.channels is {self.channels}; "
                     "they must agree"
                 )
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std is {self.std}; it must be positive")
 
 
 def _check_choice(key: str, value: str | int, choices: tuple[str | int, ...]) -> None:

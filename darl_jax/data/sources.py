@@ -53,7 +53,7 @@ class BadRecordError(ValueError):
     def __str__(self) -> str:
         return (
             f"{self.dataset}, split '{self.split}', record {self.index} ({self.name}) cannot be "
-            f"decoded: {self.reason}; repair or remove it, or set data.on_bad_record='skip'"
+            f"decoded: {self.reason}; repair it, or set data.on_bad_record='skip'"
         )
 
 

@@ -20,11 +20,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import Record, Source
+from darl_jax.data.sources import BadRecordError, Record, Source
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.readout import POOLINGS, readout
+from darl_jax.models.vit import ViT
 from darl_jax.objectives import Batch
 from darl_jax.sharding import global_array, replicated
 
@@ -76,6 +77,21 @@ def block_index(relative_depth: float, depth: int) -> int:
     return math.ceil(relative_depth * depth) - 1
 
 
+def block_output(
+    backbone: ViT, patches: Float[Array, "batch patch pixel"], block: int
+) -> Float[Array, "batch token width"]:
+    """What `backbone(patches).blocks[block]` is, without the blocks after it.
+
+    Nor are the outputs of the blocks before it kept: stacked by the scan over blocks, they would
+    take depth x batch x tokens x width values.
+    """
+    graphdef, stacked = nnx.split(backbone.blocks)
+    first = nnx.clone(backbone)
+    first.blocks = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[: block + 1], stacked))
+    first.final_norm = nnx.identity
+    return first(patches, mask="causal").tokens
+
+
 # --- the training records ------------------------------------------------------------------------
 
 
@@ -98,17 +114,27 @@ class Subset:
 
 
 @overload
-def training_records(source: MemorySource, config: ProbeConfig) -> MemorySource: ...
+def training_records(
+    source: MemorySource, config: ProbeConfig, *, skip_bad: bool
+) -> MemorySource: ...
 @overload
-def training_records(source: Source, config: ProbeConfig) -> Subset: ...
-def training_records(source: Source | MemorySource, config: ProbeConfig) -> Subset | MemorySource:
+def training_records(source: Source, config: ProbeConfig, *, skip_bad: bool) -> Subset: ...
+def training_records(
+    source: Source | MemorySource, config: ProbeConfig, *, skip_bad: bool
+) -> Subset | MemorySource:
     """The first labels_per_class * seeds records of each class, in a fixed random order.
 
     Labels are read record by record until each class has enough, so that of a large dataset only
     little more than is needed is read, and images are not decoded.
 
+    Args:
+      source: the training split.
+      config: how many records are needed.
+      skip_bad: pass over a record that cannot be read; otherwise raise.
+
     Raises:
       ValueError: the source has no labels, or too few records of a class.
+      BadRecordError: a record cannot be read and `skip_bad` is off.
     """
     where = f"{source.dataset}, split '{source.split}',"
     if not source.num_classes:
@@ -121,7 +147,7 @@ def training_records(source: Source | MemorySource, config: ProbeConfig) -> Subs
     while read < len(order) and found.min() < needed:
         some = order[read : read + _RECORDS_AT_ONCE].tolist()
         read += len(some)
-        for number, label in zip(some, _labels(source, some), strict=True):
+        for number, label in zip(some, _labels(source, some, skip_bad), strict=True):
             if label >= 0 and found[label] < needed:
                 found[label] += 1
                 chosen.append(number)
@@ -141,11 +167,21 @@ def training_records(source: Source | MemorySource, config: ProbeConfig) -> Subs
     return subset
 
 
-def _labels(source: Source | MemorySource, numbers: list[int]) -> list[int]:
+def _labels(source: Source | MemorySource, numbers: list[int], skip_bad: bool) -> list[int]:
     """The labels of some records; -1 for none."""
     if isinstance(source, MemorySource):
         return np.where(source.bad, -1, source.labels)[numbers].tolist()
-    return [record.label for record in source.read(numbers)]
+    try:
+        return [record.label for record in source.read(numbers)]
+    except BadRecordError as error:
+        if not skip_bad:
+            raise
+        if len(numbers) == 1:
+            logging.log_first_n(
+                logging.WARNING, "Not a training record of the probe: %s", 20, error
+            )
+            return [-1]
+    return [_labels(source, [number], skip_bad)[0] for number in numbers]
 
 
 # --- the probe -----------------------------------------------------------------------------------
@@ -188,9 +224,8 @@ class LinearProbe:
             backbone = nnx.merge(graphdef, params).backbone
             images = standardise(batch["image"], mean, std)
             patches = patchify(images, backbone.config.patch_size)
-            blocks = backbone(patches, mask="causal").blocks
-            block = block_index(config.relative_depth, len(blocks))
-            return readout(blocks[block], config.pooling)
+            block = block_index(config.relative_depth, backbone.config.depth)
+            return readout(block_output(backbone, patches, block), config.pooling)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
             del params
@@ -220,7 +255,6 @@ class LinearProbe:
 
         Raises:
           ValueError: there is nothing to train or to test on.
-          RuntimeError: the classifier did not converge.
         """
         del key
         yield from self._score("pretrained", self._backbone_rows, params).items()
@@ -262,10 +296,8 @@ def probe_accuracies(train: Examples, test: Examples, config: ProbeConfig) -> li
     """Accuracy on the test examples of one classifier for each training set.
 
     Training sets are disjoint and hold labels_per_class examples of each class; one fewer where a
-    record was left out because it cannot be decoded.
-
-    Raises:
-      RuntimeError: a classifier did not converge.
+    record was left out because it cannot be decoded. A classifier that does not converge counts as
+    far as it came, with a warning in the log.
     """
     # A second to import, and only probes need it.
     from sklearn.linear_model import LogisticRegression
@@ -281,9 +313,11 @@ def probe_accuracies(train: Examples, test: Examples, config: ProbeConfig) -> li
         classifier = LogisticRegression(C=1.0 / config.l2, max_iter=_MAX_ITERATIONS)
         classifier.fit(scaler.transform(features), train.labels[chosen])
         if classifier.n_iter_.max() >= _MAX_ITERATIONS:
-            raise RuntimeError(
-                f"the probe's classifier did not converge in {_MAX_ITERATIONS} iterations; "
-                f"evaluation.probe.l2={config.l2} is too small"
+            logging.warning(
+                "The probe's classifier did not converge in %d iterations; a larger "
+                "evaluation.probe.l2 than %g makes it faster",
+                _MAX_ITERATIONS,
+                config.l2,
             )
         predicted = classifier.predict(scaler.transform(test.features.astype(np.float64)))
         accuracies.append(float(np.mean(predicted == test.labels)))

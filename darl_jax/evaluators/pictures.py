@@ -170,7 +170,7 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
             x = left + column * (width + _GAP)
             canvas[y : y + height, x : x + width] = magnify(image, factor)
     figure.figimage(canvas, origin="upper", zorder=-1)
-    title = f"Step {step:,}: each patch as predicted from the patches before it"
+    title = f"Step {step:,}: each patch as the model predicts it"
     text(left, total_height - 16, title, size=12, weight="bold", va="top")
     for column, record in enumerate(comparison.record):
         x = left + column * (width + _GAP) + width / 2

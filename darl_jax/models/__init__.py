@@ -1,1 +1,1 @@
-"""Models: arrays in, arrays out. They know nothing of data, configs or devices."""
+"""Models: arrays in, arrays out. They know nothing of data or configs."""

@@ -13,6 +13,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from darl_jax.sharding import BATCH_AXES
+
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Who may look at whom: 'causal' (key <= query), 'full', or for each example the length of a prefix
@@ -24,9 +26,9 @@ _SPLASH_MIN_TOKENS = 1024  # Below this padding to blocks costs more than the T 
 
 
 def choose_implementation(
-    implementation: str, *, platform: str, dtype: str, head_dim: int, tokens: int
+    implementation: str, *, device: Any, dtype: str, head_dim: int, tokens: int
 ) -> str:
-    """The kernel that `implementation` stands for on a platform ('cpu', 'gpu' or 'tpu').
+    """The kernel that `implementation` stands for on a device.
 
     Raises:
       ValueError: the name is unknown, or the kernel cannot run what is asked of it.
@@ -35,21 +37,32 @@ def choose_implementation(
         raise ValueError(
             f"attention={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
-    cudnn_fits = dtype in ("bfloat16", "float16") and head_dim % 8 == 0
+    platform = device.platform
+    cudnn_fits = dtype in ("bfloat16", "float16") and _cudnn_takes(device, head_dim)
     if implementation == "auto":
-        if platform == "gpu" and cudnn_fits:
+        if cudnn_fits:
             return "cudnn"
         if platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS:
             return "splash"
         return "xla"
-    if implementation == "cudnn" and (platform != "gpu" or not cudnn_fits):
+    if implementation == "cudnn" and not cudnn_fits:
         raise ValueError(
-            "attention='cudnn' needs an NVIDIA GPU, a 16-bit dtype and a head_dim that is a "
-            f"multiple of 8; here are platform {platform}, {dtype} and head_dim {head_dim}"
+            "attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, a 16-bit "
+            "dtype and a head_dim that is a multiple of 8 and at most 128 (256 from 9.0 on); here "
+            f"are {device.device_kind}, {dtype} and head_dim {head_dim}"
         )
     if implementation == "splash" and platform != "tpu":
         raise ValueError(f"attention='splash' needs a TPU, not platform {platform}")
     return implementation
+
+
+def _cudnn_takes(device: Any, head_dim: int) -> bool:
+    """Whether cuDNN's flash attention runs on a device; only NVIDIA's have a number to tell."""
+    try:
+        capability = float(getattr(device, "compute_capability", ""))
+    except ValueError:
+        return False
+    return capability >= 8.0 and head_dim % 8 == 0 and head_dim <= (256 if capability >= 9 else 128)
 
 
 def attention(
@@ -76,7 +89,7 @@ def attention(
     if implementation == "auto":
         implementation = choose_implementation(
             implementation,
-            platform=jax.default_backend(),
+            device=jax.devices()[0],
             dtype=query.dtype.name,
             head_dim=query.shape[-1],
             tokens=query.shape[1],
@@ -193,7 +206,7 @@ def _splash(
 
     mapped: Callable[[Array, Array, Array], Array] = on_device
     if not jax.sharding.get_abstract_mesh().empty:
-        spec = PartitionSpec(("data", "fsdp"), "tensor")
+        spec = PartitionSpec(BATCH_AXES, "tensor")
         mapped = jax.shard_map(on_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     # The kernel does not scale its logits.
     out = mapped(to_blocks(query * channels**-0.5), to_blocks(key), to_blocks(value))

@@ -64,6 +64,15 @@ class ViTConfig:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"
             )
+        if self.positions == "sincos2d" and self.width % 4:
+            raise ValueError(
+                f"model.positions='sincos2d' needs a width that is a multiple of 4, not "
+                f"{self.width}"
+            )
+        if self.rope_max_wavelength <= 0:
+            raise ValueError(
+                f"model.rope_max_wavelength={self.rope_max_wavelength} must be positive"
+            )
         multiple = {"rope1d": 2, "rope2d": 4}.get(self.positions, 1)
         if self.head_dim % multiple:
             raise ValueError(

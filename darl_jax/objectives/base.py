@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
 
     target: Float[Array, "batch patch pixel"]
     predicted: Float[Array, "batch patch pixel"]
-    error: Float[Array, "batch patch"]  # squared error as the objective counts it
+    error: Float[Array, "batch patch"]  # squared error of what is predicted
 
 
 @dataclasses.dataclass(frozen=True)

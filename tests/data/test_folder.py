@@ -1,7 +1,9 @@
 """A folder of images needs no preparation, and says what is wrong with it."""
 
+import errno
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -94,6 +96,24 @@ def test_linked_class_folders_are_followed(tmp_path: pathlib.Path) -> None:
     (tmp_path / "images").mkdir()
     os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "a")
     assert len(FolderSource(str(tmp_path / "images"), "train")) == 2
+
+
+def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 2)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry]:  # permissions do not keep root out
+        if os.path.basename(path) == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = message_of(tmp_path)
+    assert message.startswith(f"data.data_dir: the folder {tmp_path / 'dog'} cannot be listed")
+    assert message.endswith("Permission denied")
 
 
 def test_what_is_wrong_with_a_folder_is_said(tmp_path: pathlib.Path) -> None:

@@ -121,6 +121,8 @@ def test_bad_record_error_survives_the_way_back_from_a_worker() -> None:
     assert str(copy) == str(error)
     for part in ("animals", "'train[:9]'", "record 3", "cat/1.jpg", "it is empty"):
         assert part in str(error)
+    # Removing a record would change the order of the data, and a resumed run is then refused.
+    assert str(error).endswith("; repair it, or set data.on_bad_record='skip'")
     assert isinstance(error, ValueError)
 
 

@@ -7,10 +7,15 @@ import pytest
 from flax import nnx
 
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import DigitsSource, Record
-from darl_jax.evaluators import LinearProbe, ProbeConfig
+from darl_jax.data.sources import BadRecordError, DigitsSource, Record
 from darl_jax.evaluators import linear_probe as probe_lib
-from darl_jax.evaluators.linear_probe import Examples, block_index, probe_accuracies
+from darl_jax.evaluators.linear_probe import (
+    Examples,
+    LinearProbe,
+    ProbeConfig,
+    block_index,
+    probe_accuracies,
+)
 from darl_jax.models.patches import patchify, standardise
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
 
@@ -71,14 +76,15 @@ def test_training_sets_are_disjoint_and_balanced():
     )
 
 
-def test_a_classifier_that_does_not_converge_is_an_error(monkeypatch):
+def test_a_classifier_that_does_not_converge_is_a_warning_and_has_a_score(monkeypatch, caplog):
+    """A training run must not end for it."""
     monkeypatch.setattr(probe_lib, "_MAX_ITERATIONS", 1)
-    train = clusters(40, distance=2.0, seed=0)
-    with (
-        pytest.warns(match="failed to converge"),
-        pytest.raises(RuntimeError, match="did not converge"),
-    ):
-        probe_accuracies(train, train, ProbeConfig(labels_per_class=5, seeds=2))
+    train = clusters(40, distance=20.0, seed=0)
+    with pytest.warns(match="failed to converge"):
+        scores = probe_accuracies(train, train, ProbeConfig(labels_per_class=5, seeds=2))
+    assert len(scores) == 2
+    assert min(scores) > 0.5
+    assert "did not converge in 1 iterations" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +114,9 @@ class ListSource:
 
 def test_training_records_are_balanced_and_distinct():
     source = DigitsSource("train")
-    records = probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=4))
+    records = probe_lib.training_records(
+        source, ProbeConfig(labels_per_class=3, seeds=4), skip_bad=False
+    )
     assert len(records) == 120
     read = records.read(range(120))
     np.testing.assert_array_equal(np.bincount([record.label for record in read]), [12] * 10)
@@ -118,8 +126,10 @@ def test_training_records_are_balanced_and_distinct():
 def test_training_records_held_in_memory_are_the_same_ones():
     config = ProbeConfig(labels_per_class=3, seeds=4)
     source = DigitsSource("train")
-    read = probe_lib.training_records(source, config).read(range(120))
-    held = probe_lib.training_records(MemorySource(source, 1, skip_bad=False), config)
+    read = probe_lib.training_records(source, config, skip_bad=False).read(range(120))
+    held = probe_lib.training_records(
+        MemorySource(source, 1, skip_bad=False), config, skip_bad=False
+    )
     np.testing.assert_array_equal(held.labels, [record.label for record in read])
     np.testing.assert_array_equal(held.images[:, 0], [record.image[..., 0] for record in read])
 
@@ -127,7 +137,9 @@ def test_training_records_held_in_memory_are_the_same_ones():
 def test_records_in_memory_that_could_not_be_decoded_are_not_trained_on():
     held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
     held.bad[::2] = True
-    chosen = probe_lib.training_records(held, ProbeConfig(labels_per_class=3, seeds=4))
+    chosen = probe_lib.training_records(
+        held, ProbeConfig(labels_per_class=3, seeds=4), skip_bad=False
+    )
     assert not chosen.bad.any()
     assert len(chosen) == 120
     assert len(held) == len(held.images) == 1297
@@ -136,9 +148,30 @@ def test_records_in_memory_that_could_not_be_decoded_are_not_trained_on():
 def test_training_records_are_drawn_from_the_whole_dataset():
     source = DigitsSource("train")
     config = ProbeConfig(labels_per_class=3, seeds=4)
-    chosen = probe_lib.training_records(source, config)
+    chosen = probe_lib.training_records(source, config, skip_bad=False)
     first = {record.name for record in source.read(range(200))}
     assert len(first & {record.name for record in chosen.read(range(120))}) < 60
+
+
+@dataclasses.dataclass
+class DamagedSource(ListSource):
+    """Records whose number is a multiple of 3 cannot be read."""
+
+    def read(self, index):
+        for number in index:
+            if number % 3 == 0:
+                raise BadRecordError(self.dataset, self.split, number, "a shard", "it is cut off")
+        return super().read(index)
+
+
+def test_training_records_that_cannot_be_read_are_passed_over_where_bad_ones_are_skipped():
+    source = DamagedSource([number % 2 for number in range(30)], 2)
+    config = ProbeConfig(labels_per_class=2, seeds=5)
+    chosen = probe_lib.training_records(source, config, skip_bad=True)
+    names = {record.name for record in chosen.read(range(20))}
+    assert names == {f"thing {number}" for number in range(30) if number % 3}
+    with pytest.raises(BadRecordError, match="things, split 'train', record .* it is cut off"):
+        probe_lib.training_records(source, config, skip_bad=False)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +185,7 @@ def test_training_records_are_drawn_from_the_whole_dataset():
 def test_too_few_labels_are_an_error_that_names_the_class(labels, num_classes, message):
     source = ListSource(labels, num_classes)
     with pytest.raises(ValueError, match=message):
-        probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=2))
+        probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=2), skip_bad=False)
 
 
 # --- the whole -----------------------------------------------------------------------------------
@@ -226,6 +259,30 @@ def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, 
     expected = block[:, -1] if pooling == "last" else block[:, 1:].mean(axis=1)
     np.testing.assert_allclose(examples.features, expected, atol=2e-5)
     np.testing.assert_array_equal(examples.labels, labels)
+
+
+def test_the_outputs_of_all_blocks_are_not_held_in_memory():
+    """A scan keeps what it stacks, used or not: the named block is to be all that is run for."""
+    batch, depth, width = 64, 8, 16
+    model = tiny_model(depth=depth)
+    patches = jax.ShapeDtypeStruct((batch, 16, 4), jnp.float32)
+    stack = f"f32[{depth},{batch},17,{width}]"
+
+    def compiled(output):
+        def of_params(params, patches):
+            return output(nnx.merge(model.graphdef, params).backbone, patches)
+
+        with jax.set_mesh(model.mesh):
+            return jax.jit(of_params).lower(model.params, patches).compile()
+
+    named = compiled(lambda backbone, x: probe_lib.block_output(backbone, x, depth - 1))
+    stacked = compiled(lambda backbone, x: backbone(x).blocks[depth - 1])
+    assert stack in stacked.as_text()
+    assert stack not in named.as_text()
+    saved = (
+        stacked.memory_analysis().temp_size_in_bytes - named.memory_analysis().temp_size_in_bytes
+    )
+    assert saved > 0.8 * 4 * depth * batch * 17 * width
 
 
 def test_examples_are_in_the_order_of_records_however_they_come(tiny):

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax.evaluators import Pictures
 from darl_jax.evaluators import pictures as pictures_lib
-from darl_jax.evaluators.pictures import draw_error_by_position, draw_predictions, magnify
+from darl_jax.evaluators.pictures import (
+    Pictures,
+    draw_error_by_position,
+    draw_predictions,
+    magnify,
+)
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.objectives import Prediction
 from darl_jax.objectives.mse import MSE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.evaluators import ValidationLoss
+from darl_jax.evaluators.validation_loss import ValidationLoss
 from darl_jax.objectives.diffusion import Diffusion, DiffusionConfig
 from darl_jax.objectives.mse import MSE
 from tests.evaluators.tiny import MEAN, STD, VIT, make_batches, random_images, tiny_model

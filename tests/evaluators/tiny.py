@@ -31,9 +31,9 @@ class Tiny:
     )
 
 
-def tiny_model(*, denoising: bool = False, seed: int = 0) -> Tiny:
+def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:
     model = DARL(
-        VIT,
+        dataclasses.replace(VIT, depth=depth),
         PatchDecoderConfig(),
         denoising=denoising,
         grid=(4, 4),

@@ -1,6 +1,7 @@
 """Every attention kernel that can run here against softmax attention in float64 NumPy."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +102,21 @@ def test_cudnn_attention_and_its_gradient_equal_float64(mask: str) -> None:
     assert_equals_reference(function, rounded, cotangent, dense, atol=2e-2)
 
 
+DEVICES = {
+    name: types.SimpleNamespace(platform=platform, device_kind=f"Some {name}", **capability)
+    for name, platform, capability in (
+        ("cpu", "cpu", {}),
+        ("tpu", "tpu", {}),
+        ("gpu", "gpu", {"compute_capability": "8.0"}),
+        ("hopper", "gpu", {"compute_capability": "9.0"}),
+        ("old gpu", "gpu", {"compute_capability": "7.5"}),
+        ("amd gpu", "gpu", {"compute_capability": "gfx90a"}),
+    )
+}
+
+
 @pytest.mark.parametrize(
-    ("asked", "platform", "dtype", "head_dim", "tokens", "chosen"),
+    ("asked", "device", "dtype", "head_dim", "tokens", "chosen"),
     [
         ("auto", "cpu", "float32", 64, 196, "xla"),
         ("auto", "cpu", "bfloat16", 64, 4096, "xla"),
@@ -117,33 +131,38 @@ def test_cudnn_attention_and_its_gradient_equal_float64(mask: str) -> None:
         ("xla", "tpu", "bfloat16", 64, 4096, "xla"),
         ("cudnn", "gpu", "bfloat16", 64, 196, "cudnn"),
         ("splash", "tpu", "float32", 64, 196, "splash"),
+        ("auto", "gpu", "bfloat16", 256, 196, "xla"),
+        ("auto", "hopper", "bfloat16", 256, 196, "cudnn"),
+        ("auto", "old gpu", "bfloat16", 64, 196, "xla"),
+        ("auto", "amd gpu", "bfloat16", 64, 196, "xla"),
     ],
 )
 def test_the_kernel_follows_platform_type_and_size(
-    asked: str, platform: str, dtype: str, head_dim: int, tokens: int, chosen: str
+    asked: str, device: str, dtype: str, head_dim: int, tokens: int, chosen: str
 ) -> None:
     got = attention_lib.choose_implementation(
-        asked, platform=platform, dtype=dtype, head_dim=head_dim, tokens=tokens
+        asked, device=DEVICES[device], dtype=dtype, head_dim=head_dim, tokens=tokens
     )
     assert got == chosen
 
 
 @pytest.mark.parametrize(
-    ("asked", "platform", "dtype", "head_dim", "message"),
+    ("asked", "device", "dtype", "head_dim", "message"),
     [
-        ("cudnn", "cpu", "bfloat16", 64, "NVIDIA GPU.*platform cpu"),
+        ("cudnn", "cpu", "bfloat16", 64, "NVIDIA GPU.*Some cpu"),
         ("cudnn", "gpu", "float32", 64, "16-bit dtype.*float32"),
+        ("cudnn", "old gpu", "bfloat16", 64, "8.0 or more.*Some old gpu"),
         ("cudnn", "gpu", "bfloat16", 20, "multiple of 8.*head_dim 20"),
         ("splash", "gpu", "bfloat16", 64, "needs a TPU, not platform gpu"),
         ("flash", "gpu", "bfloat16", 64, "'flash' is unknown.*auto, xla, cudnn, splash"),
     ],
 )
 def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
-    asked: str, platform: str, dtype: str, head_dim: int, message: str
+    asked: str, device: str, dtype: str, head_dim: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         attention_lib.choose_implementation(
-            asked, platform=platform, dtype=dtype, head_dim=head_dim, tokens=196
+            asked, device=DEVICES[device], dtype=dtype, head_dim=head_dim, tokens=196
         )
 
 
