@@ -62,7 +62,9 @@ class Evaluation:
                 mesh=mesh,
             )
         if self._config.probe_every_steps:
-            records = linear_probe.training_records(sources.train, self._config.probe)
+            records = linear_probe.training_records(
+                sources.train, self._config.probe, skip_bad=config.data.on_bad_record == "skip"
+            )
             self._probe = LinearProbe(
                 self._config.probe,
                 graphdef,

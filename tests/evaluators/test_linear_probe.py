@@ -170,7 +170,7 @@ def test_training_records_that_cannot_be_read_are_passed_over_where_bad_ones_are
     chosen = probe_lib.training_records(source, config, skip_bad=True)
     names = {record.name for record in chosen.read(range(20))}
     assert names == {f"thing {number}" for number in range(30) if number % 3}
-    with pytest.raises(BadRecordError, match="things, split 'train', record .* it is cut off"):
+    with pytest.raises(BadRecordError, match=r"things, split 'train', record .* it is cut off"):
         probe_lib.training_records(source, config, skip_bad=False)
 
 
