@@ -351,10 +351,10 @@ def _step_path(folder: epath.Path, step: int | None) -> epath.Path:
             f"no checkpoint of step {step} in {folder}; there are: {', '.join(map(str, steps))}"
         )
     path = folder / str(steps[-1] if step is None else step)
-    found = _read_json(path, "metadata").get("format_version")
-    if found != FORMAT_VERSION:
+    version = _read_json(path, "metadata").get("format_version")
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"the checkpoint {path} has format version {found}; this version of darl_jax reads "
+            f"the checkpoint {path} has format version {version}; this version of darl_jax reads "
             f"version {FORMAT_VERSION}"
         )
     return path

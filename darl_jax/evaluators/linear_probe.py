@@ -25,7 +25,6 @@ from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.readout import POOLINGS, readout
-from darl_jax.models.vit import ViT
 from darl_jax.objectives import Batch
 from darl_jax.sharding import global_array, replicated
 
@@ -75,21 +74,6 @@ class ProbeConfig:
 def block_index(relative_depth: float, depth: int) -> int:
     """Which of `depth` blocks, from 0, lies at a relative depth in (0, 1]; rounded up."""
     return math.ceil(relative_depth * depth) - 1
-
-
-def block_output(
-    backbone: ViT, patches: Float[Array, "batch patch pixel"], block: int
-) -> Float[Array, "batch token width"]:
-    """What `backbone(patches).blocks[block]` is, without the blocks after it.
-
-    Nor are the outputs of the blocks before it kept: stacked by the scan over blocks, they would
-    take depth x batch x tokens x width values.
-    """
-    graphdef, stacked = nnx.split(backbone.blocks)
-    first = nnx.clone(backbone)
-    first.blocks = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[: block + 1], stacked))
-    first.final_norm = nnx.identity
-    return first(patches, mask="causal").tokens
 
 
 # --- the training records ------------------------------------------------------------------------
@@ -224,8 +208,8 @@ class LinearProbe:
             backbone = nnx.merge(graphdef, params).backbone
             images = standardise(batch["image"], mean, std)
             patches = patchify(images, backbone.config.patch_size)
-            block = block_index(config.relative_depth, backbone.config.depth)
-            return readout(block_output(backbone, patches, block), config.pooling)
+            blocks = backbone(patches, mask="causal").blocks
+            return readout(blocks[block_index(config.relative_depth, len(blocks))], config.pooling)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
             del params

@@ -261,30 +261,6 @@ def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, 
     np.testing.assert_array_equal(examples.labels, labels)
 
 
-def test_the_outputs_of_all_blocks_are_not_held_in_memory():
-    """A scan keeps what it stacks, used or not: the named block is to be all that is run for."""
-    batch, depth, width = 64, 8, 16
-    model = tiny_model(depth=depth)
-    patches = jax.ShapeDtypeStruct((batch, 16, 4), jnp.float32)
-    stack = f"f32[{depth},{batch},17,{width}]"
-
-    def compiled(output):
-        def of_params(params, patches):
-            return output(nnx.merge(model.graphdef, params).backbone, patches)
-
-        with jax.set_mesh(model.mesh):
-            return jax.jit(of_params).lower(model.params, patches).compile()
-
-    named = compiled(lambda backbone, x: probe_lib.block_output(backbone, x, depth - 1))
-    stacked = compiled(lambda backbone, x: backbone(x).blocks[depth - 1])
-    assert stack in stacked.as_text()
-    assert stack not in named.as_text()
-    saved = (
-        stacked.memory_analysis().temp_size_in_bytes - named.memory_analysis().temp_size_in_bytes
-    )
-    assert saved > 0.8 * 4 * depth * batch * 17 * width
-
-
 def test_examples_are_in_the_order_of_records_however_they_come(tiny):
     images, labels = two_classes(12)
     ordered = make_batches(images, 4, labels)
