@@ -12,7 +12,6 @@ from absl import flags, logging
 EXIT_ERROR = 1  # something failed while it ran
 EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
 EXIT_NOT_FINITE = 3  # training diverged
-EXIT_KILLED = 130  # Ctrl-C where there was nothing to save, or a second one
 EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
 
 # What a person can mend: keys and files, a package that a bucket needs, memory.

@@ -6,7 +6,7 @@ One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop.
 the same workdir it goes on from its last checkpoint. Exit codes: 0 finished; 1 an error while it
 ran; 2 a config, dataset or checkpoint that cannot be used, found before anything was changed;
 3 stopped because updates were not finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it
-again to go on; 130 Ctrl-C where there was nothing to save, or a second one.
+again to go on; 130 and 143 the same before there was anything to save, or a second Ctrl-C.
 """
 
 import contextlib
@@ -33,7 +33,6 @@ from darl_jax.cli import (
     EXIT_BAD_INPUT,
     EXIT_ERROR,
     EXIT_INTERRUPTED,
-    EXIT_KILLED,
     EXIT_NOT_FINITE,
     USER_ERRORS,
     flags_parser,
@@ -192,17 +191,13 @@ def main(argv: list[str]) -> None:
     del argv
     # JAX tells at length that it found no TPU on a machine that has none.
     logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    try:
-        with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
-            if _CONFIG.value is None or not _WORKDIR.value:
-                raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-            config = config_lib.load(_CONFIG.value)
-            workdir = absolute_path(_WORKDIR.value)
-            make_workdir(workdir)
-        sys.exit(train(config, workdir))
-    except KeyboardInterrupt:
-        print("interrupted outside the training loop; nothing was saved", file=sys.stderr)
-        sys.exit(EXIT_KILLED)
+    with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
+        if _CONFIG.value is None or not _WORKDIR.value:
+            raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
+        config = config_lib.load(_CONFIG.value)
+        workdir = absolute_path(_WORKDIR.value)
+        make_workdir(workdir)
+    sys.exit(train(config, workdir))
 
 
 def make_workdir(workdir: epath.Path) -> None:
@@ -215,7 +210,7 @@ def make_workdir(workdir: epath.Path) -> None:
 
 def train(config: TrainConfig, workdir: epath.Path) -> int:
     """One run; returns its exit code."""
-    with contextlib.ExitStack() as cleanup:
+    with StopRequest() as stop, contextlib.ExitStack() as cleanup:
         with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS), advice_on_memory():
             # Mesh.
             mesh = make_mesh(config.mesh)
@@ -333,8 +328,8 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
             one_line_errors(EXIT_ERROR, *USER_ERRORS),
             advice_on_memory(),
             contextlib.closing(progress),
-            StopRequest() as stop,
         ):
+            stop.begin_training()
             for step in range(start_step + 1, total_steps + 1):
                 batch = device_batch(next(batches), mesh)
                 state, metrics = train_step(state, batch, step_key)

@@ -231,6 +231,19 @@ def test_wrong_flag_gets_one_line_and_exit_code_2(tmp_path, argument, message):
     assert message in lines[0]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_before_training_ends_at_once_and_saves_nothing(tmp_path, number, code):
+    process = subprocess.Popen(command(tmp_path), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "Attention:" in line:  # The next thing is to compile.
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == code
+    assert "before training began: nothing was changed" in rest
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
 def kill_and_restart(workdir, steps: int, kills: int, seed: int) -> int:
     """Runs to the end through `kills` SIGKILLs at random moments; returns how many hit a save."""
     generator = random.Random(seed)
