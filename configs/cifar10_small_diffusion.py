@@ -3,7 +3,11 @@ r"""A small ViT (width 128, 6 blocks, patches of 4) on CIFAR-10, diffusion: a la
 python -m darl_jax.train --config=configs/cifar10_small_diffusion.py \
     --workdir=runs/cifar10_diffusion --config.data.data_dir=~/tensorflow_datasets
 
-Cost: COST
+Cost: 0.592 GFLOP an image for forward and backward, 0.30 PFLOP in all; about 25 minutes on 2 CPU
+cores (340 images/s).
+
+Expected, from a run of this file with total_steps=1900: validation loss 0.2011; linear probe with
+10 labels a class 0.277 +- 0.014, at random initialisation 0.219 +- 0.009.
 """
 
 import ml_collections

@@ -3,7 +3,11 @@ r"""A small ViT (width 128, 6 blocks, patches of 4) on CIFAR-10, squared error: 
 python -m darl_jax.train --config=configs/cifar10_small_mse.py \
     --workdir=runs/cifar10_mse --config.data.data_dir=~/tensorflow_datasets
 
-Cost: COST
+Cost: 0.495 GFLOP an image for forward and backward, 0.25 PFLOP in all; about 25 minutes on 2 CPU
+cores (350 images/s).
+
+Expected, from a run of this file: validation loss 0.1972; linear probe with 10 labels a class
+0.293 +- 0.006, at random initialisation 0.219 +- 0.009.
 """
 
 import ml_collections
