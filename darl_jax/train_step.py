@@ -14,6 +14,7 @@ from darl_jax.objectives import Batch, Metrics, Objective
 from darl_jax.sharding import pin_batch
 from darl_jax.train_state import TrainState
 
+LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]
 TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metrics]]
 
 
@@ -42,31 +43,17 @@ def make_train_step(
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
-    def accumulated(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
-        if accumulation_steps == 1:
-            return loss_and_gradient(params, batch, key)
-
-        # Every n-th example, so that each device keeps its own and none is sent.
-        def micro_batches(x: Array) -> Array:
-            cut = x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
-            return pin_batch(cut, batch_axis=1)
-
-        def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
-
-        xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, accumulation_steps)
-        zero = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-            jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
-        )
-        (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
-        return jax.tree.map(lambda g: g / accumulation_steps, gradient), metrics
-
     def train_step(
         state: TrainState, batch: Batch, key: PRNGKeyArray
     ) -> tuple[TrainState, Metrics]:
         # Folded in here, so that a resumed run draws what the uninterrupted one would have drawn.
-        gradient, metrics = accumulated(state.params, batch, jax.random.fold_in(key, state.step))
+        step_key = jax.random.fold_in(key, state.step)
+        if accumulation_steps == 1:
+            gradient, metrics = loss_and_gradient(state.params, batch, step_key)
+        else:
+            gradient, metrics = _accumulate(
+                loss_and_gradient, state.params, batch, step_key, accumulation_steps
+            )
         gradient_norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -92,6 +79,28 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def _accumulate(
+    loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, key: PRNGKeyArray, steps: int
+) -> tuple[PyTree, Metrics]:
+    """The mean gradient and the merged metrics of a batch, one micro-batch after the other."""
+
+    # Every n-th example, so that each device keeps its own and none is sent.
+    def micro_batches(x: Array) -> Array:
+        cut = x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
+        return pin_batch(cut, batch_axis=1)
+
+    def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
+
+    xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, steps)
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
+    )
+    (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
+    return jax.tree.map(lambda g: g / steps, gradient), metrics
 
 
 def compile_step(

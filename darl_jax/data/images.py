@@ -8,8 +8,10 @@ Settled here, for what the paper does not say: transparent pixels are laid over 
 are ignored; of an animation the first frame counts; 16-bit grey is scaled, not clipped.
 """
 
+import contextlib
 import io
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
@@ -81,19 +83,10 @@ class HostImage:
         Raises:
           UndecodableImageError: the pixels cannot be decoded.
         """
-        try:
+        with _undecodable():
             box = self._draft(box, size)
-            plain = _plain(self._image)
-            if self._orientation in _UPRIGHT:
-                plain = plain.transpose(_UPRIGHT[self._orientation])
-            resized = plain.resize((size, size), Image.Resampling.BICUBIC, box=box)
+            resized = self._upright().resize((size, size), Image.Resampling.BICUBIC, box=box)
             return _to_array(resized, channels)
-        except UndecodableImageError:
-            raise
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many types on corrupt data.
-            raise UndecodableImageError(_reason(error)) from error
 
     def pixels(self, channels: int) -> UInt8[np.ndarray, "height width {channels}"]:
         """The whole upright image at its own resolution.
@@ -101,17 +94,14 @@ class HostImage:
         Raises:
           UndecodableImageError: the pixels cannot be decoded.
         """
-        try:
-            plain = _plain(self._image)
-            if self._orientation in _UPRIGHT:
-                plain = plain.transpose(_UPRIGHT[self._orientation])
-            return _to_array(plain, channels)
-        except UndecodableImageError:
-            raise
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow's decoders raise many types on corrupt data.
-            raise UndecodableImageError(_reason(error)) from error
+        with _undecodable():
+            return _to_array(self._upright(), channels)
+
+    def _upright(self) -> Image.Image:
+        plain = _plain(self._image)
+        if self._orientation in _UPRIGHT:
+            return plain.transpose(_UPRIGHT[self._orientation])
+        return plain
 
     def _draft(self, box: Box, size: int) -> Box:
         if not isinstance(self._image, JpegImagePlugin.JpegImageFile):
@@ -128,7 +118,7 @@ class HostImage:
 def _open(source: bytes | np.ndarray) -> Image.Image:
     if isinstance(source, np.ndarray):
         return Image.fromarray(source[..., 0] if source.shape[-1] == 1 else source)
-    try:
+    with _undecodable():
         image = Image.open(io.BytesIO(source))
         if image.width * image.height > MAX_PIXELS:
             raise UndecodableImageError(
@@ -138,11 +128,16 @@ def _open(source: bytes | np.ndarray) -> Image.Image:
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             image.load()
         return image
-    except UndecodableImageError:
+
+
+@contextlib.contextmanager
+def _undecodable() -> Iterator[None]:
+    """One type for the many that Pillow's decoders raise on corrupt data."""
+    try:
+        yield
+    except (UndecodableImageError, MemoryError):
         raise
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on corrupt data.
+    except Exception as error:
         raise UndecodableImageError(_reason(error)) from error
 
 
