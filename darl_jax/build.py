@@ -2,12 +2,17 @@
 
 import math
 
+import jax
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from darl_jax import flops
-from darl_jax.config import TrainConfig
+from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.models.darl import DARL
 from darl_jax.objectives import OBJECTIVES, Objective
+from darl_jax.sharding import batch_sharding
 from darl_jax.train_state import BuildModel
 
 
@@ -50,3 +55,38 @@ def step_flops(config: TrainConfig) -> int:
         noise_draws=getattr(config.objective, "draws", 1),
     )
     return flops.train_step_flops(forward, config.batch_size)
+
+
+def check_layout(config: TrainConfig, mesh: Mesh) -> None:
+    """Whether batch and heads can be split as the mesh says.
+
+    Raises:
+      ConfigError: they cannot.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = shards * config.accumulation_steps
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"config.batch_size={config.batch_size} must be a multiple of {parts}: {shards} "
+            f"devices along mesh.data and mesh.fsdp, times accumulation_steps="
+            f"{config.accumulation_steps}"
+        )
+    if config.model.num_heads % mesh.shape["tensor"]:
+        raise ConfigError(
+            f"config.model.num_heads={config.model.num_heads} must be a multiple of "
+            f"config.mesh.tensor={mesh.shape['tensor']}"
+        )
+
+
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:
+    """Shapes and shardings of what a step reads of a batch, to compile before there is one."""
+    size, sharding = config.data.image_size, batch_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
+
+    return {
+        "image": array((size, size, config.data.channels), np.uint8),
+        "mask": array((), np.bool_),
+        "replaced": array((), np.bool_),
+    }

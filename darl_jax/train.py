@@ -46,7 +46,7 @@ from darl_jax.interrupts import StopRequest
 from darl_jax.metrics import MetricWriter, Progress, read_metrics
 from darl_jax.models import attention
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
-from darl_jax.sharding import batch_sharding, global_array, make_mesh
+from darl_jax.sharding import global_array, make_mesh
 from darl_jax.step_metrics import NotFiniteError, StepMetrics
 from darl_jax.train_state import (
     abstract_state,
@@ -66,44 +66,9 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def check_layout(config: TrainConfig, mesh: Mesh) -> None:
-    """Whether batch and heads can be split as the mesh says.
-
-    Raises:
-      ConfigError: they cannot.
-    """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = shards * config.accumulation_steps
-    if config.batch_size % parts:
-        raise ConfigError(
-            f"config.batch_size={config.batch_size} must be a multiple of {parts}: {shards} "
-            f"devices along mesh.data and mesh.fsdp, times accumulation_steps="
-            f"{config.accumulation_steps}"
-        )
-    if config.model.num_heads % mesh.shape["tensor"]:
-        raise ConfigError(
-            f"config.model.num_heads={config.model.num_heads} must be a multiple of "
-            f"config.mesh.tensor={mesh.shape['tensor']}"
-        )
-
-
 def device_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PyTree:
     """What a step reads of a batch, on the devices."""
     return global_array({key: batch[key] for key in ("image", "mask", "replaced")}, mesh)
-
-
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:
-    """Shapes and shardings of `device_batch`, to compile before there is one."""
-    size, sharding = config.data.image_size, batch_sharding(mesh)
-
-    def array(shape: tuple[int, ...], dtype: type) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
-
-    return {
-        "image": array((size, size, config.data.channels), np.uint8),
-        "mask": array((), np.bool_),
-        "replaced": array((), np.bool_),
-    }
 
 
 def check_same_run(
@@ -214,7 +179,7 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
         with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS), advice_on_memory():
             # Mesh.
             mesh = make_mesh(config.mesh)
-            check_layout(config, mesh)
+            build.check_layout(config, mesh)
             log_attention(config)
             cleanup.enter_context(jax.set_mesh(mesh))
             devices = mesh.devices.flatten()
@@ -272,7 +237,7 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
             )
             began = time.monotonic()
             train_step = compile_step(
-                step_function, abstract, abstract_batch(config, mesh), step_key
+                step_function, abstract, build.abstract_batch(config, mesh), step_key
             )
             logging.info("Compiled the step in %.1f s", time.monotonic() - began)
             log_memory(train_step)
