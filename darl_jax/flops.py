@@ -1,4 +1,4 @@
-"""Counted model FLOPs and the peak rates of accelerators, for the utilisation that is logged.
+"""Counted model FLOPs, for the utilisation that is logged.
 
 The convention, so that a number can be compared with others:
 
@@ -30,54 +30,15 @@ with one Transformer block in its decoder and one noise draw):
 
 import jax
 
+from darl_jax import chips
+
 OBJECTIVES = ("mse", "diffusion")
 DECODER_KINDS = ("mlp", "transformer")
-
-# Dense bfloat16 peak, in FLOP/s of one jax.Device, by its device_kind. An unknown kind (another
-# form factor, a slice of a GPU) has no entry rather than a near one: a wrong peak is worse than
-# none.
-PEAK_FLOPS: dict[str, float] = {
-    # Google Cloud's TPU documentation, "Peak compute per chip (bf16)". A v2, v3 or TPU7x chip is
-    # two jax.Devices, which halves the figure (45, 123, 2307 TFLOP/s a chip).
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    # NVIDIA's data sheets, bfloat16 tensor core without sparsity (where only the figure with
-    # sparsity is printed, half of it).
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835.5e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA H200 NVL": 835.5e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA GB200": 2500e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA A10": 125e12,
-    "NVIDIA A10G": 70e12,
-    # Volta and Turing have no bfloat16; theirs is the float16 tensor core.
-    "Tesla V100-SXM2-16GB": 125e12,
-    "Tesla V100-SXM2-32GB": 125e12,
-    "Tesla V100-PCIE-16GB": 112e12,
-    "Tesla V100-PCIE-32GB": 112e12,
-    "Tesla T4": 65e12,
-}
 
 
 def peak_flops(device: jax.Device) -> float | None:
     """Dense bfloat16 peak of a device in FLOP/s; None where it is not known, such as on a CPU."""
-    return PEAK_FLOPS.get(device.device_kind)
+    return chips.PEAK_FLOPS.get(device.device_kind)
 
 
 def forward_flops(

@@ -186,12 +186,7 @@ def test_a_decoder_that_does_not_exist_is_an_error(wrong: dict) -> None:
         flops.forward_flops(**SHAPE, **wrong)
 
 
-def test_peak_is_known_by_exact_device_kind_and_none_elsewhere() -> None:
-    known = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "NVIDIA H200": 989.4e12}
-    for kind, peak in known.items():
-        assert flops.PEAK_FLOPS[kind] == peak
-    # A slice of a GPU has a fraction of the whole one's peak.
-    assert "NVIDIA H100 80GB HBM3 MIG 1g.10gb" not in flops.PEAK_FLOPS
+def test_peak_of_a_device_without_one_is_none() -> None:
     assert flops.peak_flops(jax.devices("cpu")[0]) is None
 
 
