@@ -1,60 +1,77 @@
-"""Checkpoints by Orbax: asynchronous, atomic, and readable without the code that wrote them.
+"""Checkpoints by Orbax: asynchronous, atomic, and verified when they are read.
 
-A run's checkpoints lie in `<workdir>/checkpoints/<step>/`, each with three items: `state` (every
-array of the train state under a plain name, such as `params/backbone/blocks/mlp/up/kernel` or
-`opt_state/adam/mu/backbone/...`), `config` and `metadata` (JSON). Names come from the attributes,
-keys and positions on the way to an array, so that optimiser states, which are named tuples, need
-not exist in the code that reads them.
+`checkpoint_reading.py` says what a checkpoint holds. A save goes on in the background; one that
+fails or hangs is an error of the next call and leaves the checkpoints before it as they were. A
+restore takes the newest checkpoint that is whole.
 """
 
+import concurrent.futures
 import contextlib
-import importlib.metadata
+import dataclasses
+import gc
 import json
-import logging as python_logging
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
-# Raised whenever a checkpoint written before could no longer be read: other names, other items.
-FORMAT_VERSION = 1
+from darl_jax import checkpoint_reading as reading
+from darl_jax.background import Worker
+from darl_jax.checkpoint_processes import barrier, from_all, together
+from darl_jax.checkpoint_reading import DamagedCheckpointError, absolute_path
 
-_FOLDER = "checkpoints"
-# TensorStore's codes for what passes or can be granted: the checkpoint itself may be whole.
-_NO_DAMAGE = ("ABORTED", "CANCELLED", "DEADLINE", "PERMISSION", "RESOURCE", "UNAUTH", "UNAVAIL")
-_LISTED = 10  # paths, files or steps that an error message names before it only counts
+_DAMAGED_FOLDER = "damaged_checkpoints"
+
+
+class SaveTimeoutError(TimeoutError):
+    """A save hangs, and with it threads that only `os._exit` ends."""
 
 
 class Checkpointer:
     """Saves train states while training goes on, and restores them onto any mesh.
 
-    Every process of a run makes one and calls the same methods in the same order.
+    Every process of a run makes one and calls the same methods in the same order. After a save that
+    failed, writes of it may still be going on: end the run, and start it again.
 
     Args:
         workdir: local or bucket path; checkpoints go to `<workdir>/checkpoints`.
         keep_last: how many of the newest checkpoints stay.
         keep_every: checkpoints whose step is a multiple of it stay for ever; 0 for none.
+        timeout_seconds: a save that takes longer, from its start to its last file, is an error.
 
     Raises:
-        ValueError: `keep_last` below 1, `keep_every` below 0, or a file where the folder goes.
+        ValueError: `keep_last` below 1, `keep_every` below 0, `timeout_seconds` not above 0, or a
+            file where the folder goes.
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, workdir: os.PathLike | str, *, keep_last: int, keep_every: int) -> None:
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        *,
+        keep_last: int,
+        keep_every: int,
+        timeout_seconds: int | float = 1800,
+    ) -> None:
         if keep_last < 1:
             raise ValueError(f"checkpoint.keep_last must be at least 1, not {keep_last}")
         if keep_every < 0:
             raise ValueError(f"checkpoint.keep_every must be 0 (off) or more, not {keep_every}")
-        _quieten_orbax()
-        self._folder = absolute_path(workdir) / _FOLDER
-        self._saving: int | None = None
+        if timeout_seconds <= 0:
+            raise ValueError(f"checkpoint.timeout_seconds must be above 0, not {timeout_seconds}")
+        reading.quieten_orbax()
+        self._workdir = absolute_path(workdir)
+        self._folder = self._workdir / reading.FOLDER
+        self._timeout = timeout_seconds
+        self._saving: _Save | None = None
         keep: list[managers.PreservationPolicy] = [managers.LatestN(keep_last)]
         if keep_every:
             keep.append(managers.EveryNSteps(keep_every))
@@ -62,9 +79,14 @@ class Checkpointer:
             preservation_policy=managers.AnyPreservationPolicy(keep),
             # What a killed run left half-written.
             cleanup_tmp_directories=True,
-            # When the folder is made in the background and that fails, Orbax's writer threads
-            # wait for it until they time out, ten minutes later.
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                # For processes that wait for others; what hangs is found in `wait`.
+                timeout_secs=math.ceil(timeout_seconds),
+                barrier_sync_fn=barrier,
+                # When the folder is made in the background and that fails, Orbax's writer threads
+                # wait for it until they time out.
+                create_directories_asynchronously=False,
+            ),
         )
         try:
             if self._folder.exists() and not self._folder.is_dir():
@@ -80,6 +102,7 @@ class Checkpointer:
             )
         except OSError as error:
             raise OSError(f"cannot keep checkpoints in {self._folder}: {error}") from error
+        self._worker = Worker()
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint; waits for one that is being written.
@@ -103,15 +126,10 @@ class Checkpointer:
         Raises:
             ValueError: a later checkpoint exists, which a resumed run would prefer to this one;
                 or `config` has a value that JSON cannot hold.
+            SaveTimeoutError: as `wait`.
             OSError: this save could not start, or the one before failed in the background.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_to_nested_dict(state)),
-            config=ocp.args.JsonSave(_as_json(config)),
-            metadata=ocp.args.JsonSave(
-                {"format_version": FORMAT_VERSION, "step": step, "libraries": _library_versions()}
-            ),
-        )
+        config = _as_json(config)
         latest = self.latest_step()
         if latest == step:
             return
@@ -119,11 +137,19 @@ class Checkpointer:
             raise ValueError(
                 f"cannot save step {step}: {self._folder} has a later checkpoint, of step {latest}"
             )
-        self._saving = step
-        try:
-            self._manager.save(step, args=items, force=True)
-        except Exception as error:
-            raise self._save_error(error) from error
+        arrays = reading.to_nested_dict(state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            config=ocp.args.JsonSave(config),
+            metadata=ocp.args.JsonSave(reading.make_metadata(step, arrays, config)),
+        )
+        self._saving = _Save(
+            step,
+            deadline=time.monotonic() + self._timeout,
+            started=self._worker.submit(lambda: self._manager.save(step, args=items, force=True)),
+            finished=self._worker.submit(self._manager.wait_until_finished),
+        )
+        self._await(self._saving, self._saving.started)
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> PyTree:
         """The state of a step (None: the newest), laid out as `abstract_state` says.
@@ -135,104 +161,185 @@ class Checkpointer:
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of this step.
-            ValueError: a damaged checkpoint; another format version; a leaf without a sharding; or
-                names, shapes or types differ: the message lists them and nothing was allocated.
+            DamagedCheckpointError: it is damaged, for any of the processes.
+            ValueError: another format version; a leaf without a sharding; or names, shapes or
+                types differ: the message lists them and nothing was allocated.
+            OSError: as `wait`; or another process could not read it.
         """
         self.wait()
-        path = _step_path(self._folder, step)
-        target = jax.tree.map(_abstract_leaf, abstract_state)
-        _check_arrays(path, _named_leaves(target))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(_to_nested_dict(target)))
-        with _damage_named(path):
-            restored = self._manager.restore(int(path.name), args=args)
-        by_name = _named_leaves(restored["state"])
-        leaves = [by_name[name] for name in _named_leaves(target)]
-        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+        path = reading.path_of_step(self._folder, step)
+        return self._read(path, abstract_state, check=None)
+
+    def restore_latest(
+        self,
+        abstract_state: PyTree,
+        check: Callable[[dict[str, Any], int], None] | None = None,
+    ) -> tuple[PyTree, int] | None:
+        """State and step of the newest checkpoint that is whole, or None where there is none.
+
+        Damaged ones that are newer are moved to `<workdir>/damaged_checkpoints`, with a warning
+        that names each, so that the run can save those steps again.
+
+        Args:
+            abstract_state: as in `restore`.
+            check: called with config and step of a checkpoint before its arrays are read. What it
+                raises ends the search, and nothing is moved.
+
+        Raises:
+            ValueError: all checkpoints are damaged (none is moved); or as in `restore`.
+            OSError: as in `restore`; or a damaged checkpoint could not be moved.
+        """
+        self.wait()
+        damaged: list[DamagedCheckpointError] = []
+        step = self._newest_before(None)
+        while step is not None:
+            try:
+                state = self._read(self._folder / str(step), abstract_state, check)
+            except DamagedCheckpointError as error:
+                # A new one: the traceback of the other holds the arrays.
+                damaged.append(DamagedCheckpointError(error.path, error.reason))
+            else:
+                self._move_aside(damaged, step)
+                return state, step
+            # Arrays of the damaged one, on the devices, that frames of its errors still hold.
+            gc.collect()
+            step = self._newest_before(step)
+        if damaged:
+            raise ValueError(
+                f"every checkpoint in {self._folder} is damaged, and they were left there: "
+                + "; ".join(f"step {error.path.name}: {error.reason}" for error in damaged)
+                + ". Put one back from a copy, or give another --workdir to start anew"
+            )
+        return None
 
     def read_config(self, step: int | None = None) -> dict[str, Any]:
         """The config that the checkpoint of a step (None: the newest) was saved with, from JSON.
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of this step.
-            ValueError: another format version, or a damaged checkpoint.
+            DamagedCheckpointError: it is damaged.
+            ValueError: another format version.
         """
         self.wait()
-        path = _step_path(self._folder, step)
-        return _read_json(path, "config")
+        path = reading.path_of_step(self._folder, step)
+        return reading.read_config(path, reading.read_metadata(path))
 
     def wait(self) -> None:
         """Blocks until nothing is being written.
 
         Raises:
+            SaveTimeoutError: the save takes longer than `timeout_seconds`. Threads of this process
+                may hang in the file system then: end it by `os._exit`.
             OSError: the last save failed; the checkpoints before it are untouched.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:
-            raise self._save_error(error) from error
+        if self._saving is not None:
+            self._await(self._saving, self._saving.finished)
+            self._saving = None
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads.
+        """Waits for the last save and ends the threads; those of a save that hangs are left.
 
         Raises:
-            OSError: as `wait`.
+            OSError: as `wait`, unless that has been raised before.
         """
+        if self._worker.stopped or (self._saving is not None and self._saving.hangs):
+            return
         try:
             self.wait()
         finally:
-            self._manager.close()
+            if self._saving is None:
+                self._worker.submit(self._manager.close).result()
+                self._worker.stop()
 
-    def _save_error(self, error: Exception) -> OSError:
-        # Orbax has already dropped the checkpoints that this one was to replace from its list.
+    def _await(self, saving: "_Save", part: concurrent.futures.Future) -> None:
+        try:
+            part.result(max(0.0, saving.deadline - time.monotonic()))
+        except Exception as error:
+            what = f"the checkpoint of step {saving.step} to {self._folder}"
+            if not part.done():
+                saving.hangs = True
+                raise SaveTimeoutError(
+                    f"writing {what} takes longer than checkpoint.timeout_seconds="
+                    f"{self._timeout:g}; earlier ones are untouched"
+                ) from None
+            self._saving = None
+            # Orbax has already dropped the checkpoints that this one was to replace from its list.
+            with contextlib.suppress(OSError):  # a file system that is gone
+                self._manager.reload()
+            reason = reading.first_line(error)
+            raise OSError(
+                f"could not write {what}, earlier ones are untouched: {reason}"
+            ) from error
+
+    def _read(
+        self,
+        path: Any,
+        abstract_state: PyTree,
+        check: Callable[[dict[str, Any], int], None] | None,
+    ) -> PyTree:
+        """The state in a folder; all processes return, or all raise."""
+        target = jax.tree.map(_abstract_leaf, abstract_state)
+        restored: dict[str, Any] = {}
+        metadata: dict[str, Any] = {}
+
+        def read_own_part() -> None:
+            metadata.update(reading.read_metadata(path))
+            config = reading.read_config(path, metadata)
+            if check is not None:
+                check(config, int(path.name))
+            reading.check_fits(path, metadata, target)
+            restored.update(reading.read_arrays(path, reading.to_nested_dict(target)))
+
+        together(path, read_own_part)
+        reading.check_whole(path, metadata, restored)
+        by_name = reading.named_leaves(restored)
+        leaves = [by_name[name] for name in reading.named_leaves(target)]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+    def _newest_before(self, step: int | None) -> int | None:
+        """The newest step there is, below `step`; what process 0 sees counts for all."""
+        steps = ocp.utils.checkpoint_steps(self._folder)
+        newest = max((s for s in steps if step is None or s < step), default=-1)
+        newest = int(from_all(np.int32(newest))[0])
+        return newest if newest >= 0 else None
+
+    def _move_aside(self, damaged: Sequence[DamagedCheckpointError], step: int) -> None:
+        if not damaged:
+            return
+
+        def move() -> None:
+            if jax.process_index() != 0:
+                return
+            aside = self._workdir / _DAMAGED_FOLDER
+            aside.mkdir(parents=True, exist_ok=True)
+            for error in damaged:
+                name = error.path.name
+                taken = {entry.name for entry in aside.iterdir()}
+                names = [name, *(f"{name}-{n}" for n in range(2, len(taken) + 3))]
+                moved = aside / next(name for name in names if name not in taken)
+                error.path.rename(moved)
+                logging.warning(
+                    "The checkpoint of step %s is damaged (%s): moved to %s; step %d is used "
+                    "instead",
+                    name,
+                    error.reason,
+                    moved,
+                    step,
+                )
+
+        together(self._folder, move)
         self._manager.reload()
-        return OSError(
-            f"could not write the checkpoint of step {self._saving} to {self._folder}, earlier ones"
-            f" are untouched: {error}"
-        )
 
 
-def absolute_path(path: os.PathLike | str) -> epath.Path:
-    """A folder's whole path, or a bucket's as it is; Orbax refuses relative ones when it writes."""
-    if "://" in os.fspath(path):
-        return epath.Path(path)
-    return epath.Path(path).expanduser().resolve()
+@dataclasses.dataclass
+class _Save:
+    """What is known of a save that goes on in the worker thread."""
 
-
-def restore_params(
-    path: os.PathLike | str, step: int | None = None
-) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Parameters, config and step of a checkpoint, read without the code that wrote it.
-
-    Only the parameters are read, not the optimiser's state, which is twice their size.
-
-    Args:
-        path: a run's workdir or its folder of checkpoints; local or a bucket.
-        step: one of the steps that there are; None for the newest.
-
-    Returns:
-        The parameters as nested dicts of numpy arrays, the config as JSON kept it, and the step.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint, or none of this step.
-        ValueError: another format version, or a damaged checkpoint.
-    """
-    _quieten_orbax()
-    folder = absolute_path(path)
-    if (folder / _FOLDER).is_dir():
-        folder = folder / _FOLDER
-    step_path = _step_path(folder, step)
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    with _damage_named(step_path), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-        wanted = {"params": handler.metadata(step_path / "state").tree["params"]}
-        restored = handler.restore(
-            step_path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
-                partial_restore=True,
-            ),
-        )
-    return restored["params"], _read_json(step_path, "config"), int(step_path.name)
+    step: int
+    deadline: float  # in time.monotonic()
+    started: concurrent.futures.Future  # done when the arrays have been copied
+    finished: concurrent.futures.Future
+    hangs: bool = False
 
 
 def config_differences(
@@ -281,120 +388,8 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"the config cannot be kept as JSON: {error}") from error
 
 
-def _key_name(key: Any) -> str:
-    """Plain name of one step on the way to a leaf: an attribute, a dict's key or a position."""
-    for attribute in ("name", "key", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise TypeError(f"a state's containers must name their children; {key!r} does not")
-
-
-def _named_leaves(tree: PyTree) -> dict[tuple[str, ...], Any]:
-    """Leaves by the names on the way to them, in the order of `jax.tree.leaves`."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(_key_name(key) for key in path): leaf for path, leaf in paths}
-
-
-def _to_nested_dict(tree: PyTree) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in _named_leaves(tree).items():
-        level = nested
-        for name in path[:-1]:
-            level = level.setdefault(name, {})
-        level[path[-1]] = leaf
-    return nested
-
-
 def _abstract_leaf(leaf: Any) -> jax.ShapeDtypeStruct:
     # Orbax would take the sharding that was saved, whose devices may not be here.
     if getattr(leaf, "sharding", None) is None:
         raise ValueError(f"the abstract state says no sharding for a leaf {leaf}")
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _check_arrays(path: epath.Path, expected: Mapping[tuple[str, ...], Any]) -> None:
-    """Raises a ValueError that lists the arrays which the checkpoint has otherwise, or not."""
-    with _damage_named(path), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        saved = _named_leaves(handler.metadata(path / "state").tree)
-    differences = []
-    for name in sorted(saved.keys() | expected.keys()):
-        there = _describe(saved[name]) if name in saved else "absent"
-        here = _describe(expected[name]) if name in expected else "absent"
-        if there != here:
-            differences.append(f"{'/'.join(name)}: {there} in the checkpoint, {here} in this run")
-    if differences:
-        raise ValueError(
-            f"the checkpoint {path} does not fit this run's model and optimiser; arrays that "
-            f"differ: {len(differences)}\n  " + "\n  ".join(_shortened(differences))
-        )
-
-
-def _describe(leaf: Any) -> str:
-    return f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
-
-
-def _shortened(names: Sequence[str]) -> list[str]:
-    hidden = len(names) - _LISTED
-    return [*names[:_LISTED], f"and {hidden} more"] if hidden > 0 else list(names)
-
-
-def _step_path(folder: epath.Path, step: int | None) -> epath.Path:
-    """Folder of a complete checkpoint of this format: the newest, or that of `step`."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no checkpoints: there is no folder {folder}")
-    steps = sorted(ocp.utils.checkpoint_steps(folder))
-    if not steps:
-        found = ", ".join(_shortened(sorted(entry.name for entry in folder.iterdir())))
-        raise FileNotFoundError(f"no checkpoint in {folder}, which holds: {found or 'nothing'}")
-    if step is not None and step not in steps:
-        raise FileNotFoundError(
-            f"no checkpoint of step {step} in {folder}; there are: {', '.join(map(str, steps))}"
-        )
-    path = folder / str(steps[-1] if step is None else step)
-    version = _read_json(path, "metadata").get("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"the checkpoint {path} has format version {version}; this version of darl_jax reads "
-            f"version {FORMAT_VERSION}"
-        )
-    return path
-
-
-def _read_json(path: epath.Path, item: str) -> dict[str, Any]:
-    if not (path / item).is_dir():
-        raise ValueError(f"{path} is not a checkpoint of darl_jax: it has no {item!r}")
-    with _damage_named(path), contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
-        return handler.restore(path / item)
-
-
-@contextlib.contextmanager
-def _damage_named(path: epath.Path) -> Iterator[None]:
-    """What reading a damaged checkpoint raises becomes one error that says which it is."""
-    try:
-        yield
-    except Exception as error:
-        # Orbax raises a bare Exception from what TensorStore says of an array.
-        reason = error.__cause__ if type(error) is Exception and error.__cause__ else error
-        text = (str(reason) or type(reason).__name__).splitlines()[0]
-        damages = isinstance(reason, (ValueError, KeyError, FileNotFoundError))
-        if not damages or text.startswith(_NO_DAMAGE):
-            raise
-        remedy = "remove that folder to go on from the one before"
-        raise ValueError(f"the checkpoint {path} is damaged: {text}; {remedy}") from error
-
-
-def _library_versions() -> dict[str, str]:
-    names = ("jax", "flax", "optax", "orbax-checkpoint")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def _is_worth_showing(record: python_logging.LogRecord) -> bool:
-    """False for Orbax's notes, dozens a save, and for tracebacks of what it also raises."""
-    if os.path.join("orbax", "checkpoint") not in record.pathname:
-        return True
-    return record.levelno >= python_logging.WARNING and not record.exc_info
-
-
-def _quieten_orbax() -> None:
-    # A filter, not a level: Orbax logs through absl's one logger, which is also ours.
-    logging.get_absl_logger().addFilter(_is_worth_showing)  # a filter is added only once

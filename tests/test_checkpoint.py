@@ -5,7 +5,6 @@ import logging
 import os
 import pathlib
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +20,9 @@ import pytest
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from darl_jax import checkpoint
-from darl_jax.checkpoint import Checkpointer, config_differences, restore_params
+from darl_jax import checkpoint_reading
+from darl_jax.checkpoint import Checkpointer, config_differences
+from darl_jax.checkpoint_reading import DamagedCheckpointError, restore_params
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = {"batch_size": 8, "model": {"width": 4, "shape": (1, 2)}, "nothing": None}
@@ -295,7 +295,7 @@ def test_a_leaf_without_a_sharding_is_refused(make_checkpointer):
 def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypatch):
     state = make_state()
     checkpointer = make_checkpointer()
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(checkpoint_reading, "FORMAT_VERSION", 3)
     checkpointer.save(1, state, CONFIG)
     checkpointer.wait()
     monkeypatch.undo()
@@ -304,7 +304,7 @@ def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypa
         checkpointer.read_config,
         lambda: restore_params(tmp_path),
     ):
-        with pytest.raises(ValueError, match=r"checkpoints/1 has format version 2; .* version 1"):
+        with pytest.raises(ValueError, match=r"checkpoints/1 has format version 3; .* version 2"):
             read()
 
 
@@ -383,7 +383,7 @@ def test_missing_checkpoints_are_reported_with_what_there_is(make_checkpointer, 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "12").mkdir()
-    with pytest.raises(ValueError, match="12 is not a checkpoint of darl_jax"):
+    with pytest.raises(ValueError, match=r"/12 is damaged: it has no 'metadata'"):
         restore_params(tmp_path)
 
 
@@ -420,20 +420,20 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
         "read_config": checkpointer.read_config,
         "restore_params": lambda: restore_params(tmp_path),
     }
+    if damaged.name == "_METADATA" and damage == "gone":
+        # Needed only to find out which arrays there are.
+        concerns = concerns - {"restore"}
+        assert_same_bits(checkpointer.restore(abstract(state)), state)
     for name in concerns:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(DamagedCheckpointError) as error:
             reads[name]()
         message = str(error.value)
         assert message.startswith(f"the checkpoint {folder} is damaged: "), name
-        assert message.endswith("; remove that folder to go on from the one before")
+        assert message.endswith("; the ones before it may be whole")
         assert "\n" not in message
         assert "array index" not in message  # what TensorStore says of it, not Orbax
 
-    # And what it says to do helps.
-    shutil.rmtree(folder)
-    fresh = make_checkpointer()
-    assert_same_bits(fresh.restore(abstract(state)), state)
-    assert fresh.latest_step() == 1
+    assert_same_bits(checkpointer.restore(abstract(state), 1), state)
 
 
 @pytest.mark.parametrize(
@@ -493,9 +493,10 @@ def test_failed_background_write_is_one_error_and_costs_nothing_else(make_checkp
     assert checkpointer.latest_step() == 2
     assert_same_bits(checkpointer.restore(abstract(state), 1), state)
 
-    checkpointer.save(3, state, CONFIG)
-    assert_same_bits(checkpointer.restore(abstract(state), 3), state)
-    assert steps_in(tmp_path) == [2, 3]
+    checkpointer.save(4, state, CONFIG)
+    assert_same_bits(checkpointer.restore(abstract(state), 4), state)
+    names = {entry.name for entry in (tmp_path / "checkpoints").iterdir()}
+    assert {name for name in names if name.isdigit()} == {"2", "4"}
 
 
 def test_failed_background_write_surfaces_at_the_next_save(make_checkpointer):
@@ -586,7 +587,7 @@ def test_paths_may_be_of_etils(tmp_path, make_checkpointer):
 
 
 def test_bucket_path_stays_as_it_is():
-    assert str(checkpoint.absolute_path("gs://bucket/run")) == "gs://bucket/run"
+    assert str(checkpoint_reading.absolute_path("gs://bucket/run")) == "gs://bucket/run"
 
 
 def test_path_may_be_relative_to_the_working_directory(make_checkpointer, tmp_path, monkeypatch):
