@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
 
+from darl_jax import cluster
+
 EXIT_ERROR = 1  # something failed while it ran
 EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
 EXIT_NOT_FINITE = 3  # training diverged
@@ -20,11 +22,15 @@ USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
 
 @contextlib.contextmanager
 def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest."""
+    """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest.
+
+    Of several processes that fail, the first one says so, and all end.
+    """
     try:
         yield
     except kinds as error:
         logging.debug("This is where it happened:", exc_info=True)
+        cluster.fail_together(str(error), code)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(code)
 

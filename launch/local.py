@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Run darl_jax on this machine, in a virtual environment that is made when it is missing.
+r"""Run darl_jax on this machine, in a virtual environment that is made when it is missing.
 
-    python3 launch/local.py [--extra NAME] [--dry-run] train --config=FILE --workdir=FOLDER ...
+    python3 launch/local.py [--extra NAME] [--dry-run] [--processes N] [--restarts N] \
+        train --config=FILE --workdir=FOLDER ...
     python3 launch/local.py [--extra NAME] [--dry-run] test [PYTEST ARGUMENTS ...]
     python3 launch/local.py [--extra NAME] [--dry-run] install
 
@@ -10,6 +11,10 @@ is this command's. `train` stays in your current folder; `test` runs in the repo
 the paths that it is given are those of the repository. `install` stops once the environment is
 there, for a machine whose compute nodes have no network.
 
+`--processes N` trains with N processes that share this machine's GPUs (processes.py); `--restarts
+N` starts training again, up to N times, after a crash or an interruption that was not meant for
+this command, but not after bad input (exit code 2) or a diverged run (3).
+
 The environment is .venv in the repository's root, or the folder that the environment variable
 DARL_JAX_VENV names. It holds the versions that requirements.txt pins, and is made anew when
 requirements.txt or setup.py change, or when an installation was interrupted.
@@ -17,6 +22,7 @@ requirements.txt or setup.py change, or when an installation was interrupted.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -26,6 +32,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 # Before anything that an older Python cannot run, so that its user reads this and no traceback.
@@ -83,7 +90,7 @@ ADVICE = (
     (
         ("No matching distribution found", "requires a different Python"),
         "The pinned versions exist for Python 3.11 to 3.14 on Linux (x86-64, Arm) and on macOS "
-        "(Apple silicon), those of --extra tpu from 3.12 on; this is Python "
+        "(Apple silicon); this is Python "
         f"{platform.python_version()} on {platform.system()} ({platform.machine()}).",
     ),
 )
@@ -254,18 +261,25 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         prog="launch/local.py",
         description=__doc__.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [--extra NAME] [--dry-run] {train,test,install} ...",
+        usage="%(prog)s [--extra NAME] [--dry-run] [--processes N] [--restarts N] "
+        "{train,test,install} ...",
     )
     parser.add_argument(
         "--extra",
         action="append",
         default=[],
         choices=EXTRAS,
-        help="also install what NVIDIA GPUs (gpu), TPUs (tpu; Python 3.12 or newer) or gs:// and "
+        help="also install what NVIDIA GPUs (gpu), TPUs (tpu) or gs:// and "
         "s3:// paths (buckets) need; needed once, for the environment keeps it",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and do nothing"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how many processes train together (default: 1)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="how often to start again (default: 0)"
     )
     parser.add_argument("command", choices=COMMANDS, help="what to run; see above")
     end = next((i for i, word in enumerate(arguments) if word in COMMANDS), len(arguments))
@@ -273,10 +287,25 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     rest = arguments[end + 1 :]
     if rest and options.command == "install":
         parser.error(f"install takes no further arguments, and got: {shlex.join(rest)}")
+    if options.processes < 1 or options.restarts < 0:
+        parser.error("--processes must be 1 or more, and --restarts 0 or more")
+    if supervised(options) and options.command != "train":
+        parser.error(f"--processes and --restarts are for train, not for {options.command}")
     return options, rest
 
 
-def print_plan(venv: Path, extras: set[str], program: list[str], folder: Path) -> None:
+def supervised(options: argparse.Namespace) -> bool:
+    """Whether the program needs somebody who watches it."""
+    return options.processes > 1 or options.restarts > 0
+
+
+def supervisor() -> ModuleType:
+    """The module of this folder that watches processes, from wherever this script is started."""
+    sys.path.insert(0, str(ROOT))
+    return importlib.import_module("launch.processes")
+
+
+def print_plan(venv: Path, extras: set[str], commands: list[str], folder: Path) -> None:
     """Prints what a start would do, as commands for a shell."""
     reason = why_install(venv, extras)
     if reason is None:
@@ -285,12 +314,12 @@ def print_plan(venv: Path, extras: set[str], program: list[str], folder: Path) -
         print(f"Would make the Python environment, because {reason}:")
         for _, command in installation_steps(venv, extras):
             print(f"  {shlex.join(command)}")
-    if program:
-        print(f"Would run in {folder}:\n  {shlex.join(program)}")
+    if commands:
+        print("\n  ".join([f"Would run in {folder}:", *commands]))
 
 
 def main(arguments: list[str]) -> None:
-    """Makes the environment if it must, then becomes the program; returns only if there is none."""
+    """Makes the environment if it must, then becomes the program, or watches it."""
     options, rest = parse(arguments)
     venv = environment_folder()
     extras = set(options.extra)
@@ -298,12 +327,18 @@ def main(arguments: list[str]) -> None:
     program = [str(venv / "bin" / "python"), "-m", module, *rest] if module else []
     folder = ROOT if options.command == "test" else Path.cwd()
     try:
+        commands = [shlex.join(program)] if program else []
+        if supervised(options):
+            commands = supervisor().plan(program, options.processes, options.restarts)
         if options.dry_run:
-            print_plan(venv, extras, program, folder)
+            print_plan(venv, extras, commands, folder)
             return
         ensure_environment(venv, extras)
     except InstallationError as error:
         sys.exit(f"[darl_jax] {error}")
+    except ValueError as error:
+        say(str(error))
+        sys.exit(2)
     except OSError as error:
         # venv and pip report for themselves; this is a full disk or a read-only folder.
         sys.exit("\n".join([f"[darl_jax] the environment failed: {error}", *advice(str(error))]))
@@ -314,6 +349,8 @@ def main(arguments: list[str]) -> None:
         say(f"the environment is ready: {venv}")
         return
     os.chdir(folder)
+    if supervised(options):
+        sys.exit(supervisor().supervise(program, options.processes, options.restarts, say))
     sys.stdout.flush()
     os.execv(program[0], program)
 

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "launch" / "local.py"
+SUPERVISOR = ROOT / "launch" / "processes.py"
 
 
 def load(path: Path) -> ModuleType:
@@ -38,6 +39,7 @@ def repository(tmp_path: Path) -> Path:
     for folder in ("launch", "darl_jax", "pytest"):
         (root / folder).mkdir(parents=True)
     shutil.copy(LAUNCHER, root / "launch")
+    shutil.copy(SUPERVISOR, root / "launch")
     tell = (
         "import json, os, sys\n"
         "print(json.dumps([sys.executable, sys.argv[1:], os.getcwd()]))\n"
@@ -104,6 +106,59 @@ def test_train_gets_its_arguments_folder_and_exit_code_untouched(
     assert received == arguments
     assert cwd == str(tmp_path)
     assert result.stderr == ""
+
+
+def test_several_processes_run_in_your_folder_and_give_their_exit_code(
+    repository: Path, tmp_path: Path
+) -> None:
+    folder = complete(repository)
+    environment = {"JAX_PLATFORMS": "cpu"}
+    options = ["--processes", "2", "--restarts", "1"]
+    result = start(repository, *options, "train", "--x=a b", cwd=tmp_path, environment=environment)
+    assert result.returncode == 7, result.stderr
+    told = [str(folder / "bin" / "python"), ["--x=a b"], str(tmp_path)]
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4  # two processes, and once more after the crash
+    assert [json.loads(line.removeprefix("[1] ")) for line in lines] == [told] * 4
+    assert sum(line.startswith("[1] ") for line in lines) == 2
+    assert "restart 1 of 1" in result.stderr
+
+
+def test_a_dry_run_shows_what_each_process_is_told(repository: Path) -> None:
+    complete(repository)
+    result = start(
+        repository,
+        *("--dry-run", "--processes", "2", "--restarts", "3", "train", "--x=a b"),
+        environment={"CUDA_VISIBLE_DEVICES": "4,5,6,7", "JAX_PLATFORMS": ""},
+    )
+    assert result.returncode == 0, result.stderr
+    place = "JAX_COORDINATOR_ADDRESS=localhost:FREE_PORT JAX_NUM_PROCESSES=2 JAX_PROCESS_ID="
+    program = f"{repository}/.venv/bin/python -m darl_jax.train '--x=a b'"
+    assert f"{place}0 CUDA_VISIBLE_DEVICES=4,5 {program}\n" in result.stdout
+    assert f"{place}1 CUDA_VISIBLE_DEVICES=6,7 {program}\n" in result.stdout
+    assert "3 times at most" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--processes", "0", "train"], {}, "--processes must be 1 or more"),
+        (["--restarts", "1", "test"], {}, "are for train, not for test"),
+        (
+            ["--processes", "3", "train"],
+            {"CUDA_VISIBLE_DEVICES": "0,1", "JAX_PLATFORMS": ""},
+            "2 GPUs (0,1) cannot be split equally among 3 processes",
+        ),
+    ],
+)
+def test_wrong_numbers_of_processes_are_said_before_anything_is_installed(
+    repository: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    result = start(repository, *arguments, environment=environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (repository / ".venv").exists()
 
 
 def test_test_runs_pytest_in_the_repository_wherever_it_is_started(
