@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent import futures
 from typing import NoReturn
 
 import numpy as np
@@ -11,6 +10,7 @@ from absl import logging
 from etils import epath
 
 from darl_jax.data import order, sources
+from darl_jax.data.threads import DaemonThreads
 
 EXTENSIONS = frozenset(
     ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
@@ -85,11 +85,28 @@ class FolderSource:
         """
         if len(index) == 1:
             return [self._read(index[0])]
-        with futures.ThreadPoolExecutor(_READ_THREADS) as pool:
-            return list(pool.map(self._read, index))
+        threads = DaemonThreads(_READ_THREADS)
+        try:
+            records = [threads.submit(self._read, number) for number in index]
+            return [record.result() for record in records]
+        finally:
+            threads.close()
+
+    def files(self, index: Sequence[int]) -> list[str]:
+        """Their paths below the split's folder."""
+        return [self._path(number) for number in index]
+
+    def fingerprint(self) -> str:
+        """Of the relative paths in their order and of the classes' names."""
+        return sources.fingerprint_of(
+            self._paths.dtype.str, self._paths.tobytes(), self._files.tobytes(), *self._number
+        )
+
+    def _path(self, index: int) -> str:
+        return os.fsdecode(bytes(self._paths[self._files[index]]))
 
     def _read(self, index: int) -> sources.Record:
-        path = os.fsdecode(bytes(self._paths[self._files[index]]))
+        path = self._path(index)
         try:
             content = (epath.Path(self._root) / path).read_bytes()
         except OSError as error:

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
+from darl_jax.data import simd
+
 # torchvision's RandomResizedCrop tries 10 boxes before it falls back to a central one.
 CROP_ATTEMPTS = 10
 # For each record: two numbers for every attempt, two for the position, one for the flip.
@@ -69,7 +71,7 @@ class HostImage:
             self.width, self.height = self.height, self.width
 
     def render(
-        self, box: Box, size: int, channels: int
+        self, box: Box, size: int, channels: int, resizer: str = "pillow"
     ) -> UInt8[np.ndarray, "{size} {size} {channels}"]:
         """Decodes, crops to `box` and resizes to `size` x `size`.
 
@@ -79,13 +81,26 @@ class HostImage:
           box: (left, top, right, bottom) in pixels of the upright image; fractions are allowed.
           size: rows and columns of the result.
           channels: 3 for RGB, 1 for luminance (ITU-R 601).
+          resizer: "pillow", or "simd", which is faster and may be a grey level off. It is for
+            JPEGs, whose decoders differ by as much; lossless images are resized by Pillow.
 
         Raises:
           UndecodableImageError: the pixels cannot be decoded.
+          ImportError: the package for "simd" is not installed.
         """
+        fast = resizer == "simd" and isinstance(self._image, JpegImagePlugin.JpegImageFile)
+        if fast:
+            simd.resizer()
         with _undecodable():
             box = self._draft(box, size)
-            resized = self._upright().resize((size, size), Image.Resampling.BICUBIC, box=box)
+            upright = self._upright()
+            if fast:
+                pixels = simd.resize_box(upright, box, size)
+                if pixels.shape[-1] == channels:
+                    return pixels
+                resized = Image.fromarray(pixels[..., 0] if channels == 3 else pixels)
+            else:
+                resized = upright.resize((size, size), Image.Resampling.BICUBIC, box=box)
             return _to_array(resized, channels)
 
     def pixels(self, channels: int) -> UInt8[np.ndarray, "height width {channels}"]:
@@ -173,9 +188,9 @@ def _plain(image: Image.Image) -> Image.Image:
         image.load()
         opaque = Image.new("RGBA", image.size, (*BACKGROUND, 255))
         return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
+    if image.mode in ("L", "RGB"):
+        return image  # `convert` would copy it
+    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _to_array(image: Image.Image, channels: int) -> UInt8[np.ndarray, "height width {channels}"]:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 
 from darl_jax.data.decoding import Decoded, decode_records
 from darl_jax.data.images import HostImage
-from darl_jax.data.sources import Source
+from darl_jax.data.sources import Dataset
 
 _BLOCK = 256
 _THREADS = 4
@@ -29,7 +29,7 @@ class MemorySource:
       bad: which records could not be decoded; they hold their substitutes.
     """
 
-    def __init__(self, source: Source, channels: int, *, skip_bad: bool):
+    def __init__(self, source: Dataset, channels: int, *, skip_bad: bool):
         """Decodes every record, with a line of progress now and then.
 
         Raises:
@@ -38,6 +38,7 @@ class MemorySource:
         """
         self.dataset, self.split = source.dataset, source.split
         self.num_classes = source.num_classes
+        self._fingerprint = source.fingerprint()
         self.images: UInt8[np.ndarray, "n channel height width"]
         self.labels: Int32[np.ndarray, " n"] = np.zeros(len(source), np.int32)
         self.bad: Bool[np.ndarray, " n"] = np.zeros(len(source), bool)
@@ -67,13 +68,17 @@ class MemorySource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def fingerprint(self) -> str:
+        """That of the source that the pixels were read from."""
+        return self._fingerprint
+
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
 def _decode_blocks(
-    source: Source, channels: int, skip_bad: bool
+    source: Dataset, channels: int, skip_bad: bool
 ) -> Iterator[tuple[int, list[Decoded]]]:
     def pixels(_: int, image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
         return image.pixels(channels)

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ from etils import epath
 from jaxtyping import Int64, UInt8
 
 from darl_jax.data import order
+from darl_jax.data.shards import check_shards
 
 # One command line on purpose: it is what the reader of the message pastes.
 CONVERT_COMMAND = (
@@ -78,6 +80,32 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Dataset(Source, Protocol):
+    """A source that is a split itself, and not a choice of another source's records."""
+
+    def files(self, index: Sequence[int]) -> list[str]:
+        """The files that these records are read from; none where they come with a package."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash of which records there are in which order, the same wherever the files lie.
+
+        It is made of names and numbers; the images themselves are not read.
+        """
+        ...
+
+
+def fingerprint_of(*parts: str | bytes) -> str:
+    """16 hexadecimal digits that depend on each part and on where one ends."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
 def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarray, " n"]:
     """The record numbers that TFDS's split syntax means, for a source that is not TFDS.
 
@@ -129,18 +157,28 @@ def _bad_split(key: str, split: str, lengths: dict[str, int], error: Exception) 
 class TfdsSource:
     """A split of a TFDS dataset that was prepared as ArrayRecord, read without TensorFlow."""
 
-    def __init__(self, name: str, split: str, data_dir: str, *, split_key: str = "train_split"):
-        """Opens the dataset's metadata; shards are opened when a record is read.
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        data_dir: str,
+        *,
+        split_key: str = "train_split",
+        skip_bad: bool = False,
+    ):
+        """Reads the dataset's metadata and the end of each of the split's shards.
 
         Args:
           name: as TFDS writes it: "imagenet2012", "cifar10:3.0.2", "dataset/config:version".
           split: TFDS's split syntax, slices too.
           data_dir: the folder or bucket that holds the dataset's own folder.
           split_key: the config key that the split comes from, for messages.
+          skip_bad: say which shards are missing or cut off, and go on without them.
 
         Raises:
           ValueError: there is no such folder, dataset, version, split, or no "image" in it; or it
-            was prepared as TFRecord, and then the message has the command that converts it.
+            was prepared as TFRecord, and then the message has the command that converts it; or
+            `skip_bad` is off and a shard is missing or cut off.
         """
         directory = _tfds_directory(name, data_dir)
         _check_format(directory)
@@ -168,6 +206,9 @@ class TfdsSource:
             ) from error
 
         self._instructions = builder.info.splits[split].file_instructions
+        expected = {epath.Path(i.filename).name: i.examples_in_shard for i in self._instructions}
+        what = f"{self.dataset}, split '{self.split}'"
+        check_shards(what, directory, expected, skip_bad=skip_bad)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -184,7 +225,23 @@ class TfdsSource:
             if len(index) == 1:
                 raise self._bad(index[0], error) from error
             return [self.read([i])[0] for i in index]
+        # Of a file that is cut off ArrayRecord may return empty records and no error.
+        for i, example in zip(index, examples, strict=True):
+            if not isinstance(example["image"], bytes):
+                raise self._bad(i, ValueError("it is empty, so its shard may be cut off"))
         return [self._record(i, example) for i, example in zip(index, examples, strict=True)]
+
+    def files(self, index: Sequence[int]) -> list[str]:
+        """The shards of these records."""
+        return sorted({self._place(i)[0] for i in index})
+
+    def fingerprint(self) -> str:
+        """Of the dataset's name and version and of the lengths of the split's shards."""
+        shards = [
+            f"{epath.Path(part.filename).name} {part.skip} {part.take} {part.examples_in_shard}"
+            for part in self._instructions
+        ]
+        return fingerprint_of(self.dataset, *shards)
 
     def _record(self, index: int, example: dict) -> Record:
         label = int(example["label"]) if self.num_classes else -1
@@ -198,10 +255,14 @@ class TfdsSource:
         return self._shard(index)
 
     def _shard(self, index: int) -> str:
+        shard, place = self._place(index)
+        return f"{shard}, record {place} of it"
+
+    def _place(self, index: int) -> tuple[str, int]:
+        """(shard, the record's number in it)."""
         for instruction in self._instructions:
             if index < instruction.take:
-                shard = epath.Path(instruction.filename).name
-                return f"{shard}, record {instruction.skip + index} of it"
+                return epath.Path(instruction.filename).name, instruction.skip + index
             index -= instruction.take
         raise IndexError(f"{self.dataset} has {len(self)} records, not {index}")
 
@@ -322,6 +383,15 @@ class DigitsSource:
         images, labels = _digits()
         chosen = [int(self._index[i]) for i in index]
         return [Record(images[i], int(labels[i]), f"digit {i}") for i in chosen]
+
+    def files(self, index: Sequence[int]) -> list[str]:
+        """None: they come with scikit-learn."""
+        del index
+        return []
+
+    def fingerprint(self) -> str:
+        """Of which digits stand in which order."""
+        return fingerprint_of(self.dataset, self._index.tobytes())
 
 
 @functools.cache

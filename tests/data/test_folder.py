@@ -138,3 +138,29 @@ def test_file_that_cannot_be_read_is_a_bad_record(tmp_path: pathlib.Path) -> Non
     (tmp_path / "image001.png").unlink()
     with pytest.raises(BadRecordError, match=r"image001\.png"):
         source.read(range(3))
+
+
+def test_fingerprint_follows_names_and_order_and_not_the_folder(tmp_path: pathlib.Path) -> None:
+    for root in ("one", "other"):
+        write_images(tmp_path / root / "a", 3)
+        write_images(tmp_path / root / "b", 3)
+
+    def fingerprint(root: str, split: str = "train") -> str:
+        return FolderSource(str(tmp_path / root), split).fingerprint()
+
+    first = fingerprint("one")
+    assert first == fingerprint("other")
+    assert len({first, fingerprint("one", "train[:3]"), fingerprint("one", "train[3:]")}) == 3
+    # As many files as before, one of another name.
+    (tmp_path / "other" / "a" / "image001.png").rename(tmp_path / "other" / "a" / "image009.png")
+    assert fingerprint("other") != first
+    # The same files, another class beside them: all labels move.
+    for root in ("one", "other"):
+        (tmp_path / root).rename(tmp_path / f"{root}-images")
+        (tmp_path / root).mkdir()
+        (tmp_path / f"{root}-images").rename(tmp_path / root / "validation")
+        write_images(tmp_path / root / "train" / "a", 1)
+        write_images(tmp_path / root / "train" / "b", 1)
+    before = fingerprint("one", "validation")
+    write_images(tmp_path / "one" / "train" / "aa", 1)
+    assert fingerprint("one", "validation") != before

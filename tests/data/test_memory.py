@@ -25,10 +25,14 @@ def test_pixels_and_labels_are_those_of_the_records() -> None:
     assert len(held) == 500 and held.num_classes == 10
 
 
+# The fast resizer's weights are of 16 bits, and move one value of a few hundred by a level.
+@pytest.mark.parametrize(("resizer", "mean"), [("pillow", 0.001), ("simd", 0.01)])
 @pytest.mark.parametrize("image_size", [32, 20])
-def test_batches_equal_those_that_are_made_record_by_record(tfds_dir: str, image_size: int) -> None:
+def test_batches_equal_those_that_are_made_record_by_record(
+    tfds_dir: str, image_size: int, resizer: str, mean: float
+) -> None:
     source = TfdsSource("cifar10", "train[:300]", tfds_dir)
-    config = DataConfig(image_size=image_size, num_workers=0)
+    config = DataConfig(image_size=image_size, num_workers=0, resizer=resizer)
     held = MemorySource(source, 3, skip_bad=False)
     options = {"batch_size": 200, "seed": 3, "start_step": 2}
     pairs = []
@@ -49,7 +53,7 @@ def test_batches_equal_those_that_are_made_record_by_record(tfds_dir: str, image
             assert by_record[key].dtype == in_memory[key].dtype
         difference = by_record["image"].astype(int) - in_memory["image"]
         assert np.abs(difference).max() <= 2
-        assert np.abs(difference).mean() < 0.001
+        assert np.abs(difference).mean() < mean
 
 
 def test_bad_record_is_replaced_alike_in_memory_and_record_by_record(

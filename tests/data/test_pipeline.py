@@ -10,14 +10,9 @@ from PIL import Image
 
 from darl_jax.data import pipeline
 from darl_jax.data.folder import FolderSource
+from darl_jax.data.makers import rows_to_records
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.pipeline import (
-    DataConfig,
-    eval_batches,
-    open_sources,
-    rows_to_records,
-    train_batches,
-)
+from darl_jax.data.pipeline import DataConfig, eval_batches, open_sources, train_batches
 from darl_jax.data.sources import BadRecordError, DigitsSource
 
 DIGITS = DataConfig(
@@ -275,6 +270,7 @@ def test_both_splits_are_checked_before_training(folder) -> None:
         ({"on_bad_record": "ignore"}, "data.on_bad_record"),
         ({"image_size": 0}, "data.image_size"),
         ({"num_workers": -1}, "data.num_workers"),
+        ({"worker_timeout_seconds": 0.0}, "data.worker_timeout_seconds"),
         ({"eval_crop": 0.0}, "data.eval_crop"),
         ({"crop_scale": (0.5, 0.2)}, "data.crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio"),

@@ -4,14 +4,20 @@ import io
 import json
 import pathlib
 import pickle
+import re
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from PIL import Image
 from sklearn import datasets
 
+from darl_jax.data.decoding import decode_records
+from darl_jax.data.images import HostImage
+from darl_jax.data.memory import MemorySource
 from darl_jax.data.sources import BadRecordError, DigitsSource, TfdsSource, slice_split
 
 
@@ -94,25 +100,141 @@ def test_dataset_converted_in_place_is_read(tfds_dir: str, tmp_path: pathlib.Pat
         assert Image.open(io.BytesIO(record.image)).size == (32, 32)
 
 
-def test_truncated_shard_is_an_error_that_names_split_record_and_shard(
-    tfds_dir: str, tmp_path: pathlib.Path
+class Colours(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png")}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        for i in range(40):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (i, i, i)).save(buffer, "PNG")
+            buffer.seek(0)
+            yield i, {"image": buffer}
+
+
+@pytest.fixture
+def prepared(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A dataset of 40 records in four shards, as TFDS prepares it; the folder of its version."""
+    builder = Colours(data_dir=tmp_path, file_format="array_record")
+    options = tfds.download.DownloadConfig(num_shards=4)
+    builder.download_and_prepare(download_config=options)
+    return pathlib.Path(builder.data_path)
+
+
+def test_damaged_shards_are_an_error_at_the_start_that_names_them(prepared: pathlib.Path) -> None:
+    root = str(prepared.parents[1])
+    shards = sorted(prepared.glob("*train*"))
+    assert len(shards) == 4
+    assert len(TfdsSource("colours", "train", root)) == 40
+    whole = {shard: shard.read_bytes() for shard in shards}
+    cut = [0, 1000, 65536, len(whole[shards[2]]) - 65536, len(whole[shards[2]]) - 1]
+    for length in cut:
+        shards[2].write_bytes(whole[shards[2]][:length])
+        message = message_of("colours", "train", root)
+        assert message.startswith("colours/1.0.0, split 'train': 1 of 4 shards in")
+        assert f"{shards[2].name} (its end cannot be read" in message
+        assert "copy them again" in message and "data.on_bad_record='skip'" in message
+    shards[0].unlink()
+    message = message_of("colours", "train", root)
+    assert "2 of 4 shards" in message and f"{shards[0].name} (it is missing)" in message
+    # A split that does not read them is none the worse.
+    assert len(TfdsSource("colours", "train[10:20]", root)) == 10
+    shards[0].write_bytes(whole[shards[0]])
+    shards[2].write_bytes(whole[shards[2]])
+    # A shard of another preparation, whole in itself.
+    count = len(TfdsSource("colours", "train[:10]", root))
+    writer = array_record_module.ArrayRecordWriter(str(shards[1]), "group_size:1")
+    writer.write(b"another")
+    writer.close()
+    assert count == 10
+    assert f"{shards[1].name} (it holds 1 records" in message_of("colours", "train", root)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_with_skip_the_records_of_damaged_shards_are_replaced_by_others(
+    prepared: pathlib.Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = as_tfrecord(tfds_dir, tmp_path)
-    shard = directory / "cifar10-test.array_record-00000-of-00001"
-    shard.write_bytes(shard.read_bytes()[: 2**20])
-    source = TfdsSource("cifar10", "test[100:]", str(tmp_path))
+    root = str(prepared.parents[1])
+    whole = TfdsSource("colours", "train", root)
+    lost = set(whole.files(range(10)))
+    shard = prepared / lost.pop()
+    assert not lost
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[: 2**16])
+    source = TfdsSource("colours", "train", root, skip_bad=True)
+    assert shard.name in caplog.text and "replaced by others" in caplog.text
+
+    def pixels(_: int, image: HostImage) -> np.ndarray:
+        return image.pixels(3)
+
+    decoded = decode_records(source, np.arange(40), pixels, skip_bad=True)
+    assert [d.replaced for d in decoded] == [True] * 10 + [False] * 30
+    for number in range(10, 40):
+        expected = np.asarray(Image.open(io.BytesIO(whole.read([number])[0].image)))
+        np.testing.assert_array_equal(decoded[number].pixels, expected)
+    with pytest.raises(BadRecordError, match=rf"record 3 \({shard.name}, record 3 of it\)"):
+        source.read([3])
+
+
+def test_shard_that_is_damaged_while_the_run_goes_on_is_a_bad_record(
+    prepared: pathlib.Path,
+) -> None:
+    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    shard = prepared / source.files([0])[0]
+    shard.write_bytes(b"\0" * shard.stat().st_size)
     with pytest.raises(BadRecordError) as caught:
-        source.read([9_000])
-    assert "cifar10/3.0.2, split 'test[100:]', record 9000" in str(caught.value)
-    assert f"{shard.name}, record 9100 of it" in str(caught.value)
+        source.read([2])
+    assert "colours/1.0.0, split 'train[5:]', record 2" in str(caught.value)
+    assert f"{shard.name}, record 7 of it" in str(caught.value)
 
 
-def test_missing_shard_is_an_error_that_names_it(tfds_dir: str, tmp_path: pathlib.Path) -> None:
-    directory = as_tfrecord(tfds_dir, tmp_path)
-    shard = directory / "cifar10-test.array_record-00000-of-00001"
-    shard.unlink()
-    with pytest.raises(ValueError, match=shard.name):
-        TfdsSource("cifar10", "test", str(tmp_path)).read([0])
+def test_fingerprint_follows_the_records_and_not_the_folder(
+    tfds_dir: str, prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    root = prepared.parents[1]
+    one = TfdsSource("colours", "train", str(root))
+    shutil.copytree(root / "colours", tmp_path / "elsewhere" / "colours")
+    other = TfdsSource("colours:1.0.0", "train", str(tmp_path / "elsewhere"))
+    assert one.fingerprint() == other.fingerprint() == pickle.loads(pickle.dumps(one)).fingerprint()
+    assert re.fullmatch("[0-9a-f]{16}", one.fingerprint())
+    sources = [
+        one,
+        TfdsSource("colours", "train[:30]", str(root)),
+        TfdsSource("colours", "train[10:]", str(root)),
+        TfdsSource("colours", "train[10:]+train[:10]", str(root)),
+        TfdsSource("cifar10", "train", tfds_dir),
+        TfdsSource("cifar10", "test", tfds_dir),
+        DigitsSource("train"),
+        DigitsSource("validation"),
+    ]
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    # The same number of records, parted otherwise: the shuffling of a preparation differs.
+    info = json.loads((prepared / "dataset_info.json").read_text())
+    assert info["splits"][0]["shardLengths"] == ["10", "10", "10", "10"]
+    info["splits"][0]["shardLengths"] = ["10", "9", "11", "10"]
+    (prepared / "dataset_info.json").write_text(json.dumps(info))
+    assert TfdsSource("colours", "train", str(root), skip_bad=True).fingerprint() not in {
+        source.fingerprint() for source in sources
+    }
+    held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
+    assert held.fingerprint() == DigitsSource("train").fingerprint()
+
+
+def test_files_are_the_shards_that_records_are_read_from(prepared: pathlib.Path) -> None:
+    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    shards = sorted(path.name for path in prepared.glob("*train*"))
+    assert source.files([0, 4]) == shards[:1]
+    assert source.files([5, 4, 34]) == [shards[0], shards[1], shards[3]]
+    assert DigitsSource("train").files([0]) == []
 
 
 def test_bad_record_error_survives_the_way_back_from_a_worker() -> None:

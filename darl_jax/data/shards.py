@@ -1,0 +1,82 @@
+"""Whether all files of a dataset are there and whole, found out before a run begins."""
+
+from collections.abc import Mapping
+from concurrent import futures
+
+from absl import logging
+from array_record.python import array_record_module
+from etils import epath
+
+_THREADS = 16
+_NAMED_SHARDS = 3
+
+
+def check_shards(
+    what: str, directory: epath.Path, records: Mapping[str, int], *, skip_bad: bool
+) -> None:
+    """Looks at all shards of a split.
+
+    Args:
+      what: names the dataset and the split, for the message.
+      directory: the folder that holds them.
+      records: how many records the dataset's metadata expects in each file, by its name.
+      skip_bad: log what is wrong in place of raising it.
+
+    Raises:
+      ValueError: shards are damaged and `skip_bad` is off.
+    """
+    damaged = damaged_shards(directory, records)
+    if not damaged:
+        return
+    names = [f"{name} ({reason})" for name, reason in damaged.items()]
+    more = f" and {len(names) - _NAMED_SHARDS} more" if len(names) > _NAMED_SHARDS else ""
+    message = (
+        f"{what}: {len(damaged)} of {len(records)} shards in {directory} cannot be used: "
+        f"{', '.join(names[:_NAMED_SHARDS])}{more}"
+    )
+    if not skip_bad:
+        raise ValueError(
+            f"{message}; copy them again from where the dataset was prepared, or prepare it again; "
+            "data.on_bad_record='skip' trains with substitutes for their records"
+        )
+    logging.warning("%s; their records are replaced by others", message)
+
+
+def damaged_shards(directory: epath.Path, records: Mapping[str, int]) -> dict[str, str]:
+    """The ArrayRecord files that are missing, cut off, or of another dataset.
+
+    The folder is listed once, and of each file the end is read, where ArrayRecord keeps the places
+    of all records: it is missing from a file whose copying or writing was cut short. Damage in the
+    middle of a file shows when the record is read.
+
+    Args:
+      directory: the folder that holds them.
+      records: how many records the dataset's metadata expects in each file, by its name.
+
+    Returns:
+      What is wrong, by file name; empty where nothing is.
+    """
+    there = {path.name for path in directory.iterdir()}
+
+    def damage(name: str) -> str:
+        if name not in there:
+            return "it is missing"
+        return _damage(directory / name, records[name])
+
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        reasons = dict(zip(records, pool.map(damage, records), strict=True))
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _damage(path: epath.Path, expected: int) -> str:
+    try:
+        # Without readahead only the file's end is read.
+        reader = array_record_module.ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+        found = reader.num_records()
+        reader.close()
+    except Exception as error:  # ArrayRecord's readers raise types of C++'s own.
+        reason = " ".join(str(error).split())[:200]
+        return f"its end cannot be read, so it may be cut off: {reason or type(error).__name__}"
+    if found != expected:
+        return f"it holds {found} records, and dataset_info.json says {expected}"
+    return ""
