@@ -89,4 +89,5 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:
         "image": array((size, size, config.data.channels), np.uint8),
         "mask": array((), np.bool_),
         "replaced": array((), np.bool_),
+        "stop": array((), np.bool_),
     }

@@ -50,6 +50,7 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 3
     keep_every: int = 0  # steps; checkpoints at multiples of it are never removed; 0 = none
+    timeout_seconds: int = 1800  # a save that takes longer ends the run with an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,14 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Which steps are traced by the profiler."""
+
+    first_step: int = 0  # 0 = none
+    num_steps: int = 5
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One pre-training run. The defaults are Table 8 with a ViT-B/16."""
 
@@ -74,6 +83,7 @@ class TrainConfig:
     accumulation_steps: int = 1  # micro-batches of a step
     max_dropped_in_a_row: int = 10  # non-finite updates after which the run stops
     log_every_steps: int = 50
+    log_examples: bool = False  # write the records of each step to <workdir>/examples
     model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     patch_decoder: PatchDecoderConfig = dataclasses.field(default_factory=PatchDecoderConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=OBJECTIVES["mse"][0])
@@ -82,6 +92,7 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
         positive = {
@@ -91,7 +102,9 @@ class TrainConfig:
             "log_every_steps": self.log_every_steps,
             "checkpoint.every_steps": self.checkpoint.every_steps,
             "checkpoint.keep_last": self.checkpoint.keep_last,
+            "checkpoint.timeout_seconds": self.checkpoint.timeout_seconds,
             "evaluation.num_pictures": self.evaluation.num_pictures,
+            "profile.num_steps": self.profile.num_steps,
         }
         for key, value in positive.items():
             if value < 1:
@@ -101,6 +114,7 @@ class TrainConfig:
             "evaluation.loss_every_steps": self.evaluation.loss_every_steps,
             "evaluation.pictures_every_steps": self.evaluation.pictures_every_steps,
             "evaluation.probe_every_steps": self.evaluation.probe_every_steps,
+            "profile.first_step": self.profile.first_step,
         }
         for key, value in not_negative.items():
             if value < 0:
@@ -129,11 +143,14 @@ MAY_CHANGE_ON_RESUME = (
     "total_epochs",
     "max_dropped_in_a_row",
     "log_every_steps",
+    "log_examples",
     "mesh",
     "checkpoint",
     "evaluation",
+    "profile",
     "data.data_dir",
     "data.num_workers",
+    "data.worker_timeout_seconds",
     "data.on_bad_record",
     "model.attention",
     "model.remat",

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 from absl import logging
@@ -19,6 +20,8 @@ from darl_jax.evaluators.validation_loss import ValidationLoss
 from darl_jax.metrics import MetricWriter
 from darl_jax.models.darl import DARL
 from darl_jax.objectives import Objective
+
+_SECONDS = "evaluation/seconds"
 
 
 class Evaluation:
@@ -94,17 +97,26 @@ class Evaluation:
     def run(
         self, params: PyTree, key: PRNGKeyArray, step: int, writer: MetricWriter, *, last: bool
     ) -> None:
-        """Asks what is due, and writes and logs the answers."""
+        """Asks what is due, and logs and writes the answers; numbers all at once, at the end."""
+        numbers: dict[str, float] = {}
+        began = time.monotonic()
         if _due(self._config.loss_every_steps, step, last):
             values = dict(self._loss.run(params, key))
-            writer.scalars(step, {f"validation/{name}": value for name, value in values.items()})
+            numbers |= {f"validation/{name}": value for name, value in values.items()}
             logging.info("Step %d: validation loss %.5f", step, values["loss"])
         if _due(self._config.pictures_every_steps, step, last):
             writer.images(step, self._pictures.run(params, key, step))
         if _due(self._config.probe_every_steps, step, last):
             values = dict(self._probe.run(params, key))
-            writer.scalars(step, values)
+            numbers |= values
             logging.info("Step %d: %s", step, linear_probe.comparison(values, self._config.probe))
+        # The last key, and never without the others: `made` looks for it.
+        writer.scalars(step, numbers | {_SECONDS: time.monotonic() - began})
+
+
+def made(history: Iterable[Mapping[str, int | float]], step: int) -> bool:
+    """Whether an evaluation at a step is in a run's metrics."""
+    return any(line["step"] == step and _SECONDS in line for line in history)
 
 
 def _due(every_steps: int, step: int, last: bool) -> bool:

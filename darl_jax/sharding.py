@@ -46,8 +46,12 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices, laid out so that neighbours in `tensor` and `fsdp` are close.
 
+    Several slices of TPUs are joined along `data`: what is slow between them is the network of the
+    data centre, which then carries the gradients and nothing else.
+
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or `data` does not divide among
+        the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -59,7 +63,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise ValueError(f"{wanted} does not fit the {len(devices)} devices that there are")
-    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if sizes[0] % slices:
+        raise ValueError(
+            f"{wanted}: data is {sizes[0]} and must be a multiple of the {slices} slices, so that "
+            "fsdp and tensor stay inside a slice"
+        )
+    inside = [sizes[0] // slices, *sizes[1:]]
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, [slices, 1, 1], devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -19,7 +19,12 @@ class StepMetrics:
     """Means over the steps since the last line of the log.
 
     The host reads a step's metrics when it has started the next ones, so that it stays a few steps
-    ahead of the device and no more.
+    ahead of the device and no more. Which steps are read after which step is the same in all
+    processes.
+
+    Attributes:
+      loss: of the last step that was read.
+      stop_requested: whether a process had been asked to stop when a step that was read began.
 
     Args:
       max_dropped_in_a_row: updates that were not finite, one after the other, after which training
@@ -32,22 +37,32 @@ class StepMetrics:
         self._totals: dict[str, float] = collections.defaultdict(float)
         self._counts: dict[str, float] = collections.defaultdict(float)
         self._counters: dict[str, float] = {}
-        self.loss: float | None = None  # of the last step that was read
+        self.loss: float | None = None
+        self.stop_requested = False
 
-    def add(self, step: int, metrics: Mapping[str, Average], *, wait: bool) -> None:
-        """Notes the metrics of a step that was started; with `wait`, until it has ended.
+    def add(self, step: int, metrics: Mapping[str, Average]) -> None:
+        """Notes the metrics of a step that was started, and reads those of one some steps ago.
 
         Raises:
           NotFiniteError: too many updates in a row were dropped.
         """
         self._in_flight.append((step, metrics))
-        while len(self._in_flight) > (0 if wait else _STEPS_AHEAD):
+        self._read_all_but(_STEPS_AHEAD)
+
+    def wait(self) -> None:
+        """Reads the metrics of all steps, which waits for them. Raises as `add`."""
+        self._read_all_but(0)
+
+    def _read_all_but(self, number: int) -> None:
+        while len(self._in_flight) > number:
             self._read(*self._in_flight.popleft())
 
     def _read(self, step: int, metrics: Mapping[str, Average]) -> None:
         values = jax.device_get(dict(metrics))
         for name, average in values.items():
-            if name in _COUNTERS:
+            if name == "stop_requested":
+                self.stop_requested |= bool(average.total)
+            elif name in _COUNTERS:
                 self._counters[name] = float(average.total)
             elif math.isfinite(average.total):  # A dropped step must not hide the others.
                 self._totals[name] += float(average.total)

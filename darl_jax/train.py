@@ -26,9 +26,10 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import config_flags
 
-from darl_jax import build
+from darl_jax import build, cluster, compilation_cache, executables
 from darl_jax import config as config_lib
-from darl_jax.checkpoint import Checkpointer, absolute_path, config_differences
+from darl_jax.checkpoint import Checkpointer, SaveTimeoutError
+from darl_jax.checkpoint_reading import absolute_path
 from darl_jax.cli import (
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -38,14 +39,18 @@ from darl_jax.cli import (
     flags_parser,
     one_line_errors,
 )
-from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.config import TrainConfig
 from darl_jax.data import pipeline
-from darl_jax.evaluation import Evaluation
-from darl_jax.flops import peak_flops
+from darl_jax.evaluation import Evaluation, made
+from darl_jax.example_log import ExampleLog
+from darl_jax.goodput import Goodput, history_until
 from darl_jax.interrupts import StopRequest
-from darl_jax.metrics import MetricWriter, Progress, read_metrics
+from darl_jax.metrics import MetricWriter, Progress
 from darl_jax.models import attention
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
+from darl_jax.profiling import ProfileWindow
+from darl_jax.resuming import check_length, check_same_run
+from darl_jax.run_log import RunLog
 from darl_jax.sharding import global_array, make_mesh
 from darl_jax.step_metrics import NotFiniteError, StepMetrics
 from darl_jax.train_state import (
@@ -54,7 +59,7 @@ from darl_jax.train_state import (
     create_state,
     graph_definition,
 )
-from darl_jax.train_step import compile_step, make_train_step
+from darl_jax.train_step import lower_step, make_train_step
 
 _USAGE = "python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits"
 
@@ -64,52 +69,26 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and pictures go: a folder or a bucket."
 )
+_EXECUTABLE = flags.DEFINE_string(
+    "executable", None, "A file that darl_jax.plan wrote: the step, compiled for these devices."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "Of several processes: host:port where process 0 awaits the others."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+
+_GOES_ON = "the same command goes on from there"
 
 
-def device_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PyTree:
-    """What a step reads of a batch, on the devices."""
-    return global_array({key: batch[key] for key in ("image", "mask", "replaced")}, mesh)
+def device_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, *, stop: bool) -> PyTree:
+    """What a step reads of a batch, on the devices, and whether this process is to stop."""
+    read = {key: batch[key] for key in ("image", "mask", "replaced")}
+    return global_array(read | {"stop": np.full(len(batch["mask"]), stop)}, mesh)
 
 
-def check_same_run(
-    saved: Mapping[str, Any], current: Mapping[str, Any], workdir: epath.Path
-) -> None:
-    """Whether a checkpoint's run is this one, by what was saved with it.
-
-    Raises:
-      ConfigError: they differ in what is learnt from which examples in which order.
-    """
-    differences = config_differences(saved, current, config_lib.MAY_CHANGE_ON_RESUME)
-    if differences:
-        raise ConfigError(
-            f"{workdir} holds a checkpoint of another run: {'; '.join(differences)}. Give these "
-            "keys their old values to go on with it, or another --workdir to start anew"
-        )
-    for difference in config_differences(saved, current, ()):
-        logging.info("Changed since the checkpoint: %s", difference)
-
-
-def check_length(start_step: int, total_steps: int, workdir: epath.Path) -> None:
-    """Whether a checkpoint lies within the run. Raises ConfigError."""
-    if start_step > total_steps:
-        raise ConfigError(
-            f"{workdir} has a checkpoint of step {start_step}, and the config ends at step "
-            f"{total_steps}; raise config.total_steps or give another --workdir"
-        )
-
-
-def has_evaluation(workdir: epath.Path, step: int) -> bool:
-    """Whether anything but the training metrics was written at a step."""
-    return any(
-        name.startswith(("validation/", "probe/"))
-        for line in read_metrics(workdir)
-        if line["step"] == step
-        for name in line
-    )
-
-
-def log_attention(config: TrainConfig) -> None:
-    """Says which attention kernel runs. Raises ValueError where it cannot."""
+def choose_attention(config: TrainConfig) -> str:
+    """Says and returns which attention kernel runs. Raises ValueError where it cannot."""
     model = config.model
     chosen = attention.choose_implementation(
         model.attention,
@@ -119,6 +98,26 @@ def log_attention(config: TrainConfig) -> None:
         tokens=math.prod(config.grid),
     )
     logging.info("Attention: %s (config.model.attention=%r)", chosen, model.attention)
+    return chosen
+
+
+def compile_or_load(
+    lowered: jax.stages.Lowered,
+    config: TrainConfig,
+    mesh: Mesh,
+    kernel: str,
+    executable: str | None,
+) -> jax.stages.Compiled:
+    """The compiled step; from a file where there is one. Raises ValueError if it does not fit."""
+    began = time.monotonic()
+    if executable is None:
+        step = lowered.compile()
+        logging.info("Compiled the step in %.1f s", time.monotonic() - began)
+        return step
+    description = executables.describe(config, mesh, lowered, attention=kernel)
+    step = executables.load_executable(executable, lowered, mesh, description=description)
+    logging.info("Loaded the step from %s in %.1f s", executable, time.monotonic() - began)
+    return step
 
 
 def log_memory(step: jax.stages.Compiled) -> None:
@@ -151,18 +150,35 @@ def advice_on_memory() -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def leaving_hung_saves() -> Iterator[None]:
+    """Ends the run at once where a file system hangs, for its threads would never let it end."""
+    try:
+        yield
+    except SaveTimeoutError as error:
+        cluster.leave_together(EXIT_ERROR, f"error: {error}")
+
+
 def main(argv: list[str]) -> None:
     """Trains, and exits with one of the codes above."""
     del argv
     # JAX tells at length that it found no TPU on a machine that has none.
     logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
-        if _CONFIG.value is None or not _WORKDIR.value:
-            raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-        config = config_lib.load(_CONFIG.value)
-        workdir = absolute_path(_WORKDIR.value)
-        make_workdir(workdir)
-    sys.exit(train(config, workdir))
+    with contextlib.ExitStack() as run:
+        with one_line_errors(EXIT_BAD_INPUT, ValueError), one_line_errors(EXIT_ERROR, OSError):
+            run.enter_context(
+                cluster.member(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+            )
+        with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
+            if _CONFIG.value is None or not _WORKDIR.value:
+                raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
+            config = config_lib.load(_CONFIG.value)
+            workdir = absolute_path(_WORKDIR.value)
+            make_workdir(workdir)
+            compilation_cache.use(workdir)
+        if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
+            logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
+        sys.exit(train(config, workdir, _EXECUTABLE.value))
 
 
 def make_workdir(workdir: epath.Path) -> None:
@@ -173,17 +189,27 @@ def make_workdir(workdir: epath.Path) -> None:
         raise OSError(f"--workdir={workdir} cannot be used: {error.strerror or error}") from error
 
 
-def train(config: TrainConfig, workdir: epath.Path) -> int:
-    """One run; returns its exit code."""
-    with StopRequest() as stop, contextlib.ExitStack() as cleanup:
+def train(config: TrainConfig, workdir: epath.Path, executable: str | None = None) -> int:
+    """One run; returns its exit code.
+
+    Args:
+      config: what is trained.
+      workdir: where everything is kept.
+      executable: a file that plan.py wrote, with the step compiled for these devices.
+    """
+    with (
+        StopRequest(cluster.leave_together) as stop,
+        contextlib.ExitStack() as cleanup,
+        cluster.failing_together(),
+    ):
         with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS), advice_on_memory():
             # Mesh.
             mesh = make_mesh(config.mesh)
             build.check_layout(config, mesh)
-            log_attention(config)
+            kernel = choose_attention(config)
             cleanup.enter_context(jax.set_mesh(mesh))
-            devices = mesh.devices.flatten()
-            logging.info("Mesh %s of %s", dict(mesh.shape), devices[0].device_kind)
+            logging.info("Mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
+            is_writer = jax.process_index() == 0
 
             # Data.
             sources = pipeline.open_sources(config.data)
@@ -215,37 +241,59 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
                 workdir,
                 keep_last=config.checkpoint.keep_last,
                 keep_every=config.checkpoint.keep_every,
+                timeout_seconds=config.checkpoint.timeout_seconds,
             )
             cleanup.callback(checkpointer.close)
-            # The order of the records follows from how many there are.
-            saved_config = config_lib.to_dict(config) | {"train_records": len(sources.train)}
-            start_step = checkpointer.latest_step() or 0
+            # The order of the records follows from which there are.
+            saved_config = config_lib.to_dict(config) | {
+                "train_records": f"{len(sources.train)}, {sources.train.fingerprint()}"
+            }
+
+            def check(saved: Mapping[str, Any], step: int) -> None:
+                check_same_run(saved, saved_config, workdir)
+                check_length(step, total_steps, workdir)
+
             abstract = abstract_state(build_model, optimizer, mesh)
-            if start_step:
-                check_same_run(checkpointer.read_config(), saved_config, workdir)
-                check_length(start_step, total_steps, workdir)
-                state = checkpointer.restore(abstract)
+            restored = checkpointer.restore_latest(abstract, check)
+            if restored is not None:
+                state, start_step = restored
                 logging.info("Goes on from step %d, restored from %s", start_step, workdir)
             else:
-                state = create_state(build_model, optimizer, init_key, mesh)
+                state, start_step = create_state(build_model, optimizer, init_key, mesh), 0
+            history = history_until(workdir, start_step) if is_writer else []
+            goodput = Goodput(history)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             logging.info("Parameters:\n%s", overview)
 
             # The step, compiled before the first batch is there.
-            step_function = make_train_step(
-                graphdef, objective, optimizer, accumulation_steps=config.accumulation_steps
-            )
-            began = time.monotonic()
-            train_step = compile_step(
-                step_function, abstract, build.abstract_batch(config, mesh), step_key
-            )
-            logging.info("Compiled the step in %.1f s", time.monotonic() - began)
+            with goodput.spent("compile"):
+                lowered = lower_step(
+                    make_train_step(
+                        graphdef, objective, optimizer, accumulation_steps=config.accumulation_steps
+                    ),
+                    abstract,
+                    build.abstract_batch(config, mesh),
+                    step_key,
+                )
+                train_step = compile_or_load(lowered, config, mesh, kernel, executable)
             log_memory(train_step)
 
             # What is watched.
-            is_writer = jax.process_index() == 0
             writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
             cleanup.callback(writer.close)
+            progress = Progress(
+                total_steps, batch_size=config.batch_size, start_step=start_step, active=is_writer
+            )
+            cleanup.callback(progress.close)
+            run_log = RunLog(
+                config,
+                learning_rate=learning_rate,
+                steps_per_epoch=steps_per_epoch,
+                writer=writer,
+                progress=progress,
+                goodput=goodput,
+            )
+            step_metrics = StepMetrics(config.max_dropped_in_a_row)
             evaluation = Evaluation(
                 config,
                 sources,
@@ -254,9 +302,21 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
                 initial_params=lambda: create_params(build_model, init_key, mesh),
                 mesh=mesh,
             )
-            step_metrics = StepMetrics(config.max_dropped_in_a_row)
-            step_flops = build.step_flops(config)
-            peak = peak_flops(devices[0])
+            profile = ProfileWindow(
+                workdir,
+                first_step=config.profile.first_step,
+                num_steps=config.profile.num_steps,
+                wait=lambda: jax.block_until_ready(state),
+                active=is_writer,
+            )
+            cleanup.callback(profile.close)
+            examples = ExampleLog(
+                workdir,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                active=config.log_examples,
+            )
+            cleanup.callback(examples.close)
 
             # `step` batches have been consumed, so the data's place needs no state of its own.
             batches = pipeline.train_batches(
@@ -270,66 +330,72 @@ def train(config: TrainConfig, workdir: epath.Path) -> int:
             )
             cleanup.callback(batches.close)
 
-        progress = Progress(
-            total_steps, batch_size=config.batch_size, start_step=start_step, active=is_writer
-        )
-
-        def log(step: int) -> None:
-            values = step_metrics.summary()
-            images_per_second = progress.images_per_second
-            flops_per_second = step_flops / config.batch_size * images_per_second
-            # Dropped updates do not count for the schedule.
-            updates = step - 1 - int(values["dropped_updates"])
-            values["learning_rate"] = float(learning_rate(max(updates, 0)))
-            values["epoch"] = step / steps_per_epoch
-            values["images_per_second"] = images_per_second
-            values["model_tflops_per_second"] = flops_per_second / 1e12
-            if peak is not None:
-                values["model_flops_utilisation"] = flops_per_second / (peak * len(devices))
-            writer.scalars(step, {f"train/{name}": value for name, value in values.items()})
+        def evaluate(step: int) -> None:
+            """For which everything is saved, for it may take longer than a stopped run is given."""
+            with goodput.spent("checkpoint"):
+                checkpointer.wait()
+            writer.flush()
+            message = f"step {step} of {total_steps} is saved in {workdir}; {_GOES_ON}"
+            with progress.pause(), goodput.spent("evaluation"), stop.all_saved(message):
+                evaluation.run(state.params, evaluation_key, step, writer, last=step == total_steps)
+            run_log.note(step)
 
         with (
             one_line_errors(EXIT_NOT_FINITE, NotFiniteError),
             one_line_errors(EXIT_ERROR, *USER_ERRORS),
+            leaving_hung_saves(),
             advice_on_memory(),
-            contextlib.closing(progress),
         ):
             stop.begin_training()
+            # What a run that was killed in the middle of an evaluation still owes.
+            owed = start_step > 0 and evaluation.due(start_step, last=start_step == total_steps)
+            owed = owed and not cluster.agree_on(made(history, start_step))
+            if owed or start_step < total_steps:
+                run_log.begin(start_step)
+            if owed:
+                evaluate(start_step)
             for step in range(start_step + 1, total_steps + 1):
-                batch = device_batch(next(batches), mesh)
+                profile.before_step(step)
+                with goodput.spent("input"):
+                    rows = next(batches)
+                examples.add(step, rows["index"])
+                batch = device_batch(rows, mesh, stop=stop.signal is not None)
                 state, metrics = train_step(state, batch, step_key)
+                with goodput.spent("device"):
+                    step_metrics.add(step, metrics)
                 last = step == total_steps
-                # Read once: a signal that comes later in this step is for the next one.
-                stopped_by = None if last else stop.signal
-                evaluates = stopped_by is None and evaluation.due(step, last=last)
-                ends = last or stopped_by is not None
-                # With each evaluation, too: it may take longer than a preempted run is given.
-                saves = ends or evaluates or step % config.checkpoint.every_steps == 0
-                logs = ends or step % config.log_every_steps == 0
-                # Before anything is saved or shown all steps are known to be good.
-                step_metrics.add(step, metrics, wait=saves or logs)
+                stops = step_metrics.stop_requested and not last
+                evaluates = evaluation.due(step, last=last) and not stops
+                saves = last or stops or evaluates or step % config.checkpoint.every_steps == 0
+                logs = last or stops or step % config.log_every_steps == 0
+                if saves or logs:
+                    # Before anything is saved or shown all steps are known to be good.
+                    with goodput.spent("device"):
+                        step_metrics.wait()
                 progress.update(step, step_metrics.loss)
                 if logs:
-                    log(step)
-                with progress.pause():
-                    if saves:
+                    run_log.write(step, step_metrics.summary())
+                if saves:
+                    with progress.pause(), goodput.spent("checkpoint"):
                         checkpointer.save(step, state, saved_config)
-                    if evaluates:
-                        logging.info("Step %d: training loss %.5f", step, step_metrics.loss)
-                        evaluation.run(state.params, evaluation_key, step, writer, last=last)
-                if stopped_by is not None:
-                    checkpointer.wait()
+                    run_log.note(step)
+                if evaluates:
+                    logging.info("Step %d: training loss %.5f", step, step_metrics.loss)
+                    evaluate(step)
+                if stops:
+                    with goodput.spent("checkpoint"):
+                        checkpointer.wait()
+                    run_log.note(step)
                     progress.close()
-                    print(
-                        f"{stopped_by}: saved step {step} of {total_steps} in {workdir}; the same "
-                        "command goes on from there",
-                        file=sys.stderr,
-                    )
+                    if is_writer:
+                        told = stop.signal or "another process was told to stop"
+                        saved = f"saved step {step} of {total_steps} in {workdir}"
+                        print(f"{told}: {saved}; {_GOES_ON}", file=sys.stderr)
                     return EXIT_INTERRUPTED
-            checkpointer.wait()
-            if start_step == total_steps and not has_evaluation(workdir, total_steps):
-                # The last evaluation of a run that was killed between its last save and its end.
-                evaluation.run(state.params, evaluation_key, total_steps, writer, last=True)
+            with goodput.spent("checkpoint"):
+                checkpointer.wait()
+            if owed or start_step < total_steps:
+                run_log.note(total_steps, finished=True)
         logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
         return 0
 

@@ -53,7 +53,8 @@ def abstract_state(
     build_model: BuildModel, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, types and shardings of a state, with nothing allocated."""
-    shapes = jax.eval_shape(lambda key: init_state(build_model, optimizer, key), jax.random.key(0))
+    # The key is made inside, for the mesh may be one of devices that are not here.
+    shapes = jax.eval_shape(lambda: init_state(build_model, optimizer, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

@@ -76,6 +76,9 @@ def make_train_step(
         }
         if "replaced" in batch:
             metrics["replaced_records"] = _single(jnp.sum(batch["replaced"]))
+        if "stop" in batch:
+            # Through the step itself all processes learn at the same step that one was told to go.
+            metrics["stop_requested"] = _single(jnp.any(batch["stop"]))
         return new_state, metrics
 
     return train_step
@@ -103,10 +106,12 @@ def _accumulate(
     return jax.tree.map(lambda g: g / steps, gradient), metrics
 
 
-def compile_step(
+def lower_step(
     step: TrainStep, state: TrainState, batch: PyTree, key: PRNGKeyArray
-) -> jax.stages.Compiled:
-    """The step for these shapes and layouts; it takes the old state's memory for the new one.
+) -> jax.stages.Lowered:
+    """The step for these shapes and layouts, to be compiled by `.compile()`.
+
+    It takes the old state's memory for the new one.
 
     Args:
       step: as `make_train_step` returns it.
@@ -116,8 +121,7 @@ def compile_step(
     """
     # Said here, for the compiler would choose other layouts for the new state than the old has.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(layout, None))
-    return jitted.lower(state, batch, key).compile()
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key)
 
 
 def _keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

@@ -24,7 +24,7 @@ from darl_jax.objectives import Diffusion, DiffusionConfig
 from darl_jax.optimizers import OptimizerConfig, make_optimizer
 from darl_jax.sharding import MeshConfig, global_array, make_mesh, partition_spec, replicated
 from darl_jax.train_state import abstract_state, create_state, graph_definition
-from darl_jax.train_step import compile_step, make_train_step
+from darl_jax.train_step import lower_step, make_train_step
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
 STEPS = 5
@@ -101,7 +101,7 @@ def train(sizes: tuple[int, int, int], initial: Any = None) -> dict[str, Any]:
             }
             batch = global_array(batch, mesh)
             # Compiled once: the state must come out laid out as it went in.
-            run = run or compile_step(step, state, batch, key)
+            run = run or lower_step(step, state, batch, key).compile()
             state, metrics = run(state, batch, key)
             for name in ("loss", "gradient_norm", "parameter_norm"):
                 out[name].append(float(metrics[name].compute()))
@@ -242,3 +242,30 @@ def test_a_mesh_that_does_not_fit_is_refused(config: MeshConfig, message: str) -
 
 if __name__ == "__main__":
     main()
+
+
+class FakeTpu:
+    """What `make_mesh` asks a TPU: two slices of 2 x 2 chips."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number: int):
+        self.id, self.slice_index, self.process_index = number, number // 4, number // 4
+        self.coords = (number % 2, number // 2 % 2, 0)
+
+    def __repr__(self) -> str:
+        return f"slice {self.slice_index} chip {self.coords}"
+
+
+def test_slices_are_joined_along_data_and_by_nothing_else():
+    devices = [FakeTpu(number) for number in range(8)]
+    for config in (MeshConfig(2, 4, 1), MeshConfig(4, 2, 1), MeshConfig(2, 2, 2), MeshConfig(-1)):
+        grid = make_mesh(config, devices).devices
+        assert {device.id for device in grid.flat} == set(range(8))
+        for row in np.split(grid, 2):
+            assert len({device.slice_index for device in row.flat}) == 1
+
+
+def test_mesh_that_splits_fsdp_between_slices_is_refused():
+    with pytest.raises(ValueError, match="data is 1 and must be a multiple of the 2 slices"):
+        make_mesh(MeshConfig(1, 8, 1), [FakeTpu(number) for number in range(8)])

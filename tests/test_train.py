@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
-from darl_jax.checkpoint import Checkpointer, restore_params
+from darl_jax.checkpoint import Checkpointer
+from darl_jax.checkpoint_reading import restore_params
 from darl_jax.config import default_config, load
 from darl_jax.metrics import read_metrics
 from darl_jax.step_metrics import StepMetrics
@@ -92,20 +94,17 @@ def test_checkpoint_can_be_read_for_its_parameters_alone(whole_run):
 
 
 def test_resumed_run_equals_one_that_was_not_stopped(whole_run, tmp_path, monkeypatch, capsys):
-    config = tiny()
-    calls = 0
+    config = tiny(evaluation__loss_every_steps=12)
     add = train.StepMetrics.add
 
-    def stop_at_step_6(self, step, metrics, *, wait):
-        nonlocal calls
-        calls += 1
-        if calls == 6:
+    def stop_at_step_4(self, step, metrics):
+        if step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
-        add(self, step, metrics, wait=wait)
+        add(self, step, metrics)
 
-    monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_6)
+    monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_4)
     assert run(config, tmp_path) == 75
-    # The signal came too late for step 6, and neither 6 nor 7 is a multiple of every_steps.
+    # Step 5 carries the request, and its metrics are read two steps later.
     assert restore_params(tmp_path)[2] == 7
     assert "SIGTERM: saved step 7 of 12" in capsys.readouterr().err
     assert run(config, tmp_path) == 0
@@ -134,6 +133,51 @@ def test_last_evaluation_is_made_up_for_after_a_kill_in_the_middle_of_it(tmp_pat
     assert [line["step"] for line in read_metrics(tmp_path) if "validation/loss" in line] == [12]
     assert run(config, tmp_path) == 0
     assert len([line for line in read_metrics(tmp_path) if "validation/loss" in line]) == 1
+
+
+def test_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path):
+    arguments = command(
+        tmp_path, "--config.total_steps=20", "--config.evaluation.loss_every_steps=5"
+    )
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import runpy, sys, time\n"
+        "from darl_jax.evaluators.validation_loss import ValidationLoss\n"
+        "def run(*_):\n"
+        "    print('evaluating', file=sys.stderr, flush=True)\n"
+        "    time.sleep(60)\n"
+        "ValidationLoss.run = run\n"
+        "runpy.run_module('darl_jax.train', run_name='__main__')\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(slow), *arguments[3:]],
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "evaluating" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(timeout=20) == 75
+    assert f"SIGTERM: step 5 of 20 is saved in {tmp_path}" in rest
+    subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True)
+    steps = [line["step"] for line in read_metrics(tmp_path) if "validation/loss" in line]
+    assert steps == [5, 10, 15, 20]
+
+
+def test_damaged_checkpoint_is_put_aside_for_the_one_before_it(whole_run, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert run(tiny(), workdir) == 0
+    assert any("12" in line and "damaged" in line for line in caplog.messages)
+    assert_same_bits(saved_state(whole_run, tiny()), saved_state(workdir, tiny()))
+    assert [path.name for path in (workdir / "damaged_checkpoints").iterdir()] == ["12"]
 
 
 def test_run_with_another_model_is_refused_with_the_keys(whole_run, capsys):
@@ -191,7 +235,8 @@ def test_dropped_update_is_counted_and_hides_no_other(tmp_path):
         counted = {
             n: Average(total=np.float32(c), count=np.float32(1)) for n, c in counters.items()
         }
-        metrics.add(step, values | counted, wait=True)
+        metrics.add(step, values | counted)
+        metrics.wait()
     assert metrics.summary() == {"loss": 2.0, "dropped_updates": 1.0, "dropped_in_a_row": 0.0}
 
 
