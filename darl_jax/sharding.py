@@ -63,7 +63,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // known
     if math.prod(sizes) != len(devices):
         raise ValueError(f"{wanted} does not fit the {len(devices)} devices that there are")
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    # Only TPUs are cut into slices, and where there is one slice it may have no number.
+    on_tpu = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if on_tpu else 1
     if sizes[0] % slices:
         raise ValueError(
             f"{wanted}: data is {sizes[0]} and must be a multiple of the {slices} slices, so that "

@@ -13,7 +13,6 @@ import contextlib
 import logging as logging_lib
 import math
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,10 +25,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import config_flags
 
-from darl_jax import build, cluster, compilation_cache, executables
+from darl_jax import build, cluster, compilation
 from darl_jax import config as config_lib
-from darl_jax.checkpoint import Checkpointer, SaveTimeoutError
-from darl_jax.checkpoint_reading import absolute_path
+from darl_jax.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
 from darl_jax.cli import (
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -101,36 +99,6 @@ def choose_attention(config: TrainConfig) -> str:
     return chosen
 
 
-def compile_or_load(
-    lowered: jax.stages.Lowered,
-    config: TrainConfig,
-    mesh: Mesh,
-    kernel: str,
-    executable: str | None,
-) -> jax.stages.Compiled:
-    """The compiled step; from a file where there is one. Raises ValueError if it does not fit."""
-    began = time.monotonic()
-    if executable is None:
-        step = lowered.compile()
-        logging.info("Compiled the step in %.1f s", time.monotonic() - began)
-        return step
-    description = executables.describe(config, mesh, lowered, attention=kernel)
-    step = executables.load_executable(executable, lowered, mesh, description=description)
-    logging.info("Loaded the step from %s in %.1f s", executable, time.monotonic() - began)
-    return step
-
-
-def log_memory(step: jax.stages.Compiled) -> None:
-    """Says what the compiled step takes on a device, where the compiler tells."""
-    memory = step.memory_analysis()
-    if memory is not None:
-        logging.info(
-            "A device holds %.2f GiB of state and batch and %.2f GiB of activations and the like",
-            memory.argument_size_in_bytes / 2**30,
-            memory.temp_size_in_bytes / 2**30,
-        )
-
-
 @contextlib.contextmanager
 def advice_on_memory() -> Iterator[None]:
     """Says what to change where a device runs out of memory.
@@ -175,7 +143,7 @@ def main(argv: list[str]) -> None:
             config = config_lib.load(_CONFIG.value)
             workdir = absolute_path(_WORKDIR.value)
             make_workdir(workdir)
-            compilation_cache.use(workdir)
+            compilation.keep_in(workdir)
         if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
         sys.exit(train(config, workdir, _EXECUTABLE.value))
@@ -275,8 +243,10 @@ def train(config: TrainConfig, workdir: epath.Path, executable: str | None = Non
                     build.abstract_batch(config, mesh),
                     step_key,
                 )
-                train_step = compile_or_load(lowered, config, mesh, kernel, executable)
-            log_memory(train_step)
+                train_step = compilation.compile_or_load(
+                    lowered, config, mesh, attention=kernel, path=executable
+                )
+            compilation.log_memory(train_step)
 
             # What is watched.
             writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)

@@ -318,12 +318,12 @@ def test_an_old_python_is_told_which_one_is_needed() -> None:
 
 def test_pins_satisfy_the_bounds_of_setup_py() -> None:
     """All but the accelerators' and buckets' extras, which requirements.txt leaves out."""
-    pins = dict(
-        line.split("==")
+    pinned = [
+        Requirement(line)
         for line in (ROOT / "requirements.txt").read_text().splitlines()
         if not line.startswith("#")
-    )
-    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    ]
+    pins = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in pinned}
     quoted = re.findall(r'^    +"([^"]+)",', (ROOT / "setup.py").read_text(), re.MULTILINE)
     requirements = [Requirement(text) for text in quoted]
     assert len(requirements) > 20

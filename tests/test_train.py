@@ -18,8 +18,7 @@ from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
-from darl_jax.checkpoint import Checkpointer
-from darl_jax.checkpoint_reading import restore_params
+from darl_jax.checkpoint import Checkpointer, restore_params
 from darl_jax.config import default_config, load
 from darl_jax.metrics import read_metrics
 from darl_jax.step_metrics import StepMetrics

@@ -20,11 +20,15 @@ import pytest
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from darl_jax import checkpoint_reading
-from darl_jax.checkpoint import Checkpointer, config_differences
-from darl_jax.checkpoint_reading import DamagedCheckpointError, restore_params
+from darl_jax.checkpoint import (
+    Checkpointer,
+    DamagedCheckpointError,
+    config_differences,
+    restore_params,
+)
+from darl_jax.checkpoint import reading as checkpoint_reading
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = {"batch_size": 8, "model": {"width": 4, "shape": (1, 2)}, "nothing": None}
 
 

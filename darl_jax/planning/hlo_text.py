@@ -1,8 +1,7 @@
 """Reads the text of an optimised HLO module (`compiled.as_text()`) into a few dataclasses.
 
 The grammar is XLA's, https://openxla.org/xla/operation_semantics and xla/hlo/parser. Only what
-`darl_jax.hlo` asks for is kept: shapes with their memory space, operands by name, and attributes
-as text.
+`hlo.py` asks for is kept: shapes with their memory space, operands by name, and attributes as text.
 """
 
 import dataclasses
@@ -134,6 +133,8 @@ def parse(text: str) -> Module:
     replicas = re.match(r"HloModule [^\n]*\breplica_count=(\d+)", text)
     if replicas and replicas.group(1) != "1":
         raise ValueError(f"the HLO module has {replicas.group(1)} replicas; 1 is understood")
+    # The one attribute that runs over several lines is that of a Pallas kernel.
+    text = re.sub(r"kernel_metadata=\{\n(.*)\n\}", r"kernel_metadata={\1}", text)
     computations, entry = {}, ""
     lines = iter(text.splitlines())
     for line in lines:

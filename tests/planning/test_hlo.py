@@ -19,17 +19,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from darl_jax import build, hlo
+from darl_jax import build
 from darl_jax.config import load
-from darl_jax.hlo_collectives import Collective
-from darl_jax.hlo_text import parse, replica_groups
 from darl_jax.optimizers import make_optimizer
+from darl_jax.planning import hlo
+from darl_jax.planning.hlo_collectives import Collective
+from darl_jax.planning.hlo_text import parse, replica_groups
 from darl_jax.sharding import MeshConfig, make_mesh
 from darl_jax.train_state import abstract_state, graph_definition
 from darl_jax.train_step import lower_step, make_train_step
 from tests.jaxpr_flops import matmul_flops
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 LAYERS, BATCH, WIDTH = 5, 64, 32
 TRAIN_MESHES = [(4, 2, 1), (2, 2, 2)]
 
@@ -54,7 +55,7 @@ def scan_of_matmuls() -> dict[str, Any]:
 
 def train_step(sizes: tuple[int, int, int]) -> dict[str, Any]:
     """The train step of configs/digits.py, as loops, on a mesh, and its FLOPs by its jaxpr."""
-    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
     from configs import digits
 
     raw = digits.get_config()
@@ -85,7 +86,7 @@ def measured() -> dict[str, Any]:
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(pathlib.Path(__file__).parent.parent),
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
     }
     command = [sys.executable, __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from darl_jax.checkpoint_reading import DamagedCheckpointError
+from darl_jax.checkpoint.reading import DamagedCheckpointError
 
 _MESSAGE_BYTES = 1024  # of an error that one process tells the others
 

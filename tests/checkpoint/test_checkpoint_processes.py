@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from darl_jax.checkpoint import Checkpointer, SaveTimeoutError
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 SPECS = {"kernel": P("fsdp", "tensor"), "other": P(None, "fsdp"), "half": P("fsdp"), "n": P()}
 
 

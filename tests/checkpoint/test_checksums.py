@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax.checksums import checksums, json_checksum, numpy_checksum, seal_is_whole, sealed
+from darl_jax.checkpoint.checksums import (
+    checksums,
+    json_checksum,
+    numpy_checksum,
+    seal_is_whole,
+    sealed,
+)
 
 TYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool"]
 

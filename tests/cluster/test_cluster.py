@@ -22,8 +22,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from darl_jax import cluster, coordinator
-from darl_jax.cluster_place import Place, find_place, slurm_gpus
+from darl_jax.cluster import coordinator
+from darl_jax.cluster import membership as cluster
+from darl_jax.cluster.place import Place, find_place, slurm_gpus
 
 PROCESSES = 2
 MOST_SECONDS = 15.0

@@ -1,17 +1,21 @@
-"""Compiled steps in files, so that a run need not compile again what was compiled elsewhere.
+"""Compiled steps are kept, so that nothing need be compiled twice.
 
-A file holds one line of JSON (the format, what the step was compiled for, the hash of the rest) and
-the executable as JAX serialises it. Reading one can run whatever its writer wished: read only
-files that you made.
+JAX's cache is for a run that starts again. For a step that plan.py compiled elsewhere there are
+files: one line of JSON (the format, what the step was compiled for, the hash of the rest) and the
+executable as JAX serialises it. Reading one can run whatever its writer wished: read only files
+that you made.
 """
 
 import hashlib
 import importlib.metadata
 import json
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
@@ -35,6 +39,42 @@ _NOT_COMPILED = (
     "mesh",
 )
 _DATA_COMPILED = ("image_size", "channels", "mean", "std")
+
+
+def keep_in(workdir: os.PathLike | str) -> None:
+    """Has JAX keep what it compiles in `<workdir>/compilation_cache`.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, names a folder for all runs instead. What cannot be
+    read or written there is compiled and kept in memory alone, with a warning.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = epath.Path(workdir) / "compilation_cache"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def compile_or_load(
+    lowered: jax.stages.Lowered,
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    attention: str,
+    path: str | None,
+) -> jax.stages.Compiled:
+    """The step, compiled here or, where there is a path, read from there.
+
+    Raises:
+      ValueError: what is read there does not fit.
+      OSError: it cannot be read.
+    """
+    began = time.monotonic()
+    if path is None:
+        step = lowered.compile()
+        logging.info("Compiled the step in %.1f s", time.monotonic() - began)
+        return step
+    description = describe(config, mesh, lowered, attention=attention)
+    step = load_executable(path, lowered, mesh, description=description)
+    logging.info("Loaded the step from %s in %.1f s", path, time.monotonic() - began)
+    return step
 
 
 def describe(
@@ -171,3 +211,14 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def log_memory(step: jax.stages.Compiled) -> None:
+    """Says what the compiled step takes on a device, where the compiler tells."""
+    memory = step.memory_analysis()
+    if memory is not None:
+        logging.info(
+            "A device holds %.2f GiB of state and batch and %.2f GiB of activations and the like",
+            memory.argument_size_in_bytes / 2**30,
+            memory.temp_size_in_bytes / 2**30,
+        )

@@ -13,7 +13,7 @@ import re
 import numpy as np
 from jax.sharding import Mesh
 
-from darl_jax.hlo_text import Computation, Instruction, Module, replica_groups
+from darl_jax.planning.hlo_text import Computation, Instruction, Module, replica_groups
 
 _GROUPED = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 _KINDS = (*_GROUPED, "collective-permute")

@@ -27,7 +27,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import PyTree
 
-from darl_jax.checksums import checksums, json_checksum, seal_is_whole, sealed
+from darl_jax.checkpoint.checksums import checksums, json_checksum, seal_is_whole, sealed
 
 # Raised whenever a checkpoint written before could no longer be read: other names, other items.
 FORMAT_VERSION = 2

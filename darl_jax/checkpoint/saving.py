@@ -1,6 +1,6 @@
 """Checkpoints by Orbax: asynchronous, atomic, and verified when they are read.
 
-`checkpoint_reading.py` says what a checkpoint holds. A save goes on in the background; one that
+`reading.py` says what a checkpoint holds. A save goes on in the background; one that
 fails or hangs is an error of the next call and leaves the checkpoints before it as they were. A
 restore takes the newest checkpoint that is whole.
 """
@@ -23,10 +23,10 @@ from absl import logging
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
-from darl_jax import checkpoint_reading as reading
-from darl_jax.background import Worker
-from darl_jax.checkpoint_processes import barrier, from_all, together
-from darl_jax.checkpoint_reading import DamagedCheckpointError, absolute_path
+from darl_jax.checkpoint import reading
+from darl_jax.checkpoint.background import Worker
+from darl_jax.checkpoint.processes import barrier, from_all, together
+from darl_jax.checkpoint.reading import DamagedCheckpointError, absolute_path
 
 _DAMAGED_FOLDER = "damaged_checkpoints"
 

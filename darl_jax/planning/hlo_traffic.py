@@ -2,8 +2,8 @@
 
 import re
 
-from darl_jax.hlo_collectives import continues
-from darl_jax.hlo_text import ArrayShape, Computation, Instruction, Module
+from darl_jax.planning.hlo_collectives import continues
+from darl_jax.planning.hlo_text import ArrayShape, Computation, Instruction, Module
 
 # They move nothing; what is inside of calls and loops is asked one by one.
 _FREE = frozenset(

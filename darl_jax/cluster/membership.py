@@ -27,8 +27,8 @@ from jax.experimental import multihost_utils
 from jaxlib import _jax
 from jaxtyping import Shaped
 
-from darl_jax.cluster_place import Place, find_place
-from darl_jax.coordinator import GRACE_SECONDS, READY, keep_alive
+from darl_jax.cluster.coordinator import GRACE_SECONDS, READY, keep_alive
+from darl_jax.cluster.place import Place, find_place
 
 JOIN_SECONDS = 300.0  # machines of a cluster start minutes apart
 HEARTBEAT_SECONDS = 10
@@ -155,7 +155,7 @@ def member(
 ) -> Iterator[None]:
     """Makes this process one of a cluster, if it is, until the body ends.
 
-    Its place is found as in `cluster_place.find_place`. A process that is alone is left as it is.
+    Its place is found as in `place.find_place`. A process that is alone is left as it is.
 
     A body that returns, or raises SystemExit with 0 or 75, waits for those of all others. Whatever
     else ends it ends all processes within seconds, with the exit code of the first; this function

@@ -10,14 +10,14 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from jax.sharding import Mesh
 
-from darl_jax.hlo_collectives import Collective, read_collective, slices_of
-from darl_jax.hlo_text import Computation, Instruction, Module, parse
-from darl_jax.hlo_traffic import instruction_traffic
+from darl_jax.planning.hlo_collectives import Collective, read_collective, slices_of
+from darl_jax.planning.hlo_text import Computation, Instruction, Module, parse
+from darl_jax.planning.hlo_traffic import instruction_traffic
 
 # Custom calls that multiply matrices out of sight.
 _HIDDEN_MATMUL = re.compile(r"gemm|matmul|conv|fmha|attention|tpu_custom_call", re.IGNORECASE)
@@ -79,15 +79,25 @@ def memory_traffic(hlo_text: str) -> int:
     return sum(cost(step) * step.times for step in _executed(module, cost, into_fusions=False))
 
 
-def matmul_flops(hlo_text: str) -> int:
+def matmul_flops(hlo_text: str, *, counted_elsewhere: Collection[str] = ()) -> int:
     """FLOPs (2 for a multiply-add) of a device's dots and convolutions in a step.
+
+    Args:
+      hlo_text: the compiled step.
+      counted_elsewhere: targets of custom calls whose FLOPs the caller knows.
 
     Raises:
       ValueError: it is not known how often a loop runs, or a custom call multiplies out of sight.
     """
 
     def cost(step: _Step) -> int:
-        return _flops(step.computation, step.instruction)
+        instruction = step.instruction
+        if (
+            instruction.opcode == "custom-call"
+            and instruction.attribute("custom_call_target") in counted_elsewhere
+        ):
+            return 0
+        return _flops(step.computation, instruction)
 
     steps = _executed(parse(hlo_text), cost, into_fusions=True)
     return sum(cost(step) * step.times for step in steps)

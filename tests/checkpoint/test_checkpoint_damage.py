@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax import checkpoint_reading
-from darl_jax.checkpoint import Checkpointer
-from darl_jax.checkpoint_reading import DamagedCheckpointError, restore_params
+from darl_jax.checkpoint import Checkpointer, DamagedCheckpointError, restore_params
+from darl_jax.checkpoint import reading as checkpoint_reading
 
 CONFIG = {"model": {"width": 4, "rates": [0.5, None]}, "name": "x"}
 

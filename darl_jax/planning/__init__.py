@@ -1,0 +1,1 @@
+"""What a train step takes on devices that are not here."""

@@ -1,0 +1,48 @@
+"""The planning program as a user starts it, on a config that compiles in a second."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+SIZE = {"width": 32, "mlp_dim": 64, "depth": 2, "unroll": 1}
+
+
+def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """darl_jax.plan for a small model of the digits."""
+    command = [sys.executable, "-m", "darl_jax.plan", "--config=configs/digits.py"]
+    command += [f"--config.model.{key}={value}" for key, value in SIZE.items()]
+    return run([*command, *arguments])
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command in the repository's root, without an accelerator."""
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=dict(os.environ, JAX_PLATFORMS="cpu"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@functools.cache
+def fsdp_plan() -> tuple[dict[str, Any], bytes]:
+    """(plan, executable) for 2 x 2 forced CPU devices; made once for all tests."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        done = run_plan(
+            "--topology=cpu:4",
+            "--config.mesh.data=2",
+            "--config.mesh.fsdp=2",
+            f"--json={folder / 'plan.json'}",
+            f"--write_executable={folder / 'step'}",
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads((folder / "plan.json").read_text()), (folder / "step").read_bytes()
