@@ -103,8 +103,6 @@ def test_whatever_the_system_says_is_an_error_that_costs_no_checkpoint(
     # Where all arrays were written before the error came, Orbax may have completed it all the same.
     assert step in (1, 2)
     np.testing.assert_array_equal(restored["kernel"], state["kernel"])
-    checkpointer.save(3, state, {})
-    assert checkpointer.restore_latest(state)[1] == 3
     checkpointer.close()
 
 

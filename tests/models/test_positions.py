@@ -46,6 +46,37 @@ def test_rope_keeps_the_type_of_what_it_turns_and_computes_in_float32() -> None:
     np.testing.assert_array_equal(got, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_rope_and_its_gradient_are_the_pairwise_formula_rounded_once(dtype: jnp.dtype) -> None:
+    angles = positions.rope_angles("rope2d", (5, 7), (5, 7), 16)
+    shape = (2, 36, 3, 16)
+    x, cotangent = (jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(2))
+
+    def pairwise(x: jax.Array, angles: np.ndarray) -> np.ndarray:
+        cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+        even, odd = np.moveaxis(np.asarray(x, np.float32).reshape(*shape[:-1], 8, 2), -1, 0)
+        turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+        return turned.reshape(shape).astype(dtype)
+
+    # Not compiled: a compiler may join a product and a sum into one rounding.
+    got, transpose = jax.vjp(lambda x: positions.rotate(x, angles), x)
+    np.testing.assert_array_equal(got, pairwise(x, angles))
+    np.testing.assert_array_equal(transpose(cotangent)[0], pairwise(cotangent, -angles))
+
+
+def test_remat_dots_keeps_nothing_of_rope() -> None:
+    angles = positions.rope_angles("rope2d", (5, 7), (5, 7), 16)
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(positions.rotate(x, angles)))
+
+    x = jnp.ones((2, 36, 3, 16))
+    _, pullback = jax.vjp(jax.checkpoint(loss, policy=policy), x)
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if leaf.size >= x.size]
+    assert len(kept) == 1, "more than the input is kept for the backward pass"
+
+
 def test_rope_angles_of_far_patches_are_exact_to_float32() -> None:
     """H/14 at 1022 px: 73 patches on a side; angles are rounded once, from float64."""
     angles = positions.rope_angles("rope2d", (73, 73), (73, 73), 80)
