@@ -78,29 +78,16 @@ def rotate(
     x: Float[Array, "batch token head channel"], angles: Float[np.ndarray, "token pair"]
 ) -> Float[Array, "batch token head channel"]:
     """Turns adjacent channel pairs (x_2i, x_2i+1) by the angles, in float32; keeps x's type."""
-    # The transpose is written out: JAX's own rounds twice in bfloat16 (0.016 off at values of 2),
-    # and remat 'dots' would keep the swapped channels. linear_call has no rule for vmap.
-    return jax.custom_derivatives.linear_call(
-        lambda _, y: _turn(y, angles), lambda _, y: _turn(y, -angles), (), x
-    )
-
-
-def _turn(
-    x: Float[Array, "batch token head channel"], angles: Float[np.ndarray, "token pair"]
-) -> Float[Array, "batch token head channel"]:
-    # Pairs are exchanged by a matmul because XLA fuses it on TPUs, and copies x in float32 to
-    # reshape it to (..., pair, 2) or to shift its channels. Memory traffic of a step of ViT-L/16
-    # as planned for v6e:16x16 (data 8, fsdp 32): 9.6 GiB, 16.6 with reshapes, 16.2 with shifts;
-    # executed FLOPs grow by 1.2%. One 1 in each column, and full precision: x is only moved.
+    # Pairs are exchanged by a product, which XLA fuses on TPUs; to reshape x to (..., pair, 2), or
+    # to shift its channels, it copies x in float32. Memory traffic of a step of ViT-L/16 as planned
+    # for v6e:16x16 (data 8, fsdp 32): 9.6 GiB, 16.6 with reshapes, 16.2 with shifts; executed FLOPs
+    # grow by 1.2%. One 1 in each column and full precision: channels are only moved.
     cos, sin = (np.repeat(f(angles), 2, axis=1)[:, None] for f in (np.cos, np.sin))
-    sign = np.tile(np.float32([-1, 1]), angles.shape[1])
-    swap = np.eye(x.shape[-1])[np.arange(x.shape[-1]) ^ 1]
-    swapped = jnp.matmul(
-        x, swap.astype(x.dtype), precision="highest", preferred_element_type=x.dtype
-    )
-    return (x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * (sign * sin)).astype(
-        x.dtype
-    )
+    sign = np.tile(np.array([-1, 1], np.float32), angles.shape[1])
+    swap = np.eye(x.shape[-1])[np.arange(x.shape[-1]) ^ 1].astype(x.dtype)
+    swapped = jnp.matmul(x, swap, precision="highest", preferred_element_type=x.dtype)
+    turned = x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * (sign * sin)
+    return turned.astype(x.dtype)
 
 
 def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "patch width"]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.models import attention as attention_lib
@@ -19,10 +20,12 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 LAYER_NORM_EPSILON = 1e-6
 TOKEN_STDDEV = 0.02  # Learned tokens and positions start as N(0, 0.02), as in MAE.
 
+_PROJECTION = "projection"
+
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     # Keeps what the projections give and computes the rest, attention included, again.
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(_PROJECTION),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -102,6 +105,7 @@ def flat_dot_general(x: Array, kernel: Array, _: Any, **kwargs: Any) -> Float[Ar
     flat = jax.lax.dot_general(
         x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **kwargs
     )
+    flat = checkpoint_name(flat, _PROJECTION)
     return flat.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
