@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from darl_jax.data.pipeline import DataConfig
+from darl_jax.data.pipeline import DataConfig, usable_cores
 
 _INPUT_SHARE = 0.1  # of the loop's time; above it waiting for data is worth a warning
 _STRAGGLER_SHARE = 0.1  # of a step's time; see `straggler`
@@ -104,7 +104,7 @@ class Bottlenecks:
     Args:
       data: how the run's data is read.
       hosts: from `host_names`.
-      cpu_count: cores of a host.
+      cpu_count: cores of a host; None asks the operating system for those of this process.
       clock: seconds from any origin.
     """
 
@@ -118,7 +118,9 @@ class Bottlenecks:
     ) -> None:
         self._data = data
         self._hosts = hosts
-        self._cpu_count = cpu_count or os.cpu_count() or 1
+        self._cpu_count = cpu_count or usable_cores()
+        # Or the processes of a machine have their own cores each.
+        self._cores_are_shared = self._cpu_count == (cpu_count or os.cpu_count())
         self._clock = clock
         self._said: dict[tuple[str, int], float] = {}
         self._times = np.zeros((len(hosts), 3))
@@ -174,7 +176,8 @@ class Bottlenecks:
     def _input_text(self, process: int, share: float, num_steps: int) -> str:
         host = self._hosts[process]
         who = "the run" if len(self._hosts) == 1 else f"process {process} on {host}"
-        cores = max(1, self._cpu_count // self._hosts.count(host))
+        sharing = self._hosts.count(host) if self._cores_are_shared else 1
+        cores = max(1, self._cpu_count // sharing)
         return (
             f"Input-bound: {who} waited for data in {share:.0%} of the last {num_steps} steps' "
             f"time; {input_advice(self._data, cores)}"

@@ -184,4 +184,11 @@ def eval_batches(
 def _workers(source: Source | MemorySource, config: DataConfig) -> int:
     if isinstance(source, MemorySource):
         return 0
-    return min(config.num_workers, os.cpu_count() or 1)
+    return min(config.num_workers, usable_cores())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than there are where a scheduler has cut them up."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
