@@ -8,9 +8,9 @@ r"""Run darl_jax on this machine, in a virtual environment that is made when it 
     python3 launch/local.py [--extra NAME] [--dry-run] install
 
 What follows `train`, `plan` or `test` reaches the program untouched, and so do signals; its exit
-code is this command's. `train` and `plan` stay in your current folder; `test` runs in the repository's root, so
-the paths that it is given are those of the repository. `install` stops once the environment is
-there, for a machine whose compute nodes have no network.
+code is this command's. `train` and `plan` stay in your current folder; `test` runs in the
+repository's root, so the paths that it is given are those of the repository. `install` stops once
+the environment is there, for a machine whose compute nodes have no network.
 
 `--processes N` trains with N processes that share this machine's GPUs (processes.py); `--restarts
 N` starts training again, up to N times, after a crash or an interruption that was not meant for

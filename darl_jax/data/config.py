@@ -29,7 +29,7 @@ class DataConfig:
         "pillow", and a grey level off in one pixel of fifty.
       in_memory: decode once and hold all pixels; for small images of one size.
       num_workers: processes that read and decode, in each process of the run, but no more than
-        the machine has cores; 0 for threads in this one. Images in memory need none.
+        it may use cores; 0 for threads in this one. Images in memory need none.
       worker_timeout_seconds: a worker that makes nothing for so long, while its images are waited
         for, is taken for stuck; another takes its place once, and then it is an error.
       on_bad_record: "error" stops at a record that cannot be decoded; "skip" replaces it, and in
