@@ -76,6 +76,13 @@ def check_layout(config: TrainConfig, mesh: Mesh) -> None:
             f"config.model.num_heads={config.model.num_heads} must be a multiple of "
             f"config.mesh.tensor={mesh.shape['tensor']}"
         )
+    process = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(shards, -1)
+    if (process != process[:, :1]).any():
+        # Each process reads rows of its own, and these devices share theirs.
+        raise ConfigError(
+            f"config.mesh.tensor={mesh.shape['tensor']} joins devices of several processes; it "
+            "must stay within one"
+        )
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:

@@ -16,6 +16,18 @@ EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
 EXIT_NOT_FINITE = 3  # training diverged
 EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
 
+# What is wrong with what was given, and stays wrong until a person changes it. Other errors of the
+# file system may pass.
+BAD_INPUT = (
+    ValueError,
+    ImportError,
+    MemoryError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
 # What a person can mend: keys and files, a package that a bucket needs, memory.
 USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
 

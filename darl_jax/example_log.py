@@ -8,6 +8,8 @@ from absl import logging
 from etils import epath
 from jaxtyping import Int64
 
+from darl_jax.metrics import AppendedFile
+
 _FOLDER = "examples"
 
 
@@ -44,16 +46,16 @@ class ExampleLog:
                 f"log_examples=True needs a local --workdir, and {workdir} is a bucket"
             )
         folder = epath.Path(workdir) / _FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"process_{process_index}_of_{process_count}.jsonl"
-        self._file = open(path, "a")  # noqa: SIM115 - open as long as this object is
-        self._file.write("\n")  # What a killed run left unfinished stays apart.
+        self._file = AppendedFile(folder / f"process_{process_index}_of_{process_count}.jsonl")
+        # What a killed run left unfinished stays apart.
+        if not self._file.ends_with_newline:
+            self._file.write(b"\n")
 
     def add(self, step: int, index: Int64[np.ndarray, " n"]) -> None:
         """Notes the records of a step; handed to the operating system at once."""
         if self._active:
-            self._file.write(json.dumps({"step": step, "index": index.tolist()}) + "\n")
-            self._file.flush()
+            line = json.dumps({"step": step, "index": index.tolist()})
+            self._file.write(line.encode() + b"\n")
 
     def close(self) -> None:
         """Ends the file."""

@@ -27,12 +27,17 @@ class StopRequest:
         self.signal: str | None = None
         self._leave = leave
         self._training = False
+        self._ended = False
         self._saved: str | None = None
         self._previous: dict[int, Callable[..., Any] | int | None] = {}
 
     def begin_training(self) -> None:
         """From now on a signal is noted, for the training loop to save and leave."""
         self._training = True
+
+    def end_training(self) -> None:
+        """From now on SIGTERM asks for what happens anyway, and Ctrl-C does not wait for it."""
+        self._ended = True
 
     @contextlib.contextmanager
     def all_saved(self, message: str) -> Iterator[None]:
@@ -60,6 +65,10 @@ class StopRequest:
 
     def _on_signal(self, number: int, _: types.FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self._ended:
+            if number == signal.SIGINT:
+                self._leave(128 + number, f"{name}: everything is saved")
+            return
         if not self._training:
             self._leave(128 + number, f"{name} before training began: nothing was changed")
         if self._saved is not None:

@@ -65,7 +65,7 @@ class MetricWriter:
         self._active = active
         if not active:
             return
-        self._lines = _AppendedFile(self._workdir / _METRICS_FILE)
+        self._lines = AppendedFile(self._workdir / _METRICS_FILE)
         # A line that a killed run left unfinished stays apart, for `read_metrics` to skip.
         if not self._lines.ends_with_newline:
             self._lines.write(b"\n")
@@ -73,7 +73,7 @@ class MetricWriter:
             self._write_line({"purge_step": purge_step, "time": time.time()})
         # TensorBoard reads a run's files in the order of their names.
         name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}"
-        self._events = _AppendedFile(self._workdir / name)
+        self._events = AppendedFile(self._workdir / name)
         self._write_event(file_version="brain.Event:2")
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -188,8 +188,12 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
     return history
 
 
-class _AppendedFile:
-    """A file that grows at its end: on disk with each write, in a bucket with each upload."""
+class AppendedFile:
+    """A file that grows at its end: on disk with each write, in a bucket with each upload.
+
+    Raises:
+        OSError: it cannot be written; the error names it (here and in every method).
+    """
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path
@@ -201,7 +205,8 @@ class _AppendedFile:
                 self._uploaded_at = time.monotonic()
                 last = bytes(self._content[-1:])
             else:
-                self._file = open(path, "ab+")  # noqa: SIM115 - open as long as this object is
+                # Unbuffered, so that `close` has nothing left that a full disk refuses once more.
+                self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - open as long as this
                 self._file.seek(max(self._file.tell() - 1, 0))
                 last = self._file.read(1)
         self.was_empty = not last
@@ -210,8 +215,9 @@ class _AppendedFile:
     def write(self, data: bytes) -> None:
         with _naming(self._path):
             if not self._in_bucket:
-                self._file.write(data)
-                self._file.flush()
+                left = memoryview(data)
+                while left:
+                    left = left[self._file.write(left) :]
                 return
         self._content += data
         if time.monotonic() - self._uploaded_at > _UPLOAD_SECONDS:

@@ -9,6 +9,9 @@ from etils import epath
 from darl_jax.checkpoint import config_differences
 from darl_jax.config import MAY_CHANGE_ON_RESUME, ConfigError
 
+# Machines may have the data elsewhere, and other numbers of cores.
+_OWN_DATA_KEYS = ("data_dir", "num_workers", "worker_timeout_seconds")
+
 
 def check_same_run(
     saved: Mapping[str, Any], current: Mapping[str, Any], workdir: epath.Path
@@ -26,6 +29,12 @@ def check_same_run(
         )
     for difference in config_differences(saved, current, ()):
         logging.info("Changed since the checkpoint: %s", difference)
+
+
+def without_own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config without what each process of a run may have for itself."""
+    data = {key: value for key, value in config["data"].items() if key not in _OWN_DATA_KEYS}
+    return {**config, "data": data}
 
 
 def check_length(start_step: int, total_steps: int, workdir: epath.Path) -> None:

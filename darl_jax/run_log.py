@@ -63,6 +63,7 @@ class RunLog:
           finished: whether the run ends here.
         """
         self._writer.scalars(step, self._goodput.summary(finished=finished))
+        self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line for the steps since the last one, and warns of what held them up.

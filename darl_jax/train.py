@@ -4,7 +4,7 @@
 
 One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop. Started again with
 the same workdir it goes on from its last checkpoint. Exit codes: 0 finished; 1 an error while it
-ran; 2 a config, dataset or checkpoint that cannot be used, found before anything was changed;
+ran; 2 a config, dataset or checkpoint that cannot be used, found before training began;
 3 stopped because updates were not finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it
 again to go on; 130 and 143 the same before there was anything to save, or a second Ctrl-C.
 """
@@ -29,6 +29,7 @@ from darl_jax import build, cluster, compilation
 from darl_jax import config as config_lib
 from darl_jax.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
 from darl_jax.cli import (
+    BAD_INPUT,
     EXIT_BAD_INPUT,
     EXIT_ERROR,
     EXIT_INTERRUPTED,
@@ -47,7 +48,7 @@ from darl_jax.metrics import MetricWriter, Progress
 from darl_jax.models import attention
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
 from darl_jax.profiling import ProfileWindow
-from darl_jax.resuming import check_length, check_same_run
+from darl_jax.resuming import check_length, check_same_run, without_own_keys
 from darl_jax.run_log import RunLog
 from darl_jax.sharding import global_array, make_mesh
 from darl_jax.step_metrics import NotFiniteError, StepMetrics
@@ -127,17 +128,30 @@ def leaving_hung_saves() -> Iterator[None]:
         cluster.leave_together(EXIT_ERROR, f"error: {error}")
 
 
+@contextlib.contextmanager
+def closing(checkpointer: Checkpointer) -> Iterator[None]:
+    """Waits for the last save; where something has failed already, that is what is told."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            checkpointer.close()
+        raise
+    with one_line_errors(EXIT_ERROR, OSError), leaving_hung_saves():
+        checkpointer.close()
+
+
 def main(argv: list[str]) -> None:
     """Trains, and exits with one of the codes above."""
     del argv
     # JAX tells at length that it found no TPU on a machine that has none.
     logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    with contextlib.ExitStack() as run:
+    with StopRequest(cluster.leave_together) as stop, contextlib.ExitStack() as run:
         with one_line_errors(EXIT_BAD_INPUT, ValueError), one_line_errors(EXIT_ERROR, OSError):
             run.enter_context(
                 cluster.member(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
             )
-        with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
+        with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
             if _CONFIG.value is None or not _WORKDIR.value:
                 raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
             config = config_lib.load(_CONFIG.value)
@@ -146,7 +160,9 @@ def main(argv: list[str]) -> None:
             compilation.keep_in(workdir)
         if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
-        sys.exit(train(config, workdir, _EXECUTABLE.value))
+        code = train(config, workdir, stop, executable=_EXECUTABLE.value)
+        stop.end_training()
+        sys.exit(code)
 
 
 def make_workdir(workdir: epath.Path) -> None:
@@ -154,23 +170,27 @@ def make_workdir(workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--workdir={workdir} cannot be used: {error.strerror or error}") from error
+        reason = f"--workdir={workdir} cannot be used: {error.strerror or error}"
+        raise type(error)(reason) from error
 
 
-def train(config: TrainConfig, workdir: epath.Path, executable: str | None = None) -> int:
+def train(
+    config: TrainConfig, workdir: epath.Path, stop: StopRequest, executable: str | None = None
+) -> int:
     """One run; returns its exit code.
 
     Args:
       config: what is trained.
       workdir: where everything is kept.
+      stop: knows of SIGTERM and Ctrl-C.
       executable: a file that plan.py wrote, with the step compiled for these devices.
     """
-    with (
-        StopRequest(cluster.leave_together) as stop,
-        contextlib.ExitStack() as cleanup,
-        cluster.failing_together(),
-    ):
-        with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS), advice_on_memory():
+    with contextlib.ExitStack() as cleanup, cluster.failing_together():
+        with (
+            one_line_errors(EXIT_ERROR, OSError),
+            one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT),
+            advice_on_memory(),
+        ):
             # Mesh.
             mesh = make_mesh(config.mesh)
             build.check_layout(config, mesh)
@@ -204,6 +224,12 @@ def train(config: TrainConfig, workdir: epath.Path, executable: str | None = Non
             optimizer = make_optimizer(config.optimizer, learning_rate)
             init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
+            # The order of the records follows from which there are.
+            records = f"{len(sources.train)}, {sources.train.fingerprint()}"
+            saved_config = config_lib.to_dict(config) | {"train_records": records}
+            cluster.check_alike(without_own_keys(saved_config), "keys of the config, or records,")
+            cluster.check_shared(workdir, f"--workdir={workdir}")
+
             # State: restored where there is a checkpoint, new where there is none.
             checkpointer = Checkpointer(
                 workdir,
@@ -211,11 +237,7 @@ def train(config: TrainConfig, workdir: epath.Path, executable: str | None = Non
                 keep_every=config.checkpoint.keep_every,
                 timeout_seconds=config.checkpoint.timeout_seconds,
             )
-            cleanup.callback(checkpointer.close)
-            # The order of the records follows from which there are.
-            saved_config = config_lib.to_dict(config) | {
-                "train_records": f"{len(sources.train)}, {sources.train.fingerprint()}"
-            }
+            cleanup.enter_context(closing(checkpointer))
 
             def check(saved: Mapping[str, Any], step: int) -> None:
                 check_same_run(saved, saved_config, workdir)

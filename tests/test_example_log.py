@@ -1,5 +1,7 @@
 """What was learnt from can be read back, over kills and other numbers of processes."""
 
+import resource
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,22 @@ def test_step_done_twice_with_other_records_is_an_error(tmp_path, again):
 def test_bucket_is_refused():
     with pytest.raises(ValueError, match="gs://bucket/run is a bucket"):
         ExampleLog("gs://bucket/run")
+
+
+def test_full_disk_is_reported_once_and_by_path(tmp_path):
+    """A limit on the size of files makes writes fail as a full disk does."""
+    log = ExampleLog(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*/process_0_of_1.jsonl: .*too large"):
+            log.add(1, np.array([5, 3]))
+        log.close()  # has nothing left to write, and so no second error
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_workdir_that_cannot_be_written_is_reported_by_path(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*/file/examples/process_0_of_1.jsonl"):
+        ExampleLog(tmp_path / "file")

@@ -235,6 +235,7 @@ def test_full_disk_is_reported_by_path(tmp_path):
     try:
         with pytest.raises(OSError, match=r"cannot write .*/metrics.jsonl: .*too large"):
             writer.scalars(1, {"loss": 1})
+        writer.close()  # has nothing left to write, and so no second error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

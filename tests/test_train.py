@@ -17,9 +17,10 @@ import pytest
 from clu.metrics import Average
 from etils import epath
 
-from darl_jax import train
+from darl_jax import cluster, train
 from darl_jax.checkpoint import Checkpointer, restore_params
 from darl_jax.config import default_config, load
+from darl_jax.interrupts import StopRequest
 from darl_jax.metrics import read_metrics
 from darl_jax.step_metrics import StepMetrics
 
@@ -46,7 +47,8 @@ def tiny(**changes):
 
 
 def run(config, workdir) -> int:
-    return train.train(config, epath.Path(workdir))
+    with StopRequest(cluster.leave_together) as stop:
+        return train.train(config, epath.Path(workdir), stop)
 
 
 def saved_state(workdir, config) -> dict[str, np.ndarray]:

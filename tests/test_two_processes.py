@@ -69,8 +69,10 @@ def test_two_processes_make_the_global_batches_of_one():
     assert last_lines == [str(fingerprints())] * 2
 
 
-def start(workdir, process_count: int, *arguments: str) -> list[subprocess.Popen]:
-    """A run of darl_jax.train on digits."""
+def start(
+    workdir, process_count: int, *arguments: str, last: tuple[str, ...] = ()
+) -> list[subprocess.Popen]:
+    """A run of darl_jax.train on digits; `last` are further arguments of the last process alone."""
     cluster = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(process_count)}
     command = [
         sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py",
@@ -82,7 +84,7 @@ def start(workdir, process_count: int, *arguments: str) -> list[subprocess.Popen
     ]  # fmt: skip
     return [
         subprocess.Popen(
-            command,
+            [*command, *(last if i == process_count - 1 else ())],
             cwd=REPOSITORY,
             env=os.environ | cluster | {"JAX_PROCESS_ID": str(i), "JAX_PLATFORMS": "cpu"},
             stderr=subprocess.PIPE,
@@ -165,6 +167,23 @@ def test_bad_input_is_told_by_one_process_and_ends_both(tmp_path):
     assert codes == [2, 2]
     assert sum("error: " in error for error in errors) == 1
     assert "config.batch_size=33 must be a multiple of 2" in "".join(errors)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("--config.log_every_steps=7", "processes [1] have other keys of the config, or records,"),
+        ("--workdir={}", "processes [1] do not see process 0's --workdir="),
+        ("--config.mesh.tensor=2", "joins devices of several processes"),
+    ],
+)
+def test_processes_that_would_wait_for_each_other_for_ever_are_refused(tmp_path, other, message):
+    elsewhere = other.format(tmp_path / "elsewhere")
+    both = (elsewhere, "--config.mesh.data=1") if "tensor" in other else ()
+    codes, errors = finish(start(tmp_path, 2, *both, last=() if both else (elsewhere,)))
+    assert codes == [2, 2]
+    assert message in "".join(errors)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def damage_named(path: epath.Path, item: str) -> Iterator[None]:
 
     Raises:
         DamagedCheckpointError: instead of whatever comes from damaged files. What comes from
-            elsewhere (permissions, the network, memory) passes.
+            elsewhere (permissions, the network, memory, a device or its driver) passes.
     """
     try:
         yield
@@ -281,12 +281,13 @@ def damage_named(path: epath.Path, item: str) -> Iterator[None]:
         # Orbax raises a bare Exception from what TensorStore says of an array.
         reason = error.__cause__ if type(error) is Exception and error.__cause__ else error
         text = first_line(reason)
-        elsewhere = isinstance(reason, (MemoryError, ImportError))
+        # TensorStore's errors are Python's own types: JAX's are those of devices, never of files.
+        elsewhere = isinstance(reason, (MemoryError, ImportError, jax.errors.JaxRuntimeError))
         if isinstance(reason, OSError):
             # A disk that cannot read what it was given is damage, too.
             elsewhere = not isinstance(reason, _GONE) and reason.errno != errno.EIO
         if elsewhere or text.startswith(_NO_DAMAGE):
-            raise
+            raise reason
         raise DamagedCheckpointError(path, f"{item!r}: {text}") from error
 
 

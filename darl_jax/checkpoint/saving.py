@@ -121,7 +121,7 @@ class Checkpointer:
         Args:
             step: how many steps lead to this state.
             state: any tree of arrays.
-            config: what `read_config` returns; anything that JSON can hold.
+            config: of the run; anything that JSON can hold.
 
         Raises:
             ValueError: a later checkpoint exists, which a resumed run would prefer to this one;
@@ -211,18 +211,6 @@ class Checkpointer:
                 + ". Put one back from a copy, or give another --workdir to start anew"
             )
         return None
-
-    def read_config(self, step: int | None = None) -> dict[str, Any]:
-        """The config that the checkpoint of a step (None: the newest) was saved with, from JSON.
-
-        Raises:
-            FileNotFoundError: there is no checkpoint, or none of this step.
-            DamagedCheckpointError: it is damaged.
-            ValueError: another format version.
-        """
-        self.wait()
-        path = reading.path_of_step(self._folder, step)
-        return reading.read_config(path, reading.read_metadata(path))
 
     def wait(self) -> None:
         """Blocks until nothing is being written.
@@ -350,7 +338,7 @@ def config_differences(
     Compared as JSON keeps them, so lists equal tuples.
 
     Args:
-        saved: nested dicts, as `Checkpointer.read_config` returns them.
+        saved: nested dicts, as `restore_params` returns them and `check` gets them.
         current: nested dicts.
         may_change: dotted keys which may differ, each with all that is below it.
 

@@ -1,5 +1,6 @@
 """Several processes as one run."""
 
+from darl_jax.cluster.agreement import check_alike, check_shared
 from darl_jax.cluster.membership import (
     agree_on,
     fail_together,
@@ -9,4 +10,13 @@ from darl_jax.cluster.membership import (
     member,
 )
 
-__all__ = ["agree_on", "fail_together", "failing_together", "gather", "leave_together", "member"]
+__all__ = [
+    "agree_on",
+    "check_alike",
+    "check_shared",
+    "fail_together",
+    "failing_together",
+    "gather",
+    "leave_together",
+    "member",
+]

@@ -305,7 +305,6 @@ def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypa
     monkeypatch.undo()
     for read in (
         lambda: checkpointer.restore(abstract(state)),
-        checkpointer.read_config,
         lambda: restore_params(tmp_path),
     ):
         with pytest.raises(ValueError, match=r"checkpoints/1 has format version 3; .* version 2"):
@@ -395,8 +394,8 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("file", "concerns"),
     [
-        ("metadata/metadata", {"restore", "read_config", "restore_params"}),
-        ("config/metadata", {"read_config", "restore_params"}),
+        ("metadata/metadata", {"restore", "restore_params"}),
+        ("config/metadata", {"restore", "restore_params"}),
         ("state/_METADATA", {"restore", "restore_params"}),
         ("state/manifest.ocdbt", {"restore", "restore_params"}),
         ("state/ocdbt.process_0/d/*", {"restore", "restore_params"}),  # the arrays themselves
@@ -421,7 +420,6 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
         damaged.write_bytes(changed[damage])
     reads = {
         "restore": lambda: checkpointer.restore(abstract(state)),
-        "read_config": checkpointer.read_config,
         "restore_params": lambda: restore_params(tmp_path),
     }
     if damaged.name == "_METADATA" and damage == "gone":
@@ -540,10 +538,11 @@ def test_a_workdir_that_cannot_be_written_is_reported_at_the_start(tmp_path):
         Checkpointer(tmp_path / "file" / "run", keep_last=1, keep_every=0)
 
 
-def test_config_survives_json_and_does_not_differ_from_itself(make_checkpointer):
+def test_config_survives_json_and_does_not_differ_from_itself(make_checkpointer, tmp_path):
     checkpointer = make_checkpointer()
     checkpointer.save(1, {"params": {"kernel": jnp.ones(3)}}, CONFIG)
-    saved = checkpointer.read_config()
+    checkpointer.wait()
+    _, saved, _ = restore_params(tmp_path)
     assert saved == {"batch_size": 8, "model": {"width": 4, "shape": [1, 2]}, "nothing": None}
     assert config_differences(saved, CONFIG, []) == []
 

@@ -84,7 +84,6 @@ def test_every_flipped_byte_is_noticed_or_changes_nothing(checkpointer, tmp_path
         item = path.relative_to(folder).parts[0]
         try:
             assert bits(checkpointer.restore(state)) == bits(state), (path, position, mask)
-            assert checkpointer.read_config() == CONFIG
         except DamagedCheckpointError:
             noticed[item] += 1
         try:
@@ -194,8 +193,28 @@ def refuse_as_tensorstore_does(*args, **kwargs):
     raise ValueError("UNAVAILABLE: Error opening")
 
 
+def fail_as_a_device_does(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError("INTERNAL: a driver's error")
+
+
+def fail_as_a_device_does_in_orbax(*args, **kwargs):
+    try:
+        fail_as_a_device_does()
+    except jax.errors.JaxRuntimeError as error:
+        raise Exception("Encountered error while reading array index: 0") from error
+
+
 @pytest.mark.parametrize(
-    "trouble", ["model", "config", "version", refuse, refuse_as_tensorstore_does]
+    "trouble",
+    [
+        "model",
+        "config",
+        "version",
+        refuse,
+        refuse_as_tensorstore_does,
+        fail_as_a_device_does,
+        fail_as_a_device_does_in_orbax,
+    ],
 )
 def test_what_is_no_damage_moves_nothing(checkpointer, tmp_path, monkeypatch, trouble):
     """Not even damaged ones that are newer."""
@@ -217,8 +236,9 @@ def test_what_is_no_damage_moves_nothing(checkpointer, tmp_path, monkeypatch, tr
 
     elif callable(trouble):
         monkeypatch.setattr("orbax.checkpoint.StandardCheckpointHandler.restore", trouble)
-    message = "does not fit|format version 3|Permission denied|UNAVAILABLE"
-    with pytest.raises((ValueError, PermissionError), match=message) as error:
+    message = "does not fit|format version 3|Permission denied|UNAVAILABLE|^INTERNAL"
+    kinds = (ValueError, PermissionError, jax.errors.JaxRuntimeError)
+    with pytest.raises(kinds, match=message) as error:
         checkpointer.restore_latest(wanted, check)
     assert not isinstance(error.value, DamagedCheckpointError)
     assert files_below(tmp_path) == before
