@@ -213,6 +213,7 @@ class AppendedFile:
         self.ends_with_newline = last in (b"", b"\n")
 
     def write(self, data: bytes) -> None:
+        """Appends bytes; on disk, they are handed to the operating system at once."""
         with _naming(self._path):
             if not self._in_bucket:
                 left = memoryview(data)
@@ -224,12 +225,14 @@ class AppendedFile:
             self.flush()
 
     def flush(self) -> None:
+        """Uploads a file in a bucket."""
         if self._in_bucket:
             with _naming(self._path):
                 self._path.write_bytes(bytes(self._content))
             self._uploaded_at = time.monotonic()
 
     def close(self) -> None:
+        """Ends the file."""
         self.flush()
         if not self._in_bucket:
             self._file.close()

@@ -48,8 +48,8 @@ def test_counted_flops_are_those_of_the_traced_loss(objective, decoder):
     def loss(params, batch, key):
         return build.build_objective(config)(nnx.merge(graphdef, params), batch, key)[0]
 
-    # Not in the convention: of each block's query and key, RoPE exchanges channel pairs by a product
-    # of (image, token, head) rows, the start token's too, with a head_dim x head_dim matrix.
+    # Outside the convention: RoPE exchanges channel pairs of each block's query and key by a
+    # product of (image, token, head) rows, the start token's too, with a square matrix.
     head_dim = VIT.width // VIT.num_heads
     rotations = 2 * VIT.depth * (2 * 2 * 16 * VIT.num_heads * head_dim**2)
     traced = matmul_flops(loss, params, batch, jax.random.key(0)) - rotations

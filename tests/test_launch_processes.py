@@ -49,7 +49,9 @@ def launch(
 ) -> Iterator[subprocess.Popen[str]]:
     program = [sys.executable, "-S", "-c", PROGRAM + body]
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        # It would stay ignored where the tests themselves run under nohup.
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from launch import processes\n"
         f"processes.GRACE_SECONDS = {grace}\n"

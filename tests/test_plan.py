@@ -77,8 +77,8 @@ def test_flops_are_those_of_the_convention_and_the_compiled_step_does_as_many(
     assert plan["work"]["model_flops"] == train_step_flops(forward, 64) / 8
     # All but the gradients with respect to the pixels, which are never formed.
     embedding = 2 * 15 * 4 * 32 * 64 / 8
-    # Not in the convention: of each block's query and key, RoPE exchanges channel pairs by a product
-    # of (image, token, head) rows, the start token's too, with a head_dim x head_dim matrix; the
+    # Outside the convention: RoPE exchanges channel pairs of each block's query and key by a
+    # product of (image, token, head) rows, the start token's too, with a square matrix; the
     # backward pass does it once more, for the input alone.
     heads, head_dim = 4, 8
     rotations = 2 * (2 * 2) * (2 * 16 * heads * head_dim**2) * 64 / 8

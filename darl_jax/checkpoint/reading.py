@@ -287,7 +287,7 @@ def damage_named(path: epath.Path, item: str) -> Iterator[None]:
             # A disk that cannot read what it was given is damage, too.
             elsewhere = not isinstance(reason, _GONE) and reason.errno != errno.EIO
         if elsewhere or text.startswith(_NO_DAMAGE):
-            raise reason
+            raise reason from reason.__cause__
         raise DamagedCheckpointError(path, f"{item!r}: {text}") from error
 
 

@@ -132,6 +132,7 @@ class Hub:
             except (ValueError, KeyError, TypeError):
                 # Whoever this is, it is none of ours.
                 self.close(member)
+            if member not in self.members:
                 return
 
     def hear(self, member: Member, message: dict[str, object]) -> None:
@@ -154,6 +155,12 @@ class Hub:
 
     def join(self, member: Member, process: int, num_processes: int) -> None:
         """Takes a member in; the last one completes the cluster."""
+        if self.complete and self.failure is None:
+            # It gets no number, so that its end is no failure of this run.
+            reason = "a run with all its processes is at this address already"
+            self.send(member, {"process": None, "reason": reason, "code": 1})
+            self.close(member)
+            return
         member.process = process
         if self.failure is not None:
             self.send(member, self.failure)

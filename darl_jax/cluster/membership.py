@@ -31,6 +31,7 @@ from darl_jax.cluster.coordinator import GRACE_SECONDS, READY, keep_alive
 from darl_jax.cluster.place import Place, find_place
 
 JOIN_SECONDS = 300.0  # machines of a cluster start minutes apart
+REACH_SECONDS = 20.0  # a port that listens already; a firewall may let packets vanish
 HEARTBEAT_SECONDS = 10
 LEAVE_SECONDS = 1800  # while process 0 still writes what only one should; a dead one ends the wait
 UNWIND_SECONDS = 5.0  # what the process that failed has to close its files and the like
@@ -67,7 +68,11 @@ class _Membership:
         if "port" not in answer:
             raise (ValueError if answer["code"] == 2 else ConnectionError)(_because(place, answer))
         threading.Thread(target=self._watch, name="cluster", daemon=True).start()
-        self._client = _join(place, f"{host}:{answer['port']}")
+        try:
+            self._client = _join(place, host, answer["port"])
+        except ConnectionError as error:
+            self.fail(str(error), 1)
+            raise
 
     def fail(self, reason: str, code: int, *, suspect: bool = False) -> bool:
         """Returns if this process is the first that fails; otherwise it ends with the first.
@@ -89,12 +94,15 @@ class _Membership:
         with contextlib.suppress(OSError):  # of which _watch hears, too
             self._say(message)
         self._first.wait()
+        if self._leaving:
+            self._code = code
         return True
 
     def end_with_others(self) -> NoReturn:
-        """Waits until `_watch` ends this process."""
-        while True:
+        """Waits until `_watch` ends this process, which it does not do while it leaves."""
+        while not self._leaving:
             time.sleep(1)
+        self.end()
 
     def leave(self) -> None:
         """Waits for all others to leave in good order, too."""
@@ -102,8 +110,10 @@ class _Membership:
         self._client.shutdown()
         distributed.global_state.client = None
         self._leaving = True
-        self._say({"left": True})
-        self._hub.shutdown(socket.SHUT_RDWR)
+        # All others have come this far, so that a coordinator that is gone fails nobody.
+        with contextlib.suppress(OSError):
+            self._say({"left": True})
+            self._hub.shutdown(socket.SHUT_RDWR)
         self._hub.close()
         if self._coordinator is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -131,6 +141,8 @@ class _Membership:
         """Waits for the first failure of all; runs on a thread of its own."""
         line = self._line()
         if self._leaving:
+            # A signal may fail this process yet, and nobody would answer it.
+            self._first.set()
             return
         first = json.loads(line or json.dumps(_COORDINATOR_IS_GONE))
         self._code = first["code"]
@@ -314,11 +326,20 @@ def _find_coordinator(place: Place) -> tuple[socket.socket, str]:
             return hub, host
 
 
-def _join(place: Place, service: str) -> _jax.DistributedRuntimeClient:
+def _join(place: Place, host: str, port: int) -> _jax.DistributedRuntimeClient:
     """Joins JAX's distributed runtime as jax.distributed.initialize does.
 
     But for the service, which is not in process 0, and the preemption service, which takes SIGTERM.
     """
+    service = f"{host}:{port}"
+    try:
+        # JAX's client would abort the process after a minute.
+        socket.create_connection((host.strip("[]"), port), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"process {place.process_id} cannot reach {service}: {error}; all ports between the "
+            "machines must be open"
+        ) from error
     if place.gpus is not None:
         jax.config.update("jax_cuda_visible_devices", ",".join(map(str, place.gpus)))
     client = _jax.get_distributed_runtime_client(

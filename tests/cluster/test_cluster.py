@@ -121,6 +121,39 @@ def finish() -> None:
     now()
 
 
+def leave_without_coordinator() -> None:
+    """The coordinator goes when this process has begun to leave, and then a signal comes."""
+    cluster.gather(np.zeros(1))
+    membership = cluster._membership
+    assert membership is not None
+    say_it = membership._say
+
+    def say_too_late(message: dict[str, object]) -> None:
+        membership._hub.shutdown(socket.SHUT_RDWR)
+        say_it(message)
+
+    membership._say = say_too_late  # type: ignore[method-assign]
+    now()
+
+
+def be_interrupted_while_leaving() -> None:
+    """Twice, in the middle of it."""
+    leave_without_coordinator()
+    signal.signal(signal.SIGTERM, lambda *_: cluster.leave_together(143, "the last words"))
+    membership = cluster._membership
+    assert membership is not None
+    end = membership.end
+
+    def end_interrupted() -> NoReturn:
+        membership.end = end  # type: ignore[method-assign]
+        os.kill(os.getpid(), signal.SIGTERM)
+        end()
+
+    membership.end = end_interrupted  # type: ignore[method-assign]
+    close = membership._hub.close
+    membership._hub.close = lambda: (close(), os.kill(os.getpid(), signal.SIGTERM))  # type: ignore
+
+
 def stop_and_save() -> None:
     cluster.gather(np.zeros(1))
     now()
@@ -140,6 +173,8 @@ PROGRAMS = {
     "all fail alike": all_fail_alike,
     "finished": finish,
     "stopped": stop_and_save,
+    "left without the coordinator": leave_without_coordinator,
+    "signals while leaving": be_interrupted_while_leaving,
 }
 
 
@@ -274,6 +309,13 @@ def test_processes_leave_in_good_order_without_a_word(
     assert [line.split()[0] for line in words] == ["FAULT"] * 2
 
 
+def test_nothing_is_waited_for_by_a_process_that_leaves(results: dict[str, Any]) -> None:
+    for name, code in (("left without the coordinator", 0), ("signals while leaving", 143)):
+        result = results[name]
+        assert result["codes"] == [code, code], result["logs"]
+        assert seconds_to_the_end(result) < MOST_SECONDS
+
+
 @contextlib.contextmanager
 def hub(num_processes: int, join_seconds: float = 60.0) -> Iterator[Callable[[], Any]]:
     """A hub; gives what connects to it, as a file for lines."""
@@ -347,6 +389,27 @@ def test_two_processes_with_one_number_are_told() -> None:
     with hub(2) as connect:
         members = [connect({"process": 1, "num_processes": 2}) for _ in range(2)]
         assert [json.loads(member.readline())["code"] for member in members] == [2, 2]
+
+
+def test_who_comes_to_a_run_that_is_complete_is_sent_away_and_ends_nobody() -> None:
+    with hub(2) as connect:
+        members = [connect({"process": index, "num_processes": 2}) for index in range(2)]
+        assert [json.loads(member.readline()) for member in members] == [{"port": 1234}] * 2
+        late = connect({"process": 1, "num_processes": 2})
+        answer = json.loads(late.readline())
+        assert answer["code"] == 1
+        assert "already" in answer["reason"]
+        assert late.readline() == ""
+        for member in members:
+            say(member, {"left": True})
+            member.close()
+
+
+def test_a_port_that_cannot_be_reached_is_named() -> None:
+    port = free_port()
+    message = f"process 1 cannot reach localhost:{port}: .*refused; all ports between"
+    with pytest.raises(ConnectionError, match=message):
+        cluster._join(Place("localhost:1", 2, 1), "localhost", port)
 
 
 def test_a_process_whose_coordinator_never_comes_says_where_it_looked(
