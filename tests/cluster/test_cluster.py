@@ -129,6 +129,7 @@ def leave_without_coordinator() -> None:
     say_it = membership._say
 
     def say_too_late(message: dict[str, object]) -> None:
+        time.sleep(1)  # until the other one has begun to leave, too
         membership._hub.shutdown(socket.SHUT_RDWR)
         say_it(message)
 
@@ -138,20 +139,26 @@ def leave_without_coordinator() -> None:
 
 def be_interrupted_while_leaving() -> None:
     """Twice, in the middle of it."""
-    leave_without_coordinator()
+    cluster.gather(np.zeros(1))
     signal.signal(signal.SIGTERM, lambda *_: cluster.leave_together(143, "the last words"))
     membership = cluster._membership
     assert membership is not None
-    end = membership.end
+    say_it, end = membership._say, membership.end
+
+    def say_and_be_interrupted(message: dict[str, object]) -> None:
+        membership._say = say_it  # type: ignore[method-assign]
+        say_it(message)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def end_interrupted() -> NoReturn:
         membership.end = end  # type: ignore[method-assign]
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
         end()
 
+    membership._say = say_and_be_interrupted  # type: ignore[method-assign]
     membership.end = end_interrupted  # type: ignore[method-assign]
-    close = membership._hub.close
-    membership._hub.close = lambda: (close(), os.kill(os.getpid(), signal.SIGTERM))  # type: ignore
+    now()
 
 
 def stop_and_save() -> None:
