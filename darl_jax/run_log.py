@@ -11,8 +11,9 @@ from darl_jax.bottlenecks import Bottlenecks, host_names, input_shares
 from darl_jax.config import TrainConfig
 from darl_jax.flops import peak_flops
 from darl_jax.goodput import Goodput
-from darl_jax.metrics import MetricWriter, Progress
+from darl_jax.metrics import MetricWriter
 from darl_jax.profiling import device_memory, host_memory
+from darl_jax.progress import Progress
 
 
 class RunLog:

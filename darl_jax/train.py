@@ -44,10 +44,11 @@ from darl_jax.evaluation import Evaluation, made
 from darl_jax.example_log import ExampleLog
 from darl_jax.goodput import Goodput, history_until
 from darl_jax.interrupts import StopRequest
-from darl_jax.metrics import MetricWriter, Progress
+from darl_jax.metrics import MetricWriter
 from darl_jax.models import attention
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
 from darl_jax.profiling import ProfileWindow
+from darl_jax.progress import Progress
 from darl_jax.resuming import check_length, check_same_run, without_own_keys
 from darl_jax.run_log import RunLog
 from darl_jax.sharding import global_array, make_mesh
@@ -154,6 +155,11 @@ def main(argv: list[str]) -> None:
         with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
             if _CONFIG.value is None or not _WORKDIR.value:
                 raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
+            if _EXECUTABLE.value and not epath.Path(_EXECUTABLE.value).is_file():
+                raise ValueError(
+                    f"--executable={_EXECUTABLE.value}: there is no such file; darl_jax.plan "
+                    "--write_executable makes one"
+                )
             config = config_lib.load(_CONFIG.value)
             workdir = absolute_path(_WORKDIR.value)
             make_workdir(workdir)

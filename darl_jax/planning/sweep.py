@@ -25,8 +25,8 @@ from darl_jax.planning.step_plan import (
     compile_plan,
 )
 from darl_jax.planning.topology import Topology
-from darl_jax.sharding import MeshConfig, make_mesh, tree_shardings
-from darl_jax.train_state import TrainState, init_state
+from darl_jax.sharding import MeshConfig, make_mesh
+from darl_jax.train_state import TrainState, init_state, laid_out
 
 _WIDEST_TENSOR = 8  # Four all-reduces of activations a block: beyond this never the best.
 # An estimate of memory may be this much too high: only what is above is not compiled.
@@ -162,11 +162,7 @@ def estimates(
             mesh = make_mesh(mesh_config, topology.devices)
         except (ValueError, NotImplementedError):
             continue  # The slices or the torus cannot be cut like this.
-        state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            tree_shardings(shapes, mesh),
-        )
+        state = laid_out(shapes, mesh)
         for batch_size, steps, remat in itertools.product(
             batch_sizes, accumulations, REMAT_POLICIES
         ):
