@@ -46,18 +46,21 @@ class DARL(nnx.Module):
         self.patch_decoder = decoder(patch_decoder, vit, patch_dim=patch_dim, rngs=rngs)
 
     def encode(
-        self, patches: Float[Array, "batch patch pixel"]
+        self, patches: Float[Array, "batch patch pixel"], grid: Grid | None = None
     ) -> Float[Array, "batch patch width"]:
         """z_t = f(x_{<t}) for all T patches, from [SOS, p_1 .. p_{T-1}].
+
+        Args:
+          patches: all of an image's.
+          grid: (rows, columns) of them; the trained grid if not given.
 
         Raises:
           ValueError: these are not all the patches of an image.
         """
-        if patches.shape[1] != math.prod(self.backbone.grid):
-            raise ValueError(
-                f"{patches.shape[1]} patches do not fill the grid of {self.backbone.grid}"
-            )
-        return self.backbone(patches[:, :-1], mask="causal").tokens
+        grid = grid or self.backbone.grid
+        if patches.shape[1] != math.prod(grid):
+            raise ValueError(f"{patches.shape[1]} patches do not fill the grid of {grid}")
+        return self.backbone(patches[:, :-1], mask="causal", grid=grid).tokens
 
 
 def parameters(model: nnx.Module) -> PyTree:

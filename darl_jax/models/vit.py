@@ -45,6 +45,10 @@ class ViTConfig:
     positions: str = "rope2d"  # one of positions.POSITIONS (Table 1)
     rope_max_wavelength: float = 10_000.0
     rope_y_first: bool = False
+    # Rows and columns of the images on whose grid positions are counted: those of pre-training,
+    # where a model goes on at another resolution. None: data.image_size.
+    trained_image_size: int | None = None
+    drop_path: float = 0.0  # of the last block; linear from 0 at the first, in training alone
     fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
     dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
     attention: str = "auto"  # one of attention.IMPLEMENTATIONS
@@ -63,6 +67,15 @@ class ViTConfig:
         for key in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "unroll"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise ValueError(f"model.drop_path={self.drop_path} must be in [0, 1)")
+        if self.trained_image_size is not None and (
+            self.trained_image_size < 1 or self.trained_image_size % self.patch_size
+        ):
+            raise ValueError(
+                f"model.trained_image_size={self.trained_image_size} must be a multiple of "
+                f"model.patch_size={self.patch_size}"
+            )
         if self.width % self.num_heads:
             raise ValueError(
                 f"model.width={self.width} must be a multiple of model.num_heads={self.num_heads}"
@@ -234,9 +247,31 @@ class Block(nnx.Module):
         *,
         mask: attention_lib.Mask,
         angles: Float[np.ndarray, "token pair"] | None,
+        branch_scales: Float[Array, "2 batch"] | None = None,
     ) -> Float[Array, "batch token width"]:
-        x = x + self.attention(self.norm_attention(x), mask=mask, angles=angles)
-        return x + self.mlp(self.norm_mlp(x))
+        """The block's output; `branch_scales` multiply the two branches of each example."""
+
+        def scaled(branch: Array, index: int) -> Array:
+            if branch_scales is None:
+                return branch
+            return branch * branch_scales[index][:, None, None].astype(branch.dtype)
+
+        x = x + scaled(self.attention(self.norm_attention(x), mask=mask, angles=angles), 0)
+        return x + scaled(self.mlp(self.norm_mlp(x)), 1)
+
+
+def drop_path_scales(
+    key: PRNGKeyArray, rate: float, depth: int, batch: int
+) -> Float[Array, "depth 2 batch"]:
+    """What multiplies the branches of each block: 0 where dropped, else 1 / (1 - rate).
+
+    Stochastic depth (Huang et al. 2016, arXiv 1603.09382) as in MAE's fine-tuning: each branch of
+    each example is dropped independently, at a rate that is linear in the block's number, 0 for the
+    first block and `rate` for the last.
+    """
+    keep = 1.0 - jnp.linspace(0.0, rate, depth)[:, None, None]
+    kept = jax.random.bernoulli(key, keep, (depth, 2, batch))
+    return kept / keep
 
 
 class ViT(nnx.Module):
@@ -270,6 +305,7 @@ class ViT(nnx.Module):
         *,
         mask: attention_lib.Mask = "causal",
         grid: positions.Grid | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Features:
         """Features of the start token and of the first patches of an image, in raster order.
 
@@ -278,6 +314,7 @@ class ViT(nnx.Module):
           mask: 'causal', 'full', or for each example the number of tokens, the start token's
             included, that everybody sees.
           grid: (rows, columns) of patches of the whole image; the trained grid if not given.
+          key: draws which branches drop path leaves out; None outside training.
 
         Raises:
           ValueError: there are more patches than the grid has.
@@ -301,15 +338,24 @@ class ViT(nnx.Module):
 
         graphdef, stacked = nnx.split(self.blocks)
 
-        def block(x: Array, parameters: nnx.State) -> tuple[Array, Array]:
-            x = nnx.merge(graphdef, parameters)(x, mask=mask, angles=angles)
+        scales = None
+        if key is not None and config.drop_path:
+            scales = drop_path_scales(key, config.drop_path, config.depth, len(x))
+
+        def block(x: Array, per_block: tuple[nnx.State, Array | None]) -> tuple[Array, Array]:
+            parameters, branch_scales = per_block
+            x = nnx.merge(graphdef, parameters)(
+                x, mask=mask, angles=angles, branch_scales=branch_scales
+            )
             x = pin_batch(x)
             return x, x
 
         policy = REMAT_POLICIES[config.remat]
         if policy is not None:
             block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-        x, blocks = jax.lax.scan(block, x, stacked, unroll=min(config.unroll, config.depth))
+        x, blocks = jax.lax.scan(
+            block, x, (stacked, scales), unroll=min(config.unroll, config.depth)
+        )
         return Features(self.final_norm(x), blocks)
 
     def _embed(

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.diffusion.schedules import Schedule, ScheduleConfig, make_schedule
 from darl_jax.models.darl import DARL
-from darl_jax.models.patches import patchify, squared_error, standardise
-from darl_jax.objectives.base import Batch, Metrics, Objective, Prediction, average
+from darl_jax.models.patches import squared_error
+from darl_jax.objectives.base import Batch, Metrics, PatchObjective, Prediction, average
 
 PREDICTIONS = ("x0", "epsilon")
 
@@ -43,7 +43,7 @@ class DiffusionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion(Objective):
+class Diffusion(PatchObjective):
     """Mean of ||x^0 - g(x^s, z)||^2, unweighted, with x^s = sqrt(gamma) x^0 + sqrt(1-gamma) eps.
 
     Each patch has its own gamma, drawn independently from the schedule, and its own noise.
@@ -65,12 +65,13 @@ class Diffusion(Objective):
 
         Decile 0 holds the tenth of the draws with most noise, whatever the schedule.
         """
-        patches = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
+        patches = self.patches(batch)
         gamma_key, noise_key = jax.random.split(key)
         shape = (self.config.draws, *patches.shape)
         gamma = self.schedule.sample(gamma_key, (*shape[:-1], 1))
         noise = jax.random.normal(noise_key, shape, jnp.float32)
-        output = model.patch_decoder(model.encode(patches), corrupt(patches, noise, gamma), gamma)
+        z = model.encode(patches, self.grid(batch))
+        output = model.patch_decoder(z, corrupt(patches, noise, gamma), gamma)
         target = noise if self.config.prediction == "epsilon" else patches
         error = squared_error(output, jnp.broadcast_to(target, shape))
 
@@ -84,11 +85,12 @@ class Diffusion(Objective):
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
         """x^0 as the model sees it in one step: from noise alone where it predicts x^0."""
-        patches = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
+        patches = self.patches(batch)
         noise = jax.random.normal(key, (1, *patches.shape), jnp.float32)
         gamma = jnp.full((*noise.shape[:-1], 1), _SHOWN_GAMMA[self.config.prediction])
         x_s = corrupt(patches, noise, gamma)
-        output = model.patch_decoder(model.encode(patches), x_s, gamma).astype(jnp.float32)
+        z = model.encode(patches, self.grid(batch))
+        output = model.patch_decoder(z, x_s, gamma).astype(jnp.float32)
         x_0 = output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
         return Prediction(patches, x_0[0], squared_error(x_0[0], patches))
 

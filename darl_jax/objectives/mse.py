@@ -6,14 +6,8 @@ from typing import ClassVar
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.models.darl import DARL
-from darl_jax.models.patches import (
-    normalise_patches,
-    patch_statistics,
-    patchify,
-    squared_error,
-    standardise,
-)
-from darl_jax.objectives.base import Batch, Metrics, Objective, Prediction, average
+from darl_jax.models.patches import normalise_patches, patch_statistics, squared_error
+from darl_jax.objectives.base import Batch, Metrics, PatchObjective, Prediction, average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +19,7 @@ class MSEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MSE(Objective):
+class MSE(PatchObjective):
     """Mean over examples, patches and pixel values of ||f(x_{<t}) - x_t||^2."""
 
     denoising: ClassVar[bool] = False
@@ -43,8 +37,8 @@ class MSE(Objective):
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
         """Predictions as standardised pixels, errors against the target that is trained on."""
         del key
-        patches = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
-        output = model.patch_decoder(model.encode(patches))
+        patches = self.patches(batch)
+        output = model.patch_decoder(model.encode(patches, self.grid(batch)))
         if not self.config.normalise_target:
             return Prediction(patches, output, squared_error(output, patches))
         mean, std = patch_statistics(patches)
