@@ -1,27 +1,32 @@
-"""The pre-training optimiser: AdamW with warm-up and a cosine schedule (Table 8)."""
+"""Optimisers: AdamW for pre-training and transfer, LARS for linear probes (Tables 8, 9 and 13)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 REFERENCE_BATCH_SIZE = 256
+RUNNING_STATISTICS = ("running_mean", "running_var")  # the names of these leaves
+RUNNING_RATE = 0.1  # torch's default `momentum` of BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW and its learning rate; the defaults are Table 8 of arXiv 2403.05196.
+class _OptimizerConfig:
+    """What all optimisers have.
 
     Attributes:
+        name: which optimiser.
         base_learning_rate: peak learning rate for a batch of 256; the peak of a run is this times
             batch_size / 256.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment (settled here; the paper does not say).
-        weight_decay: decoupled, multiplied by the learning rate as optax and torch do it.
+        learning_rate: the peak itself, for any batch (Table 9's are of this kind); where it is
+            given, base_learning_rate is not read.
+        final_learning_rate: where the schedule ends.
+        weight_decay: of the leaves named "kernel".
         clip_norm: largest global norm of the gradient; 0 leaves the gradient as it is.
         warmup_epochs: length of the linear warm-up in epochs.
         warmup_steps: the same in steps; where it is given, warmup_epochs is not read.
@@ -30,44 +35,126 @@ class OptimizerConfig:
         ValueError: a value is out of its range.
     """
 
-    base_learning_rate: float = 1.5e-4
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    name: str
+    base_learning_rate: float
+    learning_rate: float | None = None
+    final_learning_rate: float = 0.0
+    weight_decay: float = 0.0
     clip_norm: float = 0.0
-    warmup_epochs: float = 40.0
+    warmup_epochs: float = 0.0
     warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("base_learning_rate", "weight_decay", "clip_norm", "warmup_epochs"):
-            if not getattr(self, key) >= 0:
-                raise ValueError(f"optimizer.{key} must be >= 0, got {getattr(self, key)!r}")
+        for key in (
+            "base_learning_rate",
+            "learning_rate",
+            "final_learning_rate",
+            "weight_decay",
+            "clip_norm",
+            "warmup_epochs",
+            "warmup_steps",
+        ):
+            value = getattr(self, key)
+            if value is not None and not value >= 0:
+                raise ValueError(f"optimizer.{key} must be >= 0, got {value!r}")
+
+    def _check(self, valid: bool, key: str, what: str) -> None:
+        if not valid:
+            raise ValueError(f"optimizer.{key} must be {what}, got {getattr(self, key)!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamWConfig(_OptimizerConfig):
+    """AdamW and its learning rate; the defaults are Table 8 of arXiv 2403.05196.
+
+    Weight decay is decoupled and multiplied by the learning rate, as optax and torch do it.
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment (settled here; the paper does not say).
+        layer_decay: factor of the learning rate from each block to the one below it, see
+            `layer_decay_scales`; 1 is the same rate everywhere (Table 9 has 0.75).
+    """
+
+    name: str = "adamw"
+    base_learning_rate: float = 1.5e-4
+    weight_decay: float = 0.05
+    warmup_epochs: float = 40.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("b1", "b2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ValueError(f"optimizer.{key} must be in [0, 1), got {getattr(self, key)!r}")
-        if not self.eps > 0:
-            raise ValueError(f"optimizer.eps must be > 0, got {self.eps!r}")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ValueError(f"optimizer.warmup_steps must be >= 0, got {self.warmup_steps!r}")
+            self._check(0 <= getattr(self, key) < 1, key, "in [0, 1)")
+        self._check(self.eps > 0, "eps", "> 0")
+        self._check(0 < self.layer_decay <= 1, "layer_decay", "in (0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class LarsConfig(_OptimizerConfig):
+    """LARS and its learning rate; the defaults are the linear evaluation's (Table 13).
+
+    Weight decay is added to the gradient before it is scaled.
+
+    Attributes:
+        momentum: decay of the sum of scaled gradients.
+        trust_coefficient: size of a kernel's step, before the learning rate, over the size of the
+            kernel (settled here, as in MAE; the paper does not say).
+    """
+
+    name: str = "lars"
+    base_learning_rate: float = 0.1
+    warmup_epochs: float = 10.0
+    momentum: float = 0.9
+    trust_coefficient: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check(0 <= self.momentum < 1, "momentum", "in [0, 1)")
+        self._check(self.trust_coefficient > 0, "trust_coefficient", "> 0")
+
+
+OptimizerConfig = AdamWConfig
+
+# optimizer.name -> its config
+OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
+    "adamw": AdamWConfig,
+    "lars": LarsConfig,
+}
 
 
 def learning_rate_schedule(
-    config: OptimizerConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
+    config: AdamWConfig | LarsConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
 ) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
-    """The learning rate at a step: linear warm-up from 0, then half a cosine down to 0 (Table 8).
+    """The learning rate at a step: linear warm-up from 0, then half a cosine down (Table 8).
 
     The first update (step 0) has rate 0, step `warmup` has the peak, and total_steps, one past the
-    last update, has 0 again. A warm-up that is longer than the run is allowed, so that a few steps
-    of a long config can be tried: the rate then rises to the end, as it would in the long run.
+    last update, has final_learning_rate. A warm-up that is longer than the run is allowed, so that
+    a few steps of a long config can be tried: the rate then rises to the end, as it would in the
+    long run.
 
     Args:
-        config: the base rate and the length of the warm-up.
+        config: the rates and the length of the warm-up.
         batch_size: global batch, which scales the base rate by batch_size / 256.
         steps_per_epoch: turns warmup_epochs into steps (rounded); need not be whole.
         total_steps: length of the run.
+
+    Raises:
+        ValueError: the rate would have to rise to where it ends.
     """
-    peak = config.base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
+    if config.learning_rate is None:
+        peak = config.base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
+    else:
+        peak = config.learning_rate
+    final = config.final_learning_rate
+    if final > peak:
+        raise ValueError(
+            f"optimizer.final_learning_rate={final} must not be above the peak, which is {peak:g}"
+        )
     if config.warmup_steps is None:
         warmup = round(config.warmup_epochs * steps_per_epoch)
     else:
@@ -77,27 +164,72 @@ def learning_rate_schedule(
         rising = step / max(warmup, 1)
         progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
         falling = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return peak * jnp.where(step < warmup, rising, falling)
+        return jnp.where(step < warmup, peak * rising, final + (peak - final) * falling)
 
     return learning_rate
 
 
 def make_optimizer(
-    config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule
+    config: AdamWConfig | LarsConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    depth: int | None = None,
+    frozen: Sequence[str] = (),
+    stacked: str | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW as in Table 8: clip (if asked), Adam, decoupled weight decay, learning rate.
+    """AdamW or LARS on the parameters that are trained.
 
-    Gradients are clipped before they enter the moments. Parameters that do not decay: all but the
-    leaves named "kernel" (`weight_decay_mask`).
+    AdamW: clip (if asked), Adam, decoupled weight decay, layer decay (if asked), learning rate.
+    LARS, as in MAE: clip (if asked), weight decay, trust ratio, momentum, learning rate. The rate
+    multiplies the sum of the momentum and is no part of it, which differs where the rate changes.
+    Gradients are clipped before they enter the moments. Weights that do not decay, and that LARS
+    does not scale: all but the leaves named "kernel" (`weight_decay_mask`).
+
+    Statistics of BatchNorm, leaves named "running_mean" and "running_var", are parameters to
+    whoever lays out, saves or accumulates, but not to AdamW or LARS: they take a plain step of
+    0.1 times their gradient. That is (running - batch's), see `models.probes.BatchNorm`, so the
+    step is torch's running average, over micro-batches too, and an update that is dropped leaves
+    the statistics as they were.
+
+    Args:
+        config: the optimiser's settings.
+        learning_rate: a number or a function of the step.
+        depth: number of blocks, which layer decay needs.
+        frozen: parameters below these names, first on their paths, are not trained: they have no
+            state and no update.
+        stacked: the first name on the path of modules that are stacked along a first dimension and
+            trained side by side, each as if it were alone: clipping has a norm for each. All that
+            is trained must be below it.
+
+    Raises:
+        ValueError: layer decay without a depth; at initialisation: a parameter that is neither
+            frozen nor below `stacked`.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # Named, for a checkpoint's paths are made of these names.
-    return optax.named_chain(
-        ("clip", clip),
-        ("adam", optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)),
-        ("decay", optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)),
-        ("learning_rate", optax.scale_by_learning_rate(learning_rate)),
-    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    decay = optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)
+    parts = [("clip", clip)]
+    if isinstance(config, LarsConfig):
+        parts += [
+            ("decay", decay),
+            ("trust_ratio", _scale_by_trust_ratio(config.trust_coefficient)),
+            ("momentum", optax.trace(config.momentum)),
+        ]
+    else:
+        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+        parts += [("adam", adam), ("decay", decay)]
+        if config.layer_decay != 1.0:
+            if depth is None:
+                raise ValueError(
+                    f"optimizer.layer_decay={config.layer_decay} needs the blocks to be counted: "
+                    "give make_optimizer a depth"
+                )
+            parts.append(("layer_decay", _scale_by_layer(config.layer_decay, depth)))
+    parts.append(("learning_rate", optax.scale_by_learning_rate(learning_rate)))
+    optimizer = optax.named_chain(*parts)
+    if stacked is not None:
+        optimizer = _side_by_side(optimizer, stacked)
+    return _trained_alone(optimizer, frozen)
 
 
 def weight_decay_mask(params: PyTree) -> PyTree[bool]:
@@ -107,8 +239,117 @@ def weight_decay_mask(params: PyTree) -> PyTree[bool]:
     norm scales two dimensions. Settled here: the start-of-sequence token, query tokens and learned
     positions do not decay either.
     """
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
 
-    def is_kernel(path: tuple[object, ...], _: object) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
 
-    return jax.tree_util.tree_map_with_path(is_kernel, params)
+def layer_decay_scales(params: PyTree, decay: float, depth: int) -> PyTree:
+    """What each parameter's learning rate is multiplied by: decay^(depth + 1 - layer) (Table 9).
+
+    The layer is 0 for the patch embedding, the start token and learned positions, i + 1 for block
+    i, and depth + 1 for what comes behind the blocks, as in BEiT and MAE.
+
+    Returns:
+        A number for each leaf; for those of blocks, which are stacked, an array that is broadcast
+        against the leaf.
+    """
+    first = ("patch_embedding", "sos", "positions")
+
+    def scale(path: tuple[Any, ...], leaf: Any) -> float | Float[np.ndarray, "depth ..."]:
+        part = (*_names(path), "")[:2]
+        if part[0] == "backbone" and part[1] in first:
+            return decay ** (depth + 1)
+        if part == ("backbone", "blocks"):
+            exponents = np.arange(depth, 0, -1).reshape(depth, *(1,) * (leaf.ndim - 1))
+            return np.asarray(decay**exponents, np.float32)
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
+    def scaled(updates: PyTree, _: PyTree) -> PyTree:
+        return jax.tree.map(jnp.multiply, updates, layer_decay_scales(updates, decay, depth))
+
+    return optax.stateless(scaled)
+
+
+def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
+    """Gradients of kernels times coefficient * |kernel| / |gradient|, or 1 where one is zero.
+
+    A kernel is (in, out); other dimensions before these are of stacks, and have a ratio for each.
+    """
+
+    def scaled(updates: PyTree, params: PyTree) -> PyTree:
+        def scale(is_kernel: bool, gradient: Array, param: Array) -> Array:
+            if not is_kernel:
+                return gradient
+            sizes = [jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) for x in (param, gradient)]
+            both = (sizes[0] > 0) & (sizes[1] > 0)
+            ratio = coefficient * sizes[0] / jnp.where(both, sizes[1], 1.0)
+            return gradient * jnp.where(both, ratio, 1.0)
+
+        return jax.tree.map(scale, weight_decay_mask(updates), updates, params)
+
+    return optax.stateless(scaled)
+
+
+def _side_by_side(
+    optimizer: optax.GradientTransformation, stacked: str
+) -> optax.GradientTransformation:
+    """The optimiser for each slice along the parameters' first dimension."""
+
+    def init(params: PyTree) -> optax.OptState:
+        for path, _ in jax.tree_util.tree_leaves_with_path(params):
+            if _names(path)[0] != stacked:
+                raise ValueError(
+                    f"the parameter {'/'.join(_names(path))} is trained and is not below "
+                    f"'{stacked}', where each optimiser has its slice; freeze it"
+                )
+        return jax.vmap(optimizer.init)(params)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        return jax.vmap(optimizer.update)(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _trained_alone(
+    optimizer: optax.GradientTransformation, frozen: Sequence[str]
+) -> optax.GradientTransformation:
+    """The optimiser for what is trained; running statistics step by themselves, the rest stays."""
+
+    def split(path: tuple[Any, ...]) -> str:
+        names = _names(path)
+        if names[0] in frozen:
+            return "frozen"
+        return "running" if names[-1] in RUNNING_STATISTICS else "trained"
+
+    def trained(tree: PyTree) -> PyTree:
+        # Nodes without leaves in the others' places: the state has the parameters' own paths.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if split(path) == "trained" else optax.MaskedNode(), tree
+        )
+
+    def init(params: PyTree) -> optax.OptState:
+        return optimizer.init(trained(params))
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None
+    ) -> tuple[PyTree, optax.OptState]:
+        steps, state = optimizer.update(trained(updates), state, trained(params))
+
+        def step(path: tuple[Any, ...], gradient: Array, of_trained: Any) -> Array:
+            kind = split(path)
+            if kind == "frozen":
+                return jnp.zeros_like(gradient)
+            return -RUNNING_RATE * gradient if kind == "running" else of_trained
+
+        return jax.tree_util.tree_map_with_path(step, updates, steps), state
+
+    return optax.GradientTransformation(init, update)
