@@ -118,7 +118,7 @@ class LarsConfig(_OptimizerConfig):
         self._check(self.trust_coefficient > 0, "trust_coefficient", "> 0")
 
 
-OptimizerConfig = AdamWConfig
+OptimizerConfig = AdamWConfig | LarsConfig
 
 # optimizer.name -> its config
 OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
@@ -128,7 +128,7 @@ OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
 
 
 def learning_rate_schedule(
-    config: AdamWConfig | LarsConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
+    config: OptimizerConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
 ) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
     """The learning rate at a step: linear warm-up from 0, then half a cosine down (Table 8).
 
@@ -170,7 +170,7 @@ def learning_rate_schedule(
 
 
 def make_optimizer(
-    config: AdamWConfig | LarsConfig,
+    config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     *,
     depth: int | None = None,
