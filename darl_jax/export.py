@@ -1,0 +1,94 @@
+"""Writes a checkpoint's parameters for somebody else's framework.
+
+    python -m darl_jax.export --checkpoint=runs/digits --format=safetensors --output=exported
+
+Formats: orbax (the parameters alone), safetensors (with a config.json and a file of PyTorch that
+loads them and needs nothing else) and timm (for timm's own ViT with RoPE). The folder appears when
+it is whole, with a model card in README.md. Exit codes: 0 written; 1 something failed while it was
+written; 2 a flag or checkpoint that cannot be used. docs/export.md says what each format keeps.
+"""
+
+import logging as logging_lib
+import pathlib
+
+from absl import app, flags
+from etils import epath
+
+from darl_jax.checkpoint import absolute_path
+from darl_jax.checkpoint.reading import FOLDER
+from darl_jax.cli import BAD_INPUT, EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
+from darl_jax.interchange.exporting import FORMS, Exported, Source, check_new, export
+from darl_jax.interchange.loading import load_run
+from darl_jax.metrics import read_metrics
+
+_USAGE = "python -m darl_jax.export --checkpoint=runs/digits --format=safetensors --output=exported"
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run's workdir, or its folder of checkpoints; local or a bucket."
+)
+_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
+_FORMAT = flags.DEFINE_enum("format", None, [*FORMS], "What is written.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder that is written; new, or empty.")
+
+
+def main(argv: list[str]) -> None:
+    """Exports, and exits with one of the codes above."""
+    del argv
+    logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
+    with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
+        form, output = _given(_FORMAT), pathlib.Path(_given(_OUTPUT)).expanduser()
+        if "://" in _given(_OUTPUT):
+            raise ValueError(
+                f"--output={_OUTPUT.value} must be a local folder: buckets cannot rename one at "
+                "once; copy it there afterwards"
+            )
+        check_new(output)  # before a large checkpoint is read
+        result = export(read_source(_given(_CHECKPOINT), _STEP.value), form, output)
+    print(report(result, output))
+
+
+def _given(flag: flags.FlagHolder) -> str:
+    """A flag's value. Raises ValueError where there is none."""
+    if not flag.value:
+        choices = f" (one of {', '.join(FORMS)})" if flag is _FORMAT else ""
+        raise ValueError(f"--{flag.name}{choices} is needed; usage: {_USAGE}")
+    return str(flag.value)
+
+
+def read_source(checkpoint: str, step: int | None) -> Source:
+    """A run's parameters. Raises as `load_run`."""
+    loaded = load_run(checkpoint, step)
+    assert loaded.config is not None and loaded.step is not None  # a run has both
+    folder = absolute_path(checkpoint)
+    workdir = folder.parent if folder.name == FOLDER else folder
+    return Source(
+        params=loaded.params,
+        config=loaded.config,
+        step=loaded.step,
+        description=f"step {loaded.step} of the run {workdir.name}",
+        history=_history(workdir),
+    )
+
+
+def report(result: Exported, output: pathlib.Path) -> str:
+    """What was written, what was left out, and how it is loaded."""
+    return "\n".join(
+        [
+            f"wrote {result.parameters:,} parameters to {output}: {', '.join(result.files)}",
+            f"left out: {result.dropped or 'nothing'}",
+            "load it with:",
+            *(f"    {line}".rstrip() for line in result.usage(output).splitlines()),
+        ]
+    )
+
+
+def _history(workdir: epath.Path) -> list[dict[str, int | float]]:
+    """The run's metrics; a run that was copied without them has none."""
+    try:
+        return read_metrics(workdir)
+    except FileNotFoundError:
+        return []
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=flags_parser(_USAGE))

@@ -1,0 +1,202 @@
+"""ViT checkpoints of MAE's torch code and of timm as starting points.
+
+Both have a class token, one matrix for query, key and value, and a position for each token. Their
+class token with its position becomes the start of the sequence; their positions become 'sincos2d'
+where they are MAE's fixed ones, otherwise 'learnable'. LayerScale is folded into the projection
+that it follows. MAE's decoder and mask token, and heads, which read the class token, are left out.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from darl_jax.interchange.names import (
+    ModelShape,
+    Tensors,
+    check_arrays,
+    expected_shapes,
+    from_torch,
+    listed,
+)
+from darl_jax.interchange.timm_names import QKV, renamed, split_qkv
+from darl_jax.models.positions import sincos_2d
+
+# What our ViT does not have: a pattern of the names, and what it means.
+_REFUSED = (
+    (r".*\.(q_norm|k_norm)\..*", "its queries and keys are normed (qk_norm)"),
+    (r"(reg_token|register_tokens|storage_tokens)", "it has register tokens"),
+    (r"dist_token", "it has a distillation token"),
+    (r"norm_pre\..*", "it has a norm before the first block (pre_norm)"),
+    (r"fc_norm\..*", "its last norm comes after pooling, not before"),
+    (r".*(rope|rel_pos|relative_position).*", "its positions are relative or rotary"),
+    (r".*\.(q_proj|k_proj|v_proj|q_bias|v_bias)(\..*)?", "its attention is EVA's or BEiT's"),
+    (r"attn_pool\..*", "it pools by attention"),
+    (r"blocks\.\d+\.attn\.norm\..*", "it has a norm inside its attention"),
+    (r"blocks\.\d+\.mlp\.(norm|fc1_g|fc1_x|w12|w3)\..*", "its MLP is gated or normed"),
+)
+_LEFT_OUT = r"decoder_.*|mask_token|head\..*|head_dist\..*"
+_LAYER_SCALE = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
+_OTHER_LAYER_SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+# MAE computes angles of up to about 30 in float32, and so does not have ours to the last bit.
+_SINCOS_TOLERANCE = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTokenViT:
+    """A backbone from such a file.
+
+    Attributes:
+        params: nested, as ours.
+        model: what is known of `config.model`; the number of heads is not in the file.
+        image_size: pixels of the images that it was trained on.
+        is_mae: whether MAE's decoder was there.
+        left_out: names of arrays that were not taken.
+    """
+
+    params: dict
+    model: dict
+    image_size: int
+    is_mae: bool
+    left_out: list[str]
+
+
+def looks_like(names: Mapping[str, object]) -> bool:
+    """Whether a file's arrays have these names."""
+    return any(name.endswith("blocks.0.attn.qkv.weight") for name in names) or (
+        "patch_embed.proj.weight" in names
+    )
+
+
+def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
+    """A backbone of ours with the weights of a checkpoint.
+
+    Args:
+        what: the file, for messages.
+        tensors: its arrays, under the names of timm.
+
+    Raises:
+        ValueError: our ViT cannot compute what this model computes, or an array is missing.
+    """
+    left_out = sorted(name for name in tensors if re.fullmatch(_LEFT_OUT, name))
+    kept = {_usual(name): value for name, value in tensors.items() if name not in set(left_out)}
+    _refuse(what, kept)
+    depth = 1 + max(int(match[1]) for name in kept if (match := re.match(r"blocks\.(\d+)\.", name)))
+    shape, image_size = _shape(what, kept, depth)
+    _fold_layer_scale(kept, depth)
+    flat = {ours: kept.pop(timm) for ours, timm in renamed(depth).items() if timm in kept}
+    for i in range(depth):
+        prefix = f"blocks.{i}.attn.qkv"
+        if f"{prefix}.weight" not in kept:
+            continue
+        weight = kept.pop(f"{prefix}.weight")
+        bias = kept.pop(f"{prefix}.bias", np.zeros(len(weight), np.float32))
+        for kind, joined in (("weight", weight), ("bias", bias)):
+            flat |= split_qkv(joined, f"blocks.{i}.attention", kind)
+    positions, table = _tokens(kept, flat, shape)
+    if table is not None:
+        flat["positions"] = table
+        shape = dataclasses.replace(shape, grid=(image_size // shape.patch_size,) * 2)
+    _check(what, flat, kept, shape)
+    return ClassTokenViT(
+        params=from_torch(flat),
+        model={
+            "width": shape.width,
+            "depth": depth,
+            "mlp_dim": shape.mlp_dim,
+            "patch_size": shape.patch_size,
+            "positions": positions,
+        },
+        image_size=image_size,
+        is_mae=any(name.startswith("decoder_") for name in left_out),
+        left_out=left_out,
+    )
+
+
+def _usual(name: str) -> str:
+    """LayerScale has two names."""
+    *parents, last = name.split(".")
+    return ".".join([*parents, _OTHER_LAYER_SCALE.get(last, last)])
+
+
+def _refuse(what: str, names: Mapping[str, object]) -> None:
+    for pattern, reason in _REFUSED:
+        for name in names:
+            if re.fullmatch(pattern, name):
+                raise ValueError(
+                    f"{what} has {name}: {reason}, which darl_jax's ViT cannot compute; a plain "
+                    "ViT with a class token can be imported, such as MAE's or timm's "
+                    "vit_base_patch16_224"
+                )
+    for name, reason in (
+        ("cls_token", "it has no class token, from which the start token would come"),
+        ("pos_embed", "it has no positions"),
+        ("patch_embed.proj.weight", "it has no patch embedding"),
+        ("blocks.0.attn.qkv.weight", "it has no first block"),
+        ("blocks.0.mlp.fc1.weight", "it has no first MLP"),
+    ):
+        if name not in names:
+            raise ValueError(f"{what} has no array {name}: {reason}")
+
+
+def _shape(what: str, tensors: Mapping[str, np.ndarray], depth: int) -> tuple[ModelShape, int]:
+    """The model's shape without its positions, and the size of its images."""
+    width, channels, rows, columns = tensors["patch_embed.proj.weight"].shape
+    if rows != columns:
+        raise ValueError(f"{what} has patches of {rows} x {columns} pixels; they must be square")
+    tokens = tensors["pos_embed"].shape[-2]
+    for patches in (tokens - 1, tokens):  # with the class token's, or without
+        side = math.isqrt(patches)
+        if side and side**2 == patches:
+            mlp_dim = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+            return ModelShape(width, depth, mlp_dim, rows, channels), side * rows
+    raise ValueError(
+        f"{what} has {tokens} positions, which are those of no square grid, with a class token or "
+        "without"
+    )
+
+
+def _fold_layer_scale(tensors: Tensors, depth: int) -> None:
+    """gamma * (W x + b) = (gamma W) x + gamma b."""
+    for i in range(depth):
+        for gamma, projection in _LAYER_SCALE.items():
+            scale = tensors.pop(f"blocks.{i}.{gamma}", None)
+            names = [f"blocks.{i}.{projection}.{kind}" for kind in ("weight", "bias")]
+            if scale is None or not all(name in tensors for name in names):
+                continue
+            tensors[names[0]] = tensors[names[0]] * scale[:, None]
+            tensors[names[1]] = tensors[names[1]] * scale
+
+
+def _tokens(kept: Tensors, flat: Tensors, shape: ModelShape) -> tuple[str, np.ndarray | None]:
+    """Puts the start token into `flat`; returns the encoding and its table, if it has one."""
+    sos = kept.pop("cls_token").reshape(-1)
+    table = kept.pop("pos_embed").reshape(-1, shape.width)
+    side = math.isqrt(len(table))
+    if side**2 != len(table):
+        sos, table = sos + table[0], table[1:]
+        side = math.isqrt(len(table))
+    flat["sos"] = sos
+    if shape.width % 4 == 0:
+        fixed = sincos_2d((side, side), (side, side), shape.width)
+        if np.allclose(table, fixed, rtol=0, atol=_SINCOS_TOLERANCE):
+            return "sincos2d", None
+    return "learnable", table
+
+
+def _check(what: str, flat: Tensors, rest: Tensors, shape: ModelShape) -> None:
+    """Whether all arrays were there, under the names that the file has."""
+    if rest:
+        raise ValueError(
+            f"{what} has {listed(sorted(rest))}, which a plain ViT with a class token does not have"
+        )
+    timm = renamed(shape.depth)
+    for i in range(shape.depth):
+        for name in QKV:
+            for kind in ("weight", "bias"):
+                timm[f"blocks.{i}.attention.{name}.{kind}"] = f"blocks.{i}.attn.qkv.{kind}"
+    expected = expected_shapes(shape)
+    found = {timm.get(name, name): value.shape for name, value in flat.items() if name in expected}
+    check_arrays(what, found, {timm.get(name, name): each for name, each in expected.items()})

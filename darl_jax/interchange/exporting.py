@@ -1,0 +1,285 @@
+"""The three forms of an export, each a folder that is whole or not there."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from darl_jax.checkpoint import Checkpointer
+from darl_jax.checkpoint.reading import arrays_by_name
+from darl_jax.interchange import described, timm_rope
+from darl_jax.interchange.model_card import Card, model_card
+from darl_jax.interchange.names import PATCH_DECODER, Tensors, to_torch
+from darl_jax.interchange.safetensors_files import write_safetensors
+
+_HERE = "<folder>"
+CARD_FILE, MODULE_FILE = "README.md", "darl_vit.py"
+_MODULE = pathlib.Path(__file__).with_name("torch_module.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What `export` did.
+
+    Attributes:
+        files: of the folder.
+        parameters: how many numbers were written.
+        dropped: what was left out, in words; empty for nothing.
+        code: what loads it, with a placeholder for the folder.
+    """
+
+    files: Sequence[str]
+    parameters: int
+    dropped: str
+    code: str
+
+    def usage(self, folder: os.PathLike | str) -> str:
+        """Code that loads it from a folder."""
+        return self.code.strip().replace(_HERE, os.fspath(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes:
+        params: nested dicts of numpy arrays.
+        config: of the run.
+        step: of the checkpoint.
+        description: the run and the step, in words.
+        history: the run's metrics, for the card.
+    """
+
+    params: Mapping[str, Any]
+    config: Mapping[str, Any]
+    step: int
+    description: str
+    history: Sequence[Mapping[str, int | float]] = ()
+
+
+def export(source: Source, form: str, output: pathlib.Path) -> Exported:
+    """Writes a folder for somebody else's framework, with its model card.
+
+    Args:
+        source: the parameters.
+        form: one of FORMS.
+        output: a folder that does not exist yet, or is empty.
+
+    Raises:
+        FileExistsError: the folder has something in it, or is a file.
+        ValueError: the form has no place for this model.
+    """
+    description = described.describe(source.params, source.config, source.step)
+    with new_folder(output) as folder:
+        result = FORMS[form](source, description, folder)
+        card = Card(
+            description=description,
+            source=source.description,
+            parameters=result.parameters,
+            history=source.history,
+            kept=", ".join(result.files),
+            dropped=result.dropped,
+            usage=result.usage(output.name),
+            notes=_NOTES[form],
+        )
+        (folder / CARD_FILE).write_text(model_card(card), encoding="utf-8")
+    return dataclasses.replace(result, files=[*result.files, CARD_FILE])
+
+
+@contextlib.contextmanager
+def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A folder to write into, which gets its name once it is whole and on the disk.
+
+    Raises:
+        FileExistsError: as `check_new`.
+    """
+    check_new(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        for path in sorted(partial.rglob("*"), reverse=True):
+            _to_disk(path)
+        _to_disk(partial)
+        # On the systems that we run on this replaces an empty folder, and no other.
+        os.replace(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_new(output: pathlib.Path) -> None:
+    """Raises FileExistsError where there is something of that name that is no empty folder."""
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise FileExistsError(
+            f"--output={output} exists and is not empty; name a new folder, or remove it first"
+        )
+
+
+def _to_disk(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
+    """A workdir whose one checkpoint has the parameters alone."""
+    del description
+    checkpointer = Checkpointer(folder, keep_last=1, keep_every=0)
+    try:
+        checkpointer.save(source.step, {"params": source.params}, source.config)
+        checkpointer.wait()
+    finally:
+        checkpointer.close()
+    place = f"checkpoints/{source.step}"
+    return Exported(
+        files=[f"{place}/{item}" for item in ("state", "config", "metadata")],
+        parameters=_count(arrays_by_name(source.params)),
+        dropped="the optimiser's state",
+        code=f"""
+import os
+import orbax.checkpoint as ocp
+
+state = ocp.StandardCheckpointer().restore(os.path.abspath("{_HERE}/{place}/state"))
+params = state["params"]  # or: darl_jax.interchange.load_model("{_HERE}").params""",
+    )
+
+
+def _safetensors(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
+    """model.safetensors, config.json and a PyTorch module that reads both."""
+    tensors = to_torch(source.params, description["model"]["patch_size"])
+    _write_arrays(folder, tensors)
+    described.write_config(folder, description)
+    shutil.copyfile(_MODULE, folder / MODULE_FILE)
+    return Exported(
+        files=[described.ARRAYS_FILE, described.CONFIG_FILE, MODULE_FILE],
+        parameters=_count(tensors),
+        dropped=_dropped(source.params),
+        code=f"""
+import sys; sys.path.insert(0, "{_HERE}")
+import torch
+from {MODULE_FILE.removesuffix(".py")} import load
+
+model = load()
+images = torch.zeros(1, {_image_shape(description)}, dtype=torch.uint8)
+features = model(model.standardise(images), mask="{description["model"]["mask"]}")
+features.tokens  # and features.blocks, one for each block""",
+    )
+
+
+def _timm(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
+    """model.safetensors for timm's stock class, and a config.json that timm reads."""
+    model = description["model"]
+    timm_rope.check_representable(model)
+    tensors = to_torch(source.params, model["patch_size"])
+    head = model["num_classes"] is not None and model["pooling"] == "mean"
+    arrays = timm_rope.to_timm(tensors, model, head=head)
+    _write_arrays(folder, arrays)
+    classes = model["num_classes"] if head else 0
+    name, arguments = timm_rope.architecture(model), timm_rope.model_args(model, classes)
+    config = _timm_config(description, name, arguments)
+    described.write_config(folder, config)
+    dropped = [_dropped(source.params)]
+    if model["num_classes"] is not None and not head:
+        dropped.append("the head, which reads the last patch's token, as no pooling of timm does")
+    given = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
+    given = textwrap.fill(f"{given},", 90, subsequent_indent="    ", break_long_words=False)
+    causal = ", is_causal=True" if model["mask"] == "causal" else ""
+    return Exported(
+        files=[described.ARRAYS_FILE, described.CONFIG_FILE],
+        parameters=_count(arrays),
+        dropped="; ".join(filter(None, dropped)),
+        code=f"""
+import timm, torch
+
+model = timm.create_model(
+    "{name}",
+    checkpoint_path="{_HERE}/{described.ARRAYS_FILE}",
+    {given}
+).eval()  # the same: timm.create_model("local-dir:{_HERE}", pretrained=True)
+# Images are standardised by data.mean and data.std of the config.
+images = torch.zeros(1, {model["channels"]}, {arguments["img_size"][0]}, {arguments["img_size"][1]})
+tokens = model.forward_features(images{causal})  # the start token's, then the patches'
+features = model.forward_intermediates(images, output_fmt="NLC"{causal})[1]  # of every block""",
+    )
+
+
+FORMS = {"orbax": _orbax, "safetensors": _safetensors, "timm": _timm}
+
+_NOTES: dict[str, Sequence[str]] = {
+    "orbax": (),
+    "safetensors": (
+        "`darl_vit.py` needs PyTorch alone. The first token is the start of the sequence, then "
+        "come the patches in raster order.",
+    ),
+    "timm": (
+        "Images of another size: give `img_size`, and leave `ref_feat_shape` as it is. With RoPE "
+        "or no positions the features are then the same as darl_jax's; absolute positions are "
+        "resampled timm's way, which differs.",
+        "Attention is full unless a call says `is_causal=True` (timm 1.0.31 has it).",
+    ),
+}
+
+
+def _timm_config(
+    description: Mapping[str, Any], name: str, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """config.json as timm's `local-dir:` and hub read it, with what is ours beside."""
+    data = description["data"]
+    return {
+        "format": described.TIMM_FORMAT,
+        "format_version": described.FORMAT_VERSION,
+        "architecture": name,
+        "num_classes": arguments["num_classes"],
+        "num_features": arguments["embed_dim"],
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [arguments["in_chans"], *arguments["img_size"]],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": description["darl_jax_config"]["data"].get("eval_crop", 0.875),
+            "crop_mode": "center",
+            "mean": data["mean"],
+            "std": data["std"],
+            "num_classes": arguments["num_classes"],
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+        "darl_jax_config": description["darl_jax_config"],
+        "step": description["step"],
+    }
+
+
+def _write_arrays(folder: pathlib.Path, tensors: Tensors) -> None:
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    # Hub tools ask for the format of the framework that reads it.
+    write_safetensors(folder / described.ARRAYS_FILE, contiguous, {"format": "pt"})
+
+
+def _image_shape(description: Mapping[str, Any]) -> str:
+    size = description["data"]["image_size"]
+    return f"{size}, {size}, {description['model']['channels']}"
+
+
+def _literal(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def _count(tensors: Mapping[str, Any]) -> int:
+    return sum(int(value.size) for value in tensors.values())
+
+
+def _dropped(params: Mapping[str, Any]) -> str:
+    if PATCH_DECODER not in params:
+        return ""
+    count = _count(arrays_by_name(params[PATCH_DECODER]))
+    return f"the patch decoder ({count:,} parameters)"

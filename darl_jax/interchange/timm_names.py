@@ -1,0 +1,53 @@
+"""What timm calls the arrays of a ViT, MAE's torch code included, against names.py's names."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from darl_jax.interchange.names import Tensors
+
+QKV = ("query", "key", "value")  # the order in timm's one matrix of them
+_OUTSIDE = {
+    "patch_embedding": "patch_embed.proj",
+    "final_norm": "norm",
+}
+_IN_BLOCK = {
+    "norm_attention": "norm1",
+    "attention.out": "attn.proj",
+    "norm_mlp": "norm2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
+}
+
+
+def renamed(depth: int) -> dict[str, str]:
+    """timm's name of each array that only has another name: all but tokens, positions and qkv."""
+    names = dict(_OUTSIDE)
+    for i in range(depth):
+        names |= {f"blocks.{i}.{ours}": f"blocks.{i}.{timm}" for ours, timm in _IN_BLOCK.items()}
+    return {
+        f"{ours}.{kind}": f"{timm}.{kind}"
+        for ours, timm in names.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def join_qkv(
+    tensors: Mapping[str, np.ndarray],
+    depth: int,
+    reorder: Callable[[str, np.ndarray], np.ndarray],
+) -> Tensors:
+    """Each block's query, key and value as timm's one matrix, each after `reorder(name, array)`."""
+    return {
+        f"blocks.{i}.attn.qkv.{kind}": np.concatenate(
+            [reorder(name, tensors[f"blocks.{i}.attention.{name}.{kind}"]) for name in QKV]
+        )
+        for i in range(depth)
+        for kind in ("weight", "bias")
+    }
+
+
+def split_qkv(joined: np.ndarray, prefix: str, kind: str) -> Tensors:
+    """The inverse for one array of one block."""
+    parts = np.split(joined, len(QKV))
+    return {f"{prefix}.{name}.{kind}": part for name, part in zip(QKV, parts, strict=True)}

@@ -1,0 +1,127 @@
+"""A checkpoint for timm's ViT with RoPE (`timm.models.eva.Eva`), which then needs none of our code.
+
+timm (1.0.31 read) turns adjacent channel pairs of a head, all pairs of one axis before those of
+the other, by coordinate * temperature^(-2i/d), with integer coordinates that `ref_feat_shape`
+scales from another grid: the angles of models/positions.py. Its `vit_*_rope_*` put x first
+('xy'), so that weights of a model with y first have the halves of each head's queries and keys
+exchanged. LayerScale, which these models have, is written as 1.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from darl_jax.interchange.names import Tensors
+from darl_jax.interchange.timm_names import join_qkv, renamed
+from darl_jax.models.positions import sincos_2d
+
+# (width, depth, heads) of timm's own models with patches of 16.
+_ARCHITECTURES = {
+    (384, 12, 6): "vit_small_patch16_rope_224",
+    (768, 12, 12): "vit_base_patch16_rope_224",
+    (1024, 24, 16): "vit_large_patch16_rope_224",
+}
+_OTHER_SIZES = "vit_base_patch16_rope_224"  # every argument of its class can be given
+
+
+def check_representable(model: Mapping[str, Any]) -> None:
+    """Whether timm's class computes the same. Raises ValueError, which says why not."""
+    if model["positions"] == "rope1d":
+        raise ValueError(
+            "--format=timm: timm's ViT has no 1D RoPE, which config.model.positions='rope1d' asks "
+            "for; --format=safetensors keeps it"
+        )
+
+
+def architecture(model: Mapping[str, Any]) -> str:
+    """The name in timm's registry."""
+    size = (model["width"], model["depth"], model["num_heads"])
+    return _ARCHITECTURES.get(size, _OTHER_SIZES)
+
+
+def model_args(model: Mapping[str, Any], head_classes: int) -> dict[str, Any]:
+    """What `timm.create_model` is given beside the name and the checkpoint.
+
+    Args:
+        model: the group 'model' of an export's config (described.py).
+        head_classes: 0 without a head.
+    """
+    rows, columns = model["grid"]
+    patch_size, rotary = model["patch_size"], model["positions"] == "rope2d"
+    arguments = {
+        "img_size": [rows * patch_size, columns * patch_size],
+        "patch_size": patch_size,
+        "in_chans": model["channels"],
+        "embed_dim": model["width"],
+        "depth": model["depth"],
+        "num_heads": model["num_heads"],
+        "mlp_ratio": _mlp_ratio(model["width"], model["mlp_dim"]),
+        "num_classes": head_classes,
+        # Tokens are normed first and averaged then, without the start token.
+        "global_pool": "avg",
+        "use_fc_norm": False,
+    }
+    if rotary:
+        return arguments | {
+            "rope_temperature": model["rope_max_wavelength"],
+            "ref_feat_shape": [rows, columns],
+        }
+    absolute = model["positions"] != "none"
+    return arguments | {
+        "use_rot_pos_emb": False,
+        "use_abs_pos_emb": absolute,
+        "no_embed_class": True,  # the start token has no position
+    }
+
+
+def _mlp_ratio(width: int, mlp_dim: int) -> float:
+    """The ratio of which int(width * ratio) is mlp_dim, rounding included."""
+    ratio = mlp_dim / width
+    return ratio if int(width * ratio) == mlp_dim else float(np.nextafter(ratio, np.inf))
+
+
+def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head: bool) -> Tensors:
+    """The arrays under timm's names.
+
+    Args:
+        tensors: under the names of names.py.
+        model: the group 'model' of an export's config.
+        head: whether the head is kept.
+    """
+    depth, width = model["depth"], model["width"]
+    order = channel_order(width, model["num_heads"], y_first=_is_y_first(model))
+
+    def reorder(name: str, array: np.ndarray) -> np.ndarray:
+        return array if name == "value" else array[order]
+
+    out = {timm: tensors[ours] for ours, timm in renamed(depth).items()}
+    out |= join_qkv(tensors, depth, reorder)
+    out["cls_token"] = tensors["sos"][None, None]
+    if model["positions"] == "learnable":
+        out["pos_embed"] = tensors["positions"][None]
+    elif model["positions"] == "sincos2d":
+        grid = (int(model["grid"][0]), int(model["grid"][1]))
+        out["pos_embed"] = sincos_2d(grid, grid, width)[None]
+    for i in range(depth):
+        for gamma in ("gamma_1", "gamma_2"):
+            out[f"blocks.{i}.{gamma}"] = np.ones(width, np.float32)
+    if head:
+        out |= {name: tensors[name] for name in ("head.weight", "head.bias")}
+    return out
+
+
+def channel_order(width: int, num_heads: int, *, y_first: bool) -> np.ndarray:
+    """Which of our output channels of a query or key stands at each of timm's.
+
+    (width,); y first means that the halves of each head are exchanged.
+    """
+    head_dim = width // num_heads
+    within = np.arange(head_dim)
+    if y_first:
+        within = np.roll(within, head_dim // 2)
+    return (np.arange(num_heads)[:, None] * head_dim + within).ravel()
+
+
+def _is_y_first(model: Mapping[str, Any]) -> bool:
+    return bool(model["positions"] == "rope2d" and model["rope_y_first"])

@@ -1,0 +1,332 @@
+"""A darl_jax backbone in PyTorch: the features of every block, causal or full.
+
+This file needs PyTorch and nothing else. It lies beside `config.json` and `model.safetensors`:
+
+    import torch
+    from darl_vit import load
+
+    model = load()                                   # the folder of this file
+    images = torch.rand(2, 224, 224, 3)              # RGB in [0, 1], rows, columns, channels
+    features = model(model.standardise(images), mask="causal")
+    features.blocks[-1]                              # (2, 1 + patches, width), before any norm
+    features.tokens                                  # the same after the final norm
+
+The first token is the start of the sequence, then one for each patch in raster order. Images of
+another resolution than the trained one are taken too, if patches fill them.
+"""
+
+import json
+import math
+import os
+import struct
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FORMAT, FORMAT_VERSION = "darl_jax.vit", 1
+LAYER_NORM_EPSILON = 1e-6
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Features(NamedTuple):
+    """What the backbone knows of images."""
+
+    tokens: torch.Tensor  # (batch, token, width), the last block's output after the final norm
+    blocks: list[torch.Tensor]  # of each block: (batch, token, width), before any norm
+
+
+def load(folder: str | os.PathLike | None = None) -> "ViT":
+    """The model of an exported folder, in evaluation mode.
+
+    Args:
+        folder: holds config.json and model.safetensors; the folder of this file if not given.
+
+    Raises:
+        ValueError: another format or version, a truncated file, arrays that do not fit the config.
+    """
+    folder = os.fspath(folder or os.path.dirname(os.path.abspath(__file__)))
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    found = config.get("format"), config.get("format_version")
+    if found != (FORMAT, FORMAT_VERSION):
+        raise ValueError(
+            f"{path} is of format {found[0]!r}, version {found[1]!r}; this file reads "
+            f"{FORMAT!r}, version {FORMAT_VERSION}"
+        )
+    model = ViT(**config["model"], mean=config["data"]["mean"], std=config["data"]["std"])
+    path = os.path.join(folder, "model.safetensors")
+    arrays, expected = read_safetensors(path), model.state_dict()
+    for name, value in expected.items():
+        if name not in arrays:
+            raise ValueError(f"{path} has no array {name}; export it again")
+        if arrays[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} has shape {tuple(arrays[name].shape)}, not {tuple(value.shape)}"
+            )
+    extra = sorted(arrays.keys() - expected.keys())
+    if extra:
+        raise ValueError(f"{path} has {extra[0]}, which the model of its config does not have")
+    model.load_state_dict(arrays)
+    return model.eval()
+
+
+def read_safetensors(path: str) -> dict[str, torch.Tensor]:
+    """Every array of a safetensors file: a length, a header in JSON, then the arrays themselves."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise ValueError(f"{path} is truncated in its header, or no safetensors file")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
+        if end > size:
+            raise ValueError(
+                f"{path} is truncated: its header says {end} bytes, and the file has {size}"
+            )
+        arrays = {}
+        for name, entry in header.items():
+            begin, stop = entry["data_offsets"]
+            file.seek(8 + length + begin)
+            flat = torch.frombuffer(
+                bytearray(file.read(stop - begin)), dtype=DTYPES[entry["dtype"]]
+            )
+            arrays[name] = flat.reshape(entry["shape"])
+    return arrays
+
+
+class ViT(nn.Module):
+    """[SOS, p_1 .. p_n] -> features of every block.
+
+    Args:
+        width: channels of a token.
+        depth: blocks.
+        num_heads: of the attention.
+        mlp_dim: channels inside an MLP.
+        patch_size: rows and columns of a patch.
+        channels: of an image.
+        positions: "none", "sincos2d", "learnable", "rope1d" or "rope2d".
+        grid: (rows, columns) of patches of the images that positions are counted on.
+        rope_max_wavelength: base of RoPE's frequencies.
+        rope_y_first: whether the first half of a head's channels turns by the row.
+        num_classes: of the head; None without one.
+        pooling: what the head reads: "mean" over the patches' tokens or the "last" one.
+        mask: what the head was trained with: "causal" or "full".
+        mean: of the channels of images in [0, 1].
+        std: of the channels of images in [0, 1].
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        patch_size: int,
+        channels: int,
+        positions: str,
+        grid: tuple[int, int],
+        rope_max_wavelength: float,
+        rope_y_first: bool,
+        num_classes: int | None,
+        pooling: str | None,
+        mask: str,
+        mean: list[float],
+        std: list[float],
+    ):
+        super().__init__()
+        self.width, self.num_heads, self.patch_size = width, num_heads, patch_size
+        self.encoding, self.grid = positions, (int(grid[0]), int(grid[1]))
+        self.rope_max_wavelength, self.rope_y_first = rope_max_wavelength, rope_y_first
+        self.pooling, self.mask = pooling, mask
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
+        self.sos = nn.Parameter(0.02 * torch.randn(width))
+        if positions == "learnable":
+            self.positions = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), width))
+        self.blocks = nn.ModuleList([Block(width, num_heads, mlp_dim) for _ in range(depth)])
+        self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.head = None if num_classes is None else nn.Linear(width, num_classes)
+
+    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+        """(batch, row, column, channel), uint8 or in [0, 1], as `forward` takes it."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
+
+    def forward(self, images: torch.Tensor, mask: str | None = None) -> Features:
+        """Features of standardised images (batch, channel, row, column).
+
+        Args:
+            images: rows and columns are multiples of the patch size.
+            mask: "causal", "full", or what the head was trained with if not given.
+
+        Raises:
+            ValueError: patches do not fill the images, or there is no such mask.
+        """
+        mask = mask or self.mask
+        rows, columns = images.shape[-2:]
+        if rows % self.patch_size or columns % self.patch_size:
+            raise ValueError(
+                f"images of {rows} x {columns} are not filled by patches of {self.patch_size}"
+            )
+        if mask not in ("causal", "full"):
+            raise ValueError(f"mask={mask!r} is unknown; choose 'causal' or 'full'")
+        grid = (rows // self.patch_size, columns // self.patch_size)
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2)
+        if self.encoding == "sincos2d":
+            x = x + sincos_2d(grid, self.grid, self.width).to(x)
+        elif self.encoding == "learnable":
+            x = x + resample_positions(self.positions, self.grid, grid).to(x)
+        x = torch.cat([self.sos.to(x).expand(len(x), 1, -1), x], dim=1)
+        rotation = self._rotation(grid, x.device)
+        blocks = []
+        for block in self.blocks:
+            x = block(x, rotation, mask == "causal")
+            blocks.append(x)
+        return Features(self.final_norm(x), blocks)
+
+    def logits(self, images: torch.Tensor, mask: str | None = None) -> torch.Tensor:
+        """(batch, class) for standardised images. Raises ValueError where there is no head."""
+        if self.head is None:
+            raise ValueError("this model was exported without a head; it has features alone")
+        tokens = self(images, mask).tokens
+        pooled = tokens[:, 1:].mean(dim=1) if self.pooling == "mean" else tokens[:, -1]
+        return self.head(pooled)
+
+    def _rotation(
+        self, grid: tuple[int, int], device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """cos and sin (token, pair) of RoPE; SOS comes first and is not turned."""
+        if not self.encoding.startswith("rope"):
+            return None
+        if self.encoding == "rope1d":
+            patches = math.prod(grid)
+            place = torch.arange(1, patches + 1, dtype=torch.float64)
+            axes = [place * (math.prod(self.grid) / patches)]
+        else:
+            axes = coordinates(grid, self.grid)
+            axes = axes[::-1] if self.rope_y_first else axes
+        channels = self.width // self.num_heads // len(axes)
+        exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        frequencies = self.rope_max_wavelength**-exponents
+        angles = torch.cat([torch.outer(axis, frequencies) for axis in axes], dim=-1)
+        angles = F.pad(angles, (0, 0, 1, 0)).float().to(device)
+        return angles.cos(), angles.sin()
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.attention = Attention(width, num_heads)
+        self.norm_mlp = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.mlp = Mlp(width, mlp_dim)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool
+    ) -> torch.Tensor:
+        """(batch, token, width) to the same."""
+        x = x + self.attention(self.norm_attention(x), rotation, causal)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate query, key, value and output projections."""
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool
+    ) -> torch.Tensor:
+        """(batch, token, width) to the same."""
+
+        def heads(y: torch.Tensor) -> torch.Tensor:
+            return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """width -> mlp_dim -> exact GELU -> width."""
+
+    def __init__(self, width: int, mlp_dim: int):
+        super().__init__()
+        self.up = nn.Linear(width, mlp_dim)
+        self.down = nn.Linear(mlp_dim, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, token, width) to the same."""
+        return self.down(F.gelu(self.up(x)))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns adjacent channel pairs of (batch, head, token, channel), in float32."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def coordinates(grid: tuple[int, int], trained: tuple[int, int]) -> list[torch.Tensor]:
+    """x (column) and y (row) of each patch in raster order, in patches of the trained grid."""
+    y, x = torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64) * (trained[0] / grid[0]),
+        torch.arange(grid[1], dtype=torch.float64) * (trained[1] / grid[1]),
+        indexing="ij",
+    )
+    return [x.flatten(), y.flatten()]
+
+
+def sincos_2d(grid: tuple[int, int], trained: tuple[int, int], width: int) -> torch.Tensor:
+    """(patch, width): sines and cosines of x in the first half, of y in the second."""
+    frequencies = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = [torch.outer(axis, frequencies) for axis in coordinates(grid, trained)]
+    return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=-1)
+
+
+def resample_positions(
+    table: torch.Tensor, trained: tuple[int, int], grid: tuple[int, int]
+) -> torch.Tensor:
+    """Learned positions (patch, width) of the trained grid on another one, bicubically.
+
+    As jax.image.resize does it (Keys' cubic with a = -0.5, wider where there are fewer patches than
+    before, weights that sum to 1), which torch.nn.functional.interpolate (a = -0.75) does not.
+    """
+    if grid == trained:
+        return table
+    image = table.float().reshape(*trained, -1)
+    rows, columns = (cubic_weights(*sizes).to(image) for sizes in zip(trained, grid, strict=True))
+    return torch.einsum("Rr,Cc,rcw->RCw", rows, columns, image).flatten(0, 1)
+
+
+def cubic_weights(before: int, after: int) -> torch.Tensor:
+    """(after, before): how much of each old place is in each new one."""
+    scale = before / after
+    centres = (torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5
+    distance = centres[:, None] - torch.arange(before, dtype=torch.float64)
+    x = distance.abs() / max(scale, 1.0)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+    return weights / weights.sum(dim=1, keepdim=True)
