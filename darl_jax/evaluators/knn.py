@@ -1,0 +1,294 @@
+"""Weighted k-nearest neighbours on frozen features, at every depth.
+
+Nothing is trained: an image has the label that the most similar images of a bank vote for (Wu et
+al. 2018, arXiv 1805.01978; DINO's evaluation, arXiv 2104.14294). Beside the probes of Figure 8b it
+shows how much of what these find lies there plainly.
+"""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
+
+from darl_jax.data.memory import MemorySource
+from darl_jax.data.sources import Source
+from darl_jax.evaluators.base import HostBatches
+from darl_jax.evaluators.linear_probe import Subset
+from darl_jax.models.patches import patchify, standardise
+from darl_jax.models.readout import POOLINGS, readout
+from darl_jax.objectives import Batch
+from darl_jax.objectives.probes import block_name
+from darl_jax.sharding import batch_sharding, global_array, replicated
+
+# Similarities are computed for this many at once: 64 MB of them.
+_QUERIES = 1024
+_BANK_ROWS = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class KnnConfig:
+    """Which features, and which neighbours vote; the defaults are DINO's but for the bank's size.
+
+    Attributes:
+      neighbours: how many vote.
+      temperature: a neighbour's vote is exp(cosine similarity / temperature).
+      max_bank: records of the training split that are compared with, the first of a fixed
+        permutation. Features of all of them, for every block, are held in the host's memory, and
+        one block's on each device.
+      pooling: of a block's tokens, 'mean' or 'last' (models/readout.py).
+      mask: the backbone's attention, 'causal' or 'full'.
+    """
+
+    neighbours: int = 20
+    temperature: float = 0.07
+    max_bank: int = 50_000
+    pooling: str = "mean"
+    mask: Literal["causal", "full"] = "causal"
+
+    def __post_init__(self) -> None:
+        for key in ("neighbours", "max_bank"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"evaluation.knn.{key}={getattr(self, key)} must be at least 1")
+        if self.max_bank < self.neighbours:
+            raise ValueError(
+                f"evaluation.knn.max_bank={self.max_bank} must be at least "
+                f"evaluation.knn.neighbours={self.neighbours}"
+            )
+        if not self.temperature > 0.0:
+            raise ValueError(f"evaluation.knn.temperature={self.temperature} must be positive")
+        if self.pooling not in POOLINGS:
+            raise ValueError(
+                f"evaluation.knn.pooling={self.pooling!r} is unknown; choose from {POOLINGS}"
+            )
+
+
+@overload
+def bank_records(source: MemorySource, config: KnnConfig) -> MemorySource: ...
+@overload
+def bank_records(source: Source, config: KnnConfig) -> Source | Subset: ...
+def bank_records(
+    source: Source | MemorySource, config: KnnConfig
+) -> Source | MemorySource | Subset:
+    """The records that the bank is made of, the same ones in every run.
+
+    Args:
+      source: the training split.
+      config: how many.
+
+    Raises:
+      ValueError: the source has no labels.
+    """
+    if not source.num_classes:
+        raise ValueError(
+            f"{source.dataset}, split '{source.split}', has no labels, which neighbours vote for"
+        )
+    if len(source) <= config.max_bank:
+        return source
+    index = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_bank])
+    if not isinstance(source, MemorySource):
+        return Subset(source, index)
+    subset = copy.copy(source)
+    subset.images, subset.labels = source.images[index], source.labels[index]
+    subset.bad = source.bad[index]
+    return subset
+
+
+class _Examples(NamedTuple):
+    """Features of labelled examples by batches, and how to put all of them in order."""
+
+    batches: list[Float32[np.ndarray, "depth _rows width"]]
+    order: Int[np.ndarray, " example"]  # of the rows that count, by record
+    labels: Int[np.ndarray, " example"]  # in that order
+
+    def block(self, index: int) -> Float32[np.ndarray, "example width"]:
+        """The features of one block, in order."""
+        return np.concatenate([batch[index] for batch in self.batches])[self.order]
+
+
+class Knn:
+    """Accuracy of weighted k-NN on each block's output.
+
+    Settled here: features are centred by the bank's mean before they are brought to unit length.
+    Outputs of blocks have no norm behind them, and what all images have in common, above all a few
+    channels that are large everywhere, would make every cosine similarity nearly 1.
+
+    Args:
+      config: which features and neighbours.
+      graphdef: the model, which has a `backbone`, without its parameters.
+      bank_batches: one pass over `bank_records`, without augmentation.
+      query_batches: one pass over the records that accuracy is measured on.
+      mean: of each channel, as the model was trained.
+      std: of each channel, as the model was trained.
+      mesh: where the model is.
+    """
+
+    def __init__(
+        self,
+        config: KnnConfig,
+        graphdef: nnx.GraphDef,
+        *,
+        bank_batches: HostBatches,
+        query_batches: HostBatches,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mesh: Mesh,
+    ):
+        def rows(params: PyTree, batch: Batch) -> tuple[Array, Array, Array, Array]:
+            backbone = nnx.merge(graphdef, params).backbone
+            images, size = standardise(batch["image"], mean, std), backbone.config.patch_size
+            grid = images.shape[1] // size, images.shape[2] // size
+            blocks = backbone(patchify(images, size), mask=config.mask, grid=grid).blocks
+            features = readout(blocks, config.pooling)
+            return features, batch["label"], batch["index"], batch["mask"]
+
+        self._config = config
+        self._mesh = mesh
+        # A copy everywhere: each process then has all examples in the same order.
+        self._rows = jax.jit(rows, out_shardings=replicated(mesh))
+        self._bank_batches = bank_batches
+        self._query_batches = query_batches
+
+    def run(self, params: PyTree, key: PRNGKeyArray) -> Iterator[tuple[str, float]]:
+        """Yields knn/accuracy/block_01 and so on, from one pass over the bank and the queries.
+
+        Nothing is random, so the key is not used.
+
+        Raises:
+          ValueError: there is nothing to compare, or the bank has too few examples.
+        """
+        del key
+        bank = self._examples(self._bank_batches, params)
+        if len(bank.labels) < self._config.neighbours:
+            raise ValueError(
+                f"evaluation.knn.neighbours={self._config.neighbours} must not be more than the "
+                f"{len(bank.labels)} labelled examples of the bank"
+            )
+        queries = self._examples(self._query_batches, params)
+        for i in range(len(bank.batches[0])):
+            features, of_queries = centred_directions(bank.block(i), queries.block(i))
+            predicted = nearest_labels(
+                features,
+                bank.labels,
+                of_queries,
+                neighbours=self._config.neighbours,
+                temperature=self._config.temperature,
+                mesh=self._mesh,
+            )
+            accuracy = float(np.mean(predicted == queries.labels))
+            yield f"knn/{block_name('accuracy', i + 1)}", accuracy
+
+    def _examples(self, batches: HostBatches, params: PyTree) -> _Examples:
+        parts = [
+            jax.device_get(self._rows(params, global_array(dict(batch), self._mesh)))
+            for batch in batches()
+        ]
+        labels, index, mask = (
+            np.concatenate([part[i] for part in parts] or [np.zeros(0, int)]) for i in (1, 2, 3)
+        )
+        # By record: how rows are spread over batches and processes must not decide between equals.
+        order = np.argsort(index, kind="stable")
+        order = order[(mask & (labels >= 0))[order]]
+        if not len(order):
+            raise ValueError(
+                "a split that k-NN reads holds no labelled example; name one that does"
+            )
+        return _Examples([part[0] for part in parts], order, labels[order])
+
+
+def centred_directions(
+    bank: Float32[np.ndarray, "row width"], queries: Float32[np.ndarray, "query width"]
+) -> tuple[Float32[np.ndarray, "row width"], Float32[np.ndarray, "query width"]]:
+    """Both less the bank's mean, at length 1."""
+    mean = np.mean(bank, axis=0, dtype=np.float64).astype(np.float32)
+
+    def direction(x: Float32[np.ndarray, "n width"]) -> Float32[np.ndarray, "n width"]:
+        x = x - mean
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.float32(1e-12))
+
+    return direction(bank), direction(queries)
+
+
+def nearest_labels(
+    bank: Float32[np.ndarray, "row width"],
+    labels: Int[np.ndarray, " row"],
+    queries: Float32[np.ndarray, "query width"],
+    *,
+    neighbours: int,
+    temperature: float,
+    mesh: Mesh,
+) -> Int[np.ndarray, " query"]:
+    """The class with most votes for each query: exp(similarity / temperature) of each neighbour.
+
+    Similarities are computed in blocks, and of the bank's only the best so far are kept. Queries
+    are split over the mesh, and the bank is whole on every device. Between equally similar rows of
+    the bank the first one is the neighbour, and between equal votes the smaller label wins.
+
+    Args:
+      bank: rows of length 1.
+      labels: of the bank's rows, from 0.
+      queries: rows of length 1.
+      neighbours: how many vote, no more than there are rows.
+      temperature: see above.
+      mesh: of the devices; each process has all of the arrays.
+    """
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    at_once = -(-min(_QUERIES, len(queries)) // shards) * shards
+    rows = min(_BANK_ROWS, len(bank))
+    filling = -len(bank) % rows
+    bank_ = _put(np.pad(bank, ((0, filling), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
+    padded_labels = np.pad(labels.astype(np.int32), (0, filling), constant_values=-1)
+    labels_ = _put(padded_labels.reshape(-1, rows), whole)
+    vote = _voting(neighbours, temperature, int(labels.max()) + 1, whole)
+    predicted = []
+    for start in range(0, len(queries), at_once):
+        some = queries[start : start + at_once]
+        padded = np.pad(some, ((0, at_once - len(some)), (0, 0)))
+        predicted.append(np.asarray(vote(bank_, labels_, _put(padded, split)))[: len(some)])
+    return np.concatenate(predicted)
+
+
+def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
+    """An array that every process has as a global one."""
+    return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
+
+
+@functools.cache  # blocks have features of one shape, and one program
+def _voting(
+    neighbours: int, temperature: float, num_classes: int, out_sharding: NamedSharding
+) -> Callable[[Array, Array, Array], Any]:
+    def vote(
+        bank: Float[Array, "block row width"],
+        labels: Int32[Array, "block row"],
+        queries: Float[Array, "query width"],
+    ) -> Int32[Array, " query"]:
+        def keep_nearest(
+            nearest: tuple[Array, Array], block: tuple[Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            features, of_block = block
+            similarity = jnp.matmul(queries, features.T, precision=jax.lax.Precision.HIGHEST)
+            similarity = jnp.where(of_block >= 0, similarity, -jnp.inf)  # not what only fills up
+            # What is kept comes first, for it has the smaller numbers.
+            similarity = jnp.concatenate([nearest[0], similarity], axis=1)
+            of_block = jnp.broadcast_to(of_block, (len(queries), *of_block.shape))
+            of_all = jnp.concatenate([nearest[1], of_block], axis=1)
+            similarity, place = jax.lax.top_k(similarity, neighbours)
+            return (similarity, jnp.take_along_axis(of_all, place, axis=1)), None
+
+        shape = (len(queries), neighbours)
+        none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1)
+        (similarity, of_nearest), _ = jax.lax.scan(keep_nearest, none, (bank, labels))
+        weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
+        votes = jnp.zeros((len(queries), num_classes))
+        votes = votes.at[jnp.arange(len(queries))[:, None], of_nearest].add(weight)
+        return jnp.argmax(votes, axis=1).astype(jnp.int32)
+
+    return jax.jit(vote, out_shardings=out_sharding)
