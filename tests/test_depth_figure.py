@@ -1,0 +1,100 @@
+"""The figure and the table are the numbers that the runs wrote."""
+
+import subprocess
+import sys
+
+import pytest
+
+from darl_jax.depth_figure import best_block, columns, depth_figure, table
+from darl_jax.metrics import MetricWriter, read_metrics
+
+
+def line(step, name, values):
+    return {"step": step} | {f"{name}/block_{i:02d}": x for i, x in enumerate(values, start=1)}
+
+
+LINEAR = [
+    line(1, "validation/accuracy", [0.9, 0.9, 0.9, 0.9]),
+    line(2, "validation/accuracy", [0.25, 0.625, 0.5, 0.375]) | {"validation/loss": 1.0},
+    line(3, "knn/accuracy", [0.125, 0.25, 0.5, 0.25]),
+    {"step": 4, "train/loss": 2.0},
+]
+ATTENTIVE = [line(7, "validation/accuracy", [0.3, 0.5, 0.75, 0.6])]
+
+
+def test_lines_hold_the_last_accuracies_in_percent_over_relative_depth():
+    axes = depth_figure(columns({"linear": LINEAR, "attentive": ATTENTIVE})).axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines() if line.get_label()[0] != "_"}
+    assert list(lines) == ["linear", "linear, k-NN", "attentive"]
+    for line_ in lines.values():
+        assert list(line_.get_xdata()) == [0.25, 0.5, 0.75, 1.0]
+    assert list(lines["linear"].get_ydata()) == [25.0, 62.5, 50.0, 37.5]
+    assert list(lines["linear, k-NN"].get_ydata()) == [12.5, 25.0, 50.0, 25.0]
+    assert list(lines["attentive"].get_ydata()) == [30.0, 50.0, 75.0, 60.0]
+    assert lines["linear, k-NN"].get_linestyle() == "--"
+    assert lines["linear, k-NN"].get_color() == lines["linear"].get_color()
+    assert lines["attentive"].get_color() != lines["linear"].get_color()
+
+
+def test_the_best_point_of_each_line_is_marked_with_its_value():
+    axes = depth_figure(columns({"linear": LINEAR})).axes[0]
+    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
+    found = [(star.get_xdata()[0], star.get_ydata()[0]) for star in stars]
+    assert found == [(0.5, 62.5), (0.75, 50.0)]
+    assert [text.get_text() for text in axes.texts] == ["62.5", "50.0"]
+
+
+def test_the_table_marks_the_best_of_each_column():
+    assert table(columns({"linear": LINEAR})).splitlines() == [
+        "block   depth    linear    linear, k-NN",
+        "    1   0.250     25.00           12.50",
+        "    2   0.500     62.50*          25.00",
+        "    3   0.750     50.00           50.00*",
+        "    4   1.000     37.50           25.00",
+    ]
+
+
+def test_runs_of_other_depths_have_tables_of_their_own():
+    short = [line(1, "validation/accuracy", [0.5, 0.75])]
+    first, second = table(columns({"long": LINEAR, "short": short})).split("\n\n")
+    assert first.splitlines()[-1].split() == ["2", "1.000", "75.00*"]
+    assert len(second.splitlines()) == 5
+
+
+def test_a_block_that_is_not_a_number_is_never_the_best():
+    assert best_block({1: float("nan"), 2: 0.25, 3: float("nan"), 4: 0.25}) == 2
+
+
+def test_a_run_without_accuracies_by_block_is_named():
+    with pytest.raises(ValueError, match="empty: no accuracy by block"):
+        columns({"linear": LINEAR, "empty": [{"step": 1, "validation/accuracy": 0.5}]})
+
+
+def test_a_block_that_is_missing_is_an_error():
+    with pytest.raises(ValueError, match="odd, k-NN: of 4 blocks only 3 have a value"):
+        columns({"odd": [{"step": 1} | {f"knn/accuracy/block_0{i}": 0.1 for i in (1, 2, 4)}]})
+
+
+def test_the_program_reads_what_runs_wrote_and_says_in_one_line_what_it_misses(tmp_path):
+    for name, history in (("a/linear", LINEAR), ("b/linear", ATTENTIVE)):
+        writer = MetricWriter(tmp_path / name)
+        for entry in history:
+            writer.scalars(entry["step"], {k: v for k, v in entry.items() if k != "step"})
+        writer.close()
+    assert columns({"x": read_metrics(tmp_path / "a/linear")}) == columns({"x": LINEAR})
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "darl_jax.depth_figure", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(tmp_path / "a/linear", tmp_path / "b/linear", f"--output={tmp_path / 'depth.png'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "depth.png").stat().st_size > 1000
+    # Two workdirs of one name are told apart.
+    assert str(tmp_path / "b/linear") in done.stdout.splitlines()[0]
+    assert "62.50*" in done.stdout
+
+    failed = run(tmp_path / "nothing")
+    assert failed.returncode == 2
+    assert len(failed.stderr.strip().splitlines()) == 1
+    assert "nothing" in failed.stderr
