@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from darl_jax.data.randaugment import RandAugmentConfig
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -24,6 +26,7 @@ class DataConfig:
       crop_scale: smallest and largest area of the random resized crop; MAE's (0.2, 1).
       crop_ratio: smallest and largest aspect ratio of it.
       flip: mirror half of the training images.
+      randaugment: what is done to the training images after that; nothing by default.
       eval_crop: in evaluation, the central square has this fraction of the short side.
       resizer: what resizes JPEGs: "simd" (the package cykooz-resizer) is four times as fast as
         "pillow", and a grey level off in one pixel of fifty.
@@ -48,6 +51,7 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    randaugment: RandAugmentConfig = dataclasses.field(default_factory=RandAugmentConfig)
     eval_crop: float = 0.875
     resizer: str = "simd"
     in_memory: bool = False

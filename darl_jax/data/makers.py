@@ -1,7 +1,7 @@
 """Chunks of training and evaluation rows, record by record or from memory.
 
 Each maker is a pure function of a chunk's number, so that any process can make any chunk at any
-time. Crops and flips (Table 8) are keyed by (seed, epoch, record).
+time. Crops and flips (Table 8) are keyed by (seed, epoch, record), and so is RandAugment.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from darl_jax.data import images, order, resample
+from darl_jax.data import images, order, randaugment, resample
 from darl_jax.data.chunks import Batch, Layout
 from darl_jax.data.config import DataConfig
 from darl_jax.data.decoding import decode_records
@@ -59,12 +59,15 @@ class TrainByRecord:
         epoch, index = rows_to_records(rows, len(self.source), self.seed)
         uniforms = order.uniforms(self.seed, epoch, index, images.UNIFORMS_PER_RECORD)
         flips = images.random_flips(uniforms)
+        operations = randaugment.draw(self.config.randaugment, self.seed, epoch, index)
 
         def augment(place: int, image: HostImage) -> np.ndarray:
             crop = _crops(self.config, uniforms[place : place + 1], image.height, image.width)[0]
             box = (float(crop[0]), float(crop[1]), float(crop[2]), float(crop[3]))
             pixels = _render(image, box, self.config)
-            return pixels[:, ::-1] if self.config.flip and flips[place] else pixels
+            if self.config.flip and flips[place]:
+                pixels = pixels[:, ::-1]
+            return randaugment.apply(pixels, operations[place], self.config.mean)
 
         skip_bad = self.config.on_bad_record == "skip"
         decoded = decode_records(self.source, index, augment, skip_bad=skip_bad)
@@ -102,8 +105,12 @@ class TrainInMemory:
         if self.config.flip:
             flips = images.random_flips(uniforms)
             pixels[flips] = pixels[flips][..., ::-1]
+        batch = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        operations = randaugment.draw(self.config.randaugment, self.seed, epoch, index)
+        for place in (place for place, chosen in enumerate(operations) if chosen):
+            batch[place] = randaugment.apply(batch[place], operations[place], self.config.mean)
         return {
-            "image": np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)),
+            "image": batch,
             "label": self.source.labels[index],
             "index": index,
             "mask": np.ones(len(rows), bool),

@@ -14,6 +14,7 @@ STREAM_AUGMENT = 2
 STREAM_REPLACE = 3
 STREAM_FILES = 4
 STREAM_DIGITS = 5
+STREAM_RANDAUGMENT = 6
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 8
@@ -47,13 +48,18 @@ def hash_of(*parts: int | np.ndarray) -> UInt64[np.ndarray, "*shape"]:
 
 
 def uniforms(
-    seed: int, epoch: Int64[np.ndarray, " n"], index: Int64[np.ndarray, " n"], count: int
+    seed: int,
+    epoch: Int64[np.ndarray, " n"],
+    index: Int64[np.ndarray, " n"],
+    count: int,
+    *,
+    stream: int = STREAM_AUGMENT,
 ) -> Float64[np.ndarray, "n {count}"]:
     """`count` numbers in [0, 1) for each record, with 53 random bits each.
 
-    They depend on (seed, epoch, index) alone, not on which records are asked for together.
+    They depend on (stream, seed, epoch, index) alone, not on which records are asked for together.
     """
-    key = hash_of(STREAM_AUGMENT, seed, epoch, index)
+    key = hash_of(stream, seed, epoch, index)
     draws = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * _GOLDEN
     bits = mix(key[:, None] + draws[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
