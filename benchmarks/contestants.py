@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from darl_jax import build, flops
 from darl_jax.config import TrainConfig
 from darl_jax.data.loading import Batches
-from darl_jax.optimizers import learning_rate_schedule, make_optimizer
+from darl_jax.optimizers import learning_rate_schedule
 from darl_jax.sharding import global_array, make_mesh
 from darl_jax.step_metrics import StepMetrics
 from darl_jax.train_state import abstract_state, create_state, graph_definition
@@ -57,7 +57,7 @@ class Training:
             steps_per_epoch=1000.0,
             total_steps=100_000,
         )
-        self._optimizer = make_optimizer(config.optimizer, rate)
+        self._optimizer = build.build_optimizer(config, rate)
         self._abstract = abstract_state(self._builder, self._optimizer, self.mesh)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._abstract.params))
         self.key = jax.random.key(1)

@@ -1,19 +1,48 @@
 """From a config to the objects that it describes."""
 
+import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from darl_jax import flops
 from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.models.classifier import Classifier
 from darl_jax.models.darl import DARL
-from darl_jax.objectives import OBJECTIVES, Objective
+from darl_jax.models.probes import Probes
+from darl_jax.objectives import OBJECTIVES, Objective, PatchObjective
+from darl_jax.objectives.classification import ClassificationConfig
+from darl_jax.objectives.probes import ProbesConfig
+from darl_jax.optimizers import make_optimizer
 from darl_jax.sharding import batch_sharding
 from darl_jax.train_state import BuildModel
+
+
+def with_classes(config: TrainConfig, classes: int, dataset: str) -> TrainConfig:
+    """The config with the number of classes that a dataset has, where labels are learnt.
+
+    Raises:
+      ConfigError: the dataset has no labels, or the config says another number.
+    """
+    objective = config.objective
+    if not isinstance(objective, (ClassificationConfig, ProbesConfig)):
+        return config
+    if not classes:
+        raise ConfigError(
+            f"{dataset} has no labels, which config.objective.name={objective.name!r} learns"
+        )
+    if objective.num_classes not in (None, classes):
+        raise ConfigError(
+            f"config.objective.num_classes={objective.num_classes}, and {dataset} has {classes}"
+        )
+    objective = dataclasses.replace(objective, num_classes=classes)
+    return dataclasses.replace(config, objective=objective)
 
 
 def build_objective(config: TrainConfig) -> Objective:
@@ -23,36 +52,70 @@ def build_objective(config: TrainConfig) -> Objective:
 
 
 def model_builder(config: TrainConfig) -> BuildModel:
-    """A function from random state to a model."""
-    denoising = OBJECTIVES[config.objective.name][1].denoising
+    """A function from random state to the model that the objective learns with.
 
-    def build(rngs: nnx.Rngs) -> DARL:
-        return DARL(
-            config.model,
-            config.patch_decoder,
-            denoising=denoising,
-            grid=config.grid,
-            channels=config.data.channels,
-            rngs=rngs,
-        )
+    Raises:
+      ConfigError: the objective needs a number of classes, and there is none.
+    """
+    objective, vit = config.objective, config.model
+    shape: Any = {"grid": config.trained_grid, "channels": config.data.channels}
+    if isinstance(objective, (ClassificationConfig, ProbesConfig)):
+        if objective.num_classes is None:
+            raise ConfigError(
+                "config.objective.num_classes is not given, and no dataset is here to count them"
+            )
+        shape |= {"num_classes": objective.num_classes}
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if isinstance(objective, ClassificationConfig):
+            return Classifier(vit, **shape, rngs=rngs)
+        if isinstance(objective, ProbesConfig):
+            return Probes(vit, objective, **shape, rngs=rngs)
+        cls = OBJECTIVES[objective.name][1]
+        denoising = issubclass(cls, PatchObjective) and cls.denoising
+        return DARL(vit, config.patch_decoder, denoising=denoising, **shape, rngs=rngs)
 
     return build
 
 
+def build_optimizer(
+    config: TrainConfig, learning_rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """The optimiser, with what the objective leaves as it is and what learns side by side."""
+    objective = OBJECTIVES[config.objective.name][1]
+    return make_optimizer(
+        config.optimizer,
+        learning_rate,
+        depth=config.model.depth,
+        frozen=objective.frozen,
+        stacked=objective.stacked,
+    )
+
+
 def step_flops(config: TrainConfig) -> int:
     """Model FLOPs of one step on a whole batch; `flops` writes the convention down."""
-    model = config.model
+    model, objective, patches = config.model, config.objective, math.prod(config.grid)
+    patch_dim = model.patch_size**2 * config.data.channels
+    shape = {"width": model.width, "depth": model.depth, "mlp_dim": model.mlp_dim}
+    if isinstance(objective, (ClassificationConfig, ProbesConfig)):
+        backbone = flops.backbone_flops(**shape, patches=patches, patch_dim=patch_dim)
+        probes = {"width": model.width, "patches": patches}
+        probes["num_classes"] = objective.num_classes or 0
+        if isinstance(objective, ClassificationConfig):
+            forward = backbone + flops.probe_flops(kind="linear", **probes)
+            return flops.train_step_flops(forward, config.batch_size)
+        forward = model.depth * flops.probe_flops(kind=objective.kind, **probes)
+        # The backbone has no backward pass.
+        return backbone * config.batch_size + flops.train_step_flops(forward, config.batch_size)
     forward = flops.forward_flops(
-        width=model.width,
-        depth=model.depth,
-        mlp_dim=model.mlp_dim,
-        tokens=math.prod(config.grid),
-        patch_dim=model.patch_size**2 * config.data.channels,
-        objective=config.objective.name,
+        **shape,
+        tokens=patches,
+        patch_dim=patch_dim,
+        objective=objective.name,
         decoder_kind=config.patch_decoder.kind,
         decoder_layers=config.patch_decoder.layers,
         condition_on_gamma=config.patch_decoder.condition_on_gamma,
-        noise_draws=getattr(config.objective, "draws", 1),
+        noise_draws=getattr(objective, "draws", 1),
     )
     return flops.train_step_flops(forward, config.batch_size)
 
@@ -94,6 +157,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> PyTree:
 
     return {
         "image": array((size, size, config.data.channels), np.uint8),
+        "label": array((), np.int32),
         "mask": array((), np.bool_),
         "replaced": array((), np.bool_),
         "stop": array((), np.bool_),

@@ -23,11 +23,13 @@ import ml_collections
 from ml_collections import config_dict
 
 from darl_jax.data.pipeline import DataConfig
+from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.linear_probe import ProbeConfig
 from darl_jax.models.patch_decoders import PatchDecoderConfig
+from darl_jax.models.positions import Grid
 from darl_jax.models.vit import ViTConfig
-from darl_jax.objectives import OBJECTIVES, ObjectiveConfig
-from darl_jax.optimizers import OptimizerConfig
+from darl_jax.objectives import OBJECTIVES, ObjectiveConfig, PatchObjective
+from darl_jax.optimizers import OPTIMIZERS, AdamWConfig, OptimizerConfig
 from darl_jax.sharding import MeshConfig
 
 VIT_SIZES = {
@@ -60,8 +62,25 @@ class EvaluationConfig:
     loss_every_steps: int = 5000
     pictures_every_steps: int = 5000
     probe_every_steps: int = 0
+    knn_every_steps: int = 0
     num_pictures: int = 8
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+    knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Which checkpoint a new run's parameters come from (interchange/loading.py says which kinds).
+
+    Attributes:
+      checkpoint: a run's workdir, an export, or another framework's file; empty for none.
+      step: of a run's checkpoints; None for the newest.
+      drop: beginnings of paths that are not taken from it, such as 'head'.
+    """
+
+    checkpoint: str = ""
+    step: int | None = None
+    drop: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +93,7 @@ class ProfileConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One pre-training run. The defaults are Table 8 with a ViT-B/16."""
+    """One run. The defaults are pre-training by Table 8 with a ViT-B/16."""
 
     seed: int = 0
     batch_size: int = 4096  # examples of a step, over all devices
@@ -84,11 +103,13 @@ class TrainConfig:
     max_dropped_in_a_row: int = 10  # non-finite updates after which the run stops
     log_every_steps: int = 50
     log_examples: bool = False  # write the records of each step to <workdir>/examples
+    ema_decay: float = 0.0  # of an average of the parameters, which is evaluated; 0 keeps none
+    init: InitConfig = dataclasses.field(default_factory=InitConfig)
     model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     patch_decoder: PatchDecoderConfig = dataclasses.field(default_factory=PatchDecoderConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=OBJECTIVES["mse"][0])
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -114,6 +135,7 @@ class TrainConfig:
             "evaluation.loss_every_steps": self.evaluation.loss_every_steps,
             "evaluation.pictures_every_steps": self.evaluation.pictures_every_steps,
             "evaluation.probe_every_steps": self.evaluation.probe_every_steps,
+            "evaluation.knn_every_steps": self.evaluation.knn_every_steps,
             "profile.first_step": self.profile.first_step,
         }
         for key, value in not_negative.items():
@@ -128,12 +150,31 @@ class TrainConfig:
                 f"config.model.patch_size={self.model.patch_size} must divide "
                 f"config.data.image_size={self.data.image_size}"
             )
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ConfigError(f"config.ema_decay={self.ema_decay} must be in [0, 1)")
+        if self.evaluation.pictures_every_steps and not self.predicts_patches:
+            raise ConfigError(
+                f"config.evaluation.pictures_every_steps={self.evaluation.pictures_every_steps} "
+                f"must be 0 with config.objective.name={self.objective.name!r}: the pictures are "
+                "of predicted patches"
+            )
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns) of patches."""
+    def grid(self) -> Grid:
+        """(rows, columns) of an image's patches."""
         side = self.data.image_size // self.model.patch_size
         return side, side
+
+    @property
+    def trained_grid(self) -> Grid:
+        """(rows, columns) of patches of the images that positions are counted on."""
+        side = (self.model.trained_image_size or self.data.image_size) // self.model.patch_size
+        return side, side
+
+    @property
+    def predicts_patches(self) -> bool:
+        """Whether patches are learnt, and not labels."""
+        return issubclass(OBJECTIVES[self.objective.name][1], PatchObjective)
 
 
 # Keys that a resumed run may have otherwise than its checkpoint: they say where it runs, how fast
@@ -158,14 +199,24 @@ MAY_CHANGE_ON_RESUME = (
 )
 
 
-def default_config(objective: str = "mse", size: str = "B") -> ml_collections.ConfigDict:
+def default_config(
+    objective: str = "mse", size: str = "B", optimizer: str = "adamw"
+) -> ml_collections.ConfigDict:
     """Every key with its default, for a config file to change.
 
     Args:
-      objective: 'mse' or 'diffusion', which decides the keys under `config.objective`.
+      objective: a name in OBJECTIVES, which decides the keys under `config.objective`.
       size: a name in VIT_SIZES.
+      optimizer: a name in OPTIMIZERS, which decides the keys under `config.optimizer`.
     """
-    config = TrainConfig(model=VIT_SIZES[size], objective=OBJECTIVES[objective][0]())
+    objective_config, cls = OBJECTIVES[objective]
+    pictures = {} if issubclass(cls, PatchObjective) else {"pictures_every_steps": 0}
+    config = TrainConfig(
+        model=VIT_SIZES[size],
+        objective=objective_config(),
+        optimizer=OPTIMIZERS[optimizer](),
+        evaluation=EvaluationConfig(**pictures),
+    )
     return _to_config_dict(config)
 
 
@@ -188,18 +239,43 @@ def load(config: ml_collections.ConfigDict) -> TrainConfig:
     Raises:
       ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
     """
+    _check_given(config, "config")
     values = config.to_dict()
-    objective = values.get("objective")
-    name = objective.get("name") if isinstance(objective, Mapping) else None
-    if name not in OBJECTIVES:
-        raise ConfigError(f"config.objective.name={name!r} is unknown; choose from {[*OBJECTIVES]}")
+    classes = {
+        "objective": _named(
+            values, "objective", {key: each[0] for key, each in OBJECTIVES.items()}
+        ),
+        "optimizer": _named(values, "optimizer", OPTIMIZERS),
+    }
     try:
-        return _from_mapping(TrainConfig, values, "config", {"objective": OBJECTIVES[name][0]})
+        return _from_mapping(TrainConfig, values, "config", classes)
     except ConfigError:
         raise
     except ValueError as error:
         # The dataclasses behind the door name their keys without the prefix.
         raise ConfigError(f"config.{error}") from error
+
+
+def _check_given(config: ml_collections.ConfigDict, path: str) -> None:
+    """Raises ConfigError, which names a key that the config file leaves to its user."""
+    for key in config:
+        try:
+            value = config[key]
+        except config_dict.RequiredValueError as error:
+            raise ConfigError(f"{path}.{key} has no value: give --{path}.{key}=...") from error
+        if isinstance(value, ml_collections.ConfigDict):
+            _check_given(value, f"{path}.{key}")
+
+
+def _named(values: Mapping[str, Any], group: str, classes: Mapping[str, type]) -> type:
+    """The class that a group's key `name` stands for. Raises ConfigError."""
+    entries = values.get(group, {})
+    if not isinstance(entries, Mapping):
+        raise ConfigError(f"config.{group}={entries!r} must be a group of keys")
+    name = entries.get("name")
+    if name not in classes:
+        raise ConfigError(f"config.{group}.name={name!r} is unknown; choose from {[*classes]}")
+    return classes[name]
 
 
 def _from_mapping(

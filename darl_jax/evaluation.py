@@ -1,4 +1,4 @@
-"""Which questions a run asks of its model, and when."""
+"""Which questions are asked of a model: by a run now and then, or of a checkpoint."""
 
 import dataclasses
 import functools
@@ -11,15 +11,28 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from darl_jax.config import TrainConfig
+from darl_jax import build
+from darl_jax.checkpoint import absolute_path
+from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.data import pipeline
 from darl_jax.data.pipeline import Sources, eval_batches
 from darl_jax.evaluators import linear_probe
+from darl_jax.evaluators.knn import Knn, bank_records
 from darl_jax.evaluators.linear_probe import LinearProbe
 from darl_jax.evaluators.pictures import Pictures
 from darl_jax.evaluators.validation_loss import ValidationLoss
+from darl_jax.initialisation import check_same_model, place, report, transfer
+from darl_jax.interchange.loading import LoadedModel
 from darl_jax.metrics import MetricWriter
-from darl_jax.models.darl import DARL
-from darl_jax.objectives import Objective
+from darl_jax.objectives import Objective, PatchObjective
+from darl_jax.sharding import make_mesh
+from darl_jax.train_state import create_params, graph_definition
+
+# Each has a key <name>_every_steps in the config.
+EVALUATORS = ("loss", "pictures", "probe", "knn")
+
+# What only the parts behind the backbone can answer.
+_NEED_THE_WHOLE_MODEL = ("loss", "pictures")
 
 _SECONDS = "evaluation/seconds"
 
@@ -35,7 +48,7 @@ class Evaluation:
         self,
         config: TrainConfig,
         sources: Sources,
-        graphdef: nnx.GraphDef[DARL],
+        graphdef: nnx.GraphDef,
         objective: Objective,
         *,
         initial_params: Callable[[], PyTree],
@@ -54,7 +67,7 @@ class Evaluation:
         mean, std = config.data.mean, config.data.std
         if self._config.loss_every_steps:
             self._loss = ValidationLoss(graphdef, objective, validation, mesh)
-        if self._config.pictures_every_steps:
+        if self._config.pictures_every_steps and isinstance(objective, PatchObjective):
             self._pictures = Pictures(
                 graphdef,
                 objective,
@@ -82,36 +95,55 @@ class Evaluation:
                 mesh=mesh,
             )
 
+        if self._config.knn_every_steps:
+            records = bank_records(sources.train, self._config.knn)
+            self._knn = Knn(
+                self._config.knn,
+                graphdef,
+                bank_batches=functools.partial(batches, records),
+                query_batches=validation,
+                mean=mean,
+                std=std,
+                mesh=mesh,
+            )
+
     def due(self, step: int, *, last: bool) -> bool:
         """Whether anything is asked after this step."""
-        every = self._config
-        return any(
-            _due(steps, step, last)
-            for steps in (
-                every.loss_every_steps,
-                every.pictures_every_steps,
-                every.probe_every_steps,
-            )
-        )
+        return any(self._is_due(name, step, last) for name in EVALUATORS)
+
+    def _is_due(self, name: str, step: int, last: bool) -> bool:
+        every_steps = getattr(self._config, f"{name}_every_steps")
+        return every_steps > 0 and (last or step % every_steps == 0)
 
     def run(
         self, params: PyTree, key: PRNGKeyArray, step: int, writer: MetricWriter, *, last: bool
-    ) -> None:
-        """Asks what is due, and logs and writes the answers; numbers all at once, at the end."""
+    ) -> dict[str, float]:
+        """Asks what is due, logs and writes the answers, and returns the numbers by name."""
         numbers: dict[str, float] = {}
         began = time.monotonic()
-        if _due(self._config.loss_every_steps, step, last):
+        if self._is_due("loss", step, last):
             values = dict(self._loss.run(params, key))
             numbers |= {f"validation/{name}": value for name, value in values.items()}
-            logging.info("Step %d: validation loss %.5f", step, values["loss"])
-        if _due(self._config.pictures_every_steps, step, last):
+            told = "".join(
+                f", {name.replace('_', ' ')} {values[name]:.4f}"
+                for name in ("accuracy", "top5_accuracy")
+                if name in values
+            )
+            logging.info("Step %d: validation loss %.5f%s", step, values["loss"], told)
+        if self._is_due("pictures", step, last):
             writer.images(step, self._pictures.run(params, key, step))
-        if _due(self._config.probe_every_steps, step, last):
+        if self._is_due("probe", step, last):
             values = dict(self._probe.run(params, key))
             numbers |= values
             logging.info("Step %d: %s", step, linear_probe.comparison(values, self._config.probe))
+        if self._is_due("knn", step, last):
+            values = dict(self._knn.run(params, key))
+            numbers |= values
+            best = max(values, key=lambda name: values[name])
+            logging.info("Step %d: best k-NN accuracy %.4f (%s)", step, values[best], best)
         # The last key, and never without the others: `made` looks for it.
         writer.scalars(step, numbers | {_SECONDS: time.monotonic() - began})
+        return numbers
 
 
 def made(history: Iterable[Mapping[str, int | float]], step: int) -> bool:
@@ -119,5 +151,84 @@ def made(history: Iterable[Mapping[str, int | float]], step: int) -> bool:
     return any(line["step"] == step and _SECONDS in line for line in history)
 
 
-def _due(every_steps: int, step: int, last: bool) -> bool:
-    return every_steps > 0 and (last or step % every_steps == 0)
+def asked(config: TrainConfig, names: list[str]) -> TrainConfig:
+    """The config with the named evaluators on and the others off; as it is where none is named.
+
+    Raises:
+      ConfigError: a name is unknown, or nothing is asked.
+    """
+    for name in names:
+        if name not in EVALUATORS:
+            raise ConfigError(f"--evaluators has {name!r}; choose from {', '.join(EVALUATORS)}")
+    keys = {name: f"{name}_every_steps" for name in EVALUATORS}
+    if names:
+        every = {key: int(name in names) for name, key in keys.items()}
+        evaluation = dataclasses.replace(config.evaluation, **every)
+        config = dataclasses.replace(config, evaluation=evaluation)
+    if not any(getattr(config.evaluation, key) for key in keys.values()):
+        raise ConfigError(
+            f"the config runs no evaluator; name some with --evaluators={','.join(EVALUATORS)}"
+        )
+    return config
+
+
+def evaluate_checkpoint(
+    config: TrainConfig, loaded: LoadedModel, workdir: str | None
+) -> dict[str, float]:
+    """The answers by name, for a model whose parameters come from a checkpoint.
+
+    Args:
+      config: which data, and which evaluators.
+      loaded: the checkpoint.
+      workdir: where metrics and pictures go, None for nowhere.
+
+    Raises:
+      ConfigError: the checkpoint does not fit the config.
+      ValueError: the data cannot answer what is asked.
+    """
+    mesh = make_mesh(config.mesh)
+    build.check_layout(config, mesh)
+    check_same_model(loaded, config)
+    with jax.set_mesh(mesh):
+        sources = pipeline.open_sources(config.data)
+        config = build.with_classes(config, sources.train.num_classes, sources.train.dataset)
+        build_model = build.model_builder(config)
+        init_key, _, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
+        params = restored_params(config, loaded, mesh)
+        step = loaded.step or 0
+        evaluation = Evaluation(
+            config,
+            sources,
+            graph_definition(build_model),
+            build.build_objective(config),
+            initial_params=lambda: create_params(build_model, init_key, mesh),
+            mesh=mesh,
+        )
+        folder = absolute_path(workdir) if workdir else None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        writer = MetricWriter(folder or "", active=folder is not None)
+        try:
+            return evaluation.run(params, evaluation_key, step, writer, last=True)
+        finally:
+            writer.close()
+
+
+def restored_params(config: TrainConfig, loaded: LoadedModel, mesh: Mesh) -> PyTree:
+    """The model's parameters, those of the checkpoint in their places.
+
+    Raises:
+      ConfigError: an evaluator needs parameters that the checkpoint does not have.
+    """
+    initial = create_params(build.model_builder(config), jax.random.key(config.seed), mesh)
+    result = transfer(initial, loaded)
+    logging.info("Parameters: %s", report(result, loaded))
+    for name in _NEED_THE_WHOLE_MODEL:
+        if result.new and getattr(config.evaluation, f"{name}_every_steps"):
+            others = [each for each in EVALUATORS if each not in _NEED_THE_WHOLE_MODEL]
+            raise ConfigError(
+                f"{loaded.description} has no {result.new[0]}, which the evaluator {name!r} of "
+                f"config.objective.name={config.objective.name!r} needs; --evaluators="
+                f"{','.join(others)} need the backbone alone"
+            )
+    return place(result.params, initial)

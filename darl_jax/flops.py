@@ -13,6 +13,7 @@ The convention, so that a number can be compared with others:
   corrupted patch's token goes on, so z's query, out projection and MLP are absent. Work that is
   common to all noise draws is counted once: z's own linear layer and its query, key and value in
   the first block.
+- A frozen backbone, under probes, has a forward pass alone.
 - Backward = 2 x forward, and nothing for rematerialisation or the optimiser, so a step is
   3 x forward. This includes the gradients with respect to the pixels, which are never formed:
   one share of the patch embedding (and of the corrupted patch's), 0.04 to 0.4% of a step in the
@@ -78,8 +79,9 @@ def forward_flops(
             f"got {objective!r} and {decoder_kind!r}"
         )
     mlp = 2 * _linear(width, mlp_dim)
-    backbone_token = 4 * _linear(width, width) + 2 * _linear(width, tokens) + mlp
-    backbone = (tokens - 1) * _linear(patch_dim, width) + depth * tokens * backbone_token
+    backbone = backbone_flops(
+        width=width, depth=depth, mlp_dim=mlp_dim, patches=tokens - 1, patch_dim=patch_dim
+    )
     to_pixels = _linear(width, patch_dim)
 
     if objective == "mse":
@@ -95,6 +97,31 @@ def forward_flops(
     once, each_draw = _two_token_blocks(decoder_layers, width, mlp)
     each_draw += embedding + to_pixels
     return backbone + tokens * (_linear(width, width) + once + noise_draws * each_draw)
+
+
+def backbone_flops(*, width: int, depth: int, mlp_dim: int, patches: int, patch_dim: int) -> int:
+    """FLOPs of the backbone's forward pass over the start token and `patches` patches."""
+    tokens = patches + 1
+    token = 4 * _linear(width, width) + 2 * _linear(width, tokens) + 2 * _linear(width, mlp_dim)
+    return patches * _linear(patch_dim, width) + depth * tokens * token
+
+
+def probe_flops(*, kind: str, width: int, patches: int, num_classes: int) -> int:
+    """FLOPs of one probe's forward pass on an image.
+
+    Args:
+        kind: "linear" or "attentive", which has a key and a value for each patch.
+        width: of the features.
+        patches: of an image.
+        num_classes: of the linear classifier.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in ("linear", "attentive"):
+        raise ValueError(f"kind must be 'linear' or 'attentive', got {kind!r}")
+    attention = patches * (2 * _linear(width, width) + 4 * width) if kind == "attentive" else 0
+    return attention + _linear(width, num_classes)
 
 
 def train_step_flops(forward: int, batch_size: int) -> int:

@@ -1,8 +1,9 @@
-"""Pre-trains a model from a config file.
+"""Trains a model from a config file: pre-training, fine-tuning, probes.
 
     python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
 
-One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop. Started again with
+One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop. A new run may take
+its parameters from a checkpoint (`config.init`). Started again with
 the same workdir it goes on from its last checkpoint. Exit codes: 0 finished; 1 an error while it
 ran; 2 a config, dataset or checkpoint that cannot be used, found before training began;
 3 stopped because updates were not finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it
@@ -43,10 +44,11 @@ from darl_jax.data import pipeline
 from darl_jax.evaluation import Evaluation, made
 from darl_jax.example_log import ExampleLog
 from darl_jax.goodput import Goodput, history_until
+from darl_jax.initialisation import initialise, load_initial
 from darl_jax.interrupts import StopRequest
 from darl_jax.metrics import MetricWriter
 from darl_jax.models import attention
-from darl_jax.optimizers import learning_rate_schedule, make_optimizer
+from darl_jax.optimizers import learning_rate_schedule
 from darl_jax.profiling import ProfileWindow
 from darl_jax.progress import Progress
 from darl_jax.resuming import check_length, check_same_run, without_own_keys
@@ -83,7 +85,7 @@ _GOES_ON = "the same command goes on from there"
 
 def device_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, *, stop: bool) -> PyTree:
     """What a step reads of a batch, on the devices, and whether this process is to stop."""
-    read = {key: batch[key] for key in ("image", "mask", "replaced")}
+    read = {key: batch[key] for key in ("image", "label", "mask", "replaced")}
     return global_array(read | {"stop": np.full(len(batch["mask"]), stop)}, mesh)
 
 
@@ -207,6 +209,7 @@ def train(
 
             # Data.
             sources = pipeline.open_sources(config.data)
+            config = build.with_classes(config, sources.train.num_classes, sources.train.dataset)
             steps_per_epoch = len(sources.train) / config.batch_size
             total_steps = config.total_steps or max(1, round(config.total_epochs * steps_per_epoch))
             logging.info(
@@ -227,7 +230,7 @@ def train(
                 steps_per_epoch=steps_per_epoch,
                 total_steps=total_steps,
             )
-            optimizer = make_optimizer(config.optimizer, learning_rate)
+            optimizer = build.build_optimizer(config, learning_rate)
             init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
             # The order of the records follows from which there are.
@@ -249,13 +252,18 @@ def train(
                 check_same_run(saved, saved_config, workdir)
                 check_length(step, total_steps, workdir)
 
-            abstract = abstract_state(build_model, optimizer, mesh)
+            averages = config.ema_decay > 0
+            abstract = abstract_state(build_model, optimizer, mesh, ema=averages)
             restored = checkpointer.restore_latest(abstract, check)
             if restored is not None:
                 state, start_step = restored
                 logging.info("Goes on from step %d, restored from %s", start_step, workdir)
             else:
-                state, start_step = create_state(build_model, optimizer, init_key, mesh), 0
+                initial = load_initial(config) if config.init.checkpoint else None
+                state = create_state(build_model, optimizer, init_key, mesh, ema=averages)
+                start_step = 0
+                if initial is not None:
+                    state = initialise(state, initial, drop=config.init.drop)
             history = history_until(workdir, start_step) if is_writer else []
             goodput = Goodput(history)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -265,7 +273,11 @@ def train(
             with goodput.spent("compile"):
                 lowered = lower_step(
                     make_train_step(
-                        graphdef, objective, optimizer, accumulation_steps=config.accumulation_steps
+                        graphdef,
+                        objective,
+                        optimizer,
+                        accumulation_steps=config.accumulation_steps,
+                        ema_decay=config.ema_decay,
                     ),
                     abstract,
                     build.abstract_batch(config, mesh),
@@ -335,7 +347,9 @@ def train(
             writer.flush()
             message = f"step {step} of {total_steps} is saved in {workdir}; {_GOES_ON}"
             with progress.pause(), goodput.spent("evaluation"), stop.all_saved(message):
-                evaluation.run(state.params, evaluation_key, step, writer, last=step == total_steps)
+                evaluation.run(
+                    state.evaluated_params, evaluation_key, step, writer, last=step == total_steps
+                )
             run_log.note(step)
 
         with (

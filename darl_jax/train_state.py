@@ -11,10 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from darl_jax.models.darl import DARL, parameters
+from darl_jax.models.darl import parameters
 from darl_jax.sharding import tree_shardings
 
-BuildModel = Callable[[nnx.Rngs], DARL]
+BuildModel = Callable[[nnx.Rngs], nnx.Module]
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +24,8 @@ class TrainState:
 
     `step` counts the batches consumed, so the data's place follows from it. Updates with a
     non-finite loss or gradient are dropped: `dropped_updates` counts all of them,
-    `dropped_in_a_row` those since the last good one.
+    `dropped_in_a_row` those since the last good one. `ema` is the exponential moving average of the
+    parameters, None in a run that keeps none.
     """
 
     step: Any  # int32 scalar; Any, for trees of shapes and of shardings have this structure too
@@ -32,10 +33,20 @@ class TrainState:
     opt_state: Any
     dropped_updates: Any
     dropped_in_a_row: Any
+    ema: Any = None
+
+    @property
+    def evaluated_params(self) -> Any:
+        """What is evaluated and handed on: the average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def init_state(
-    build_model: BuildModel, optimizer: optax.GradientTransformation, key: PRNGKeyArray
+    build_model: BuildModel,
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """Step 0, with parameters that depend on the key alone, however they are laid out."""
     params = parameters(build_model(nnx.Rngs(key)))
@@ -46,15 +57,20 @@ def init_state(
         opt_state=optimizer.init(params),
         dropped_updates=jnp.zeros((), jnp.int32),
         dropped_in_a_row=jnp.zeros((), jnp.int32),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
 
 
 def abstract_state(
-    build_model: BuildModel, optimizer: optax.GradientTransformation, mesh: Mesh
+    build_model: BuildModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """Shapes, types and shardings of a state, with nothing allocated."""
     # The key is made inside, for the mesh may be one of devices that are not here.
-    shapes = jax.eval_shape(lambda: init_state(build_model, optimizer, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_state(build_model, optimizer, jax.random.key(0), ema=ema))
     return laid_out(shapes, mesh)
 
 
@@ -72,13 +88,18 @@ def create_state(
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     mesh: Mesh,
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """A new state, each device making only its part."""
     shardings = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract_state(build_model, optimizer, mesh)
+        lambda leaf: leaf.sharding, abstract_state(build_model, optimizer, mesh, ema=ema)
     )
-    init = jax.jit(lambda key: init_state(build_model, optimizer, key), out_shardings=shardings)
-    return init(key)
+
+    def init(key: PRNGKeyArray) -> TrainState:
+        return init_state(build_model, optimizer, key, ema=ema)
+
+    return jax.jit(init, out_shardings=shardings)(key)
 
 
 def create_params(build_model: BuildModel, key: PRNGKeyArray, mesh: Mesh) -> Any:
@@ -90,6 +111,6 @@ def create_params(build_model: BuildModel, key: PRNGKeyArray, mesh: Mesh) -> Any
     return jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init, key), mesh))(key)
 
 
-def graph_definition(build_model: BuildModel) -> nnx.GraphDef[DARL]:
+def graph_definition(build_model: BuildModel) -> nnx.GraphDef:
     """The model without its parameters; `nnx.merge` with a nested dict of them makes it whole."""
     return nnx.split(nnx.eval_shape(lambda: build_model(nnx.Rngs(0))))[0]

@@ -9,7 +9,6 @@ from clu.metrics import Average
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from darl_jax.models.darl import DARL
 from darl_jax.objectives import Batch, Metrics, Objective
 from darl_jax.sharding import pin_batch
 from darl_jax.train_state import TrainState
@@ -19,11 +18,12 @@ TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metric
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef[DARL],
+    graphdef: nnx.GraphDef,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
+    ema_decay: float = 0.0,
 ) -> TrainStep:
     """The train step, to be compiled by the caller, who may donate the state.
 
@@ -33,6 +33,7 @@ def make_train_step(
       optimizer: turns gradients into updates.
       accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
         squared error's result is that of the whole batch; diffusion draws other noise.
+      ema_decay: of the parameters' exponential moving average, for a state that has one.
     """
 
     def loss_and_gradient(
@@ -57,6 +58,9 @@ def make_train_step(
         gradient_norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda a, b: ema_decay * a + (1.0 - ema_decay) * b, ema, params)
 
         loss = metrics["loss"].compute()
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -67,6 +71,7 @@ def make_train_step(
             opt_state=_keep(finite, opt_state, state.opt_state),
             dropped_updates=state.dropped_updates + dropped,
             dropped_in_a_row=(state.dropped_in_a_row + 1) * dropped,
+            ema=_keep(finite, ema, state.ema),
         )
         metrics = metrics | {
             "gradient_norm": _single(gradient_norm),

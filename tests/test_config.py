@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+import re
 
 import jax
 import ml_collections
@@ -10,6 +11,7 @@ import pytest
 
 from darl_jax import build, config
 from darl_jax.config import ConfigError, default_config, load
+from darl_jax.models import positions
 from darl_jax.train_state import graph_definition
 
 CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
@@ -17,7 +19,6 @@ CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py")
 # Table 8, and darl's sizes: what every ImageNet config must say.
 TABLE_8 = {
     "batch_size": 4096,
-    "total_epochs": 800.0,
     "optimizer.base_learning_rate": 1.5e-4,
     "optimizer.b1": 0.9,
     "optimizer.b2": 0.95,
@@ -36,36 +37,147 @@ SIZES = {
 }
 
 
+# Tables 9, 10 and 13.
+FINE_TUNING = {
+    "batch_size": 4096,
+    "data.randaugment.magnitude": 9.0,
+    "data.randaugment.std": 0.5,
+    "objective.mixing.mixup": 0.8,
+    "objective.mixing.cutmix": 1.0,
+    "objective.label_smoothing": 0.1,
+    "optimizer.name": "adamw",
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.95,
+    "optimizer.layer_decay": 0.75,
+    "optimizer.weight_decay": 0.05,
+    "optimizer.warmup_epochs": 5.0,
+}
+# (epochs, learning rate, drop path)
+FINE_TUNING_BY_SIZE = {
+    "finetune_vit_b16": (90.0, 1e-3, 0.0),
+    "finetune_vit_l16_50ep": (50.0, 1e-3, 0.0),
+    "finetune_vit_l16": (90.0, 1e-3, 0.1),
+    "finetune_vit_h14": (90.0, 3e-3, 0.2),
+}
+SUPERVISED = FINE_TUNING | {
+    "total_epochs": 200.0,
+    "model.drop_path": 0.2,
+    "objective.pooling": "mean",
+    "optimizer.learning_rate": None,
+    "optimizer.base_learning_rate": 1e-4,
+    "optimizer.layer_decay": 1.0,
+    "optimizer.weight_decay": 0.3,
+    "optimizer.warmup_epochs": 20.0,
+}
+LINEAR = {
+    "batch_size": 16384,
+    "total_epochs": 90.0,
+    "model.drop_path": 0.0,
+    "data.randaugment.magnitude": 0.0,
+    "objective.kind": "linear",
+    "objective.mask": "causal",
+    "objective.pooling": "mean",
+    "objective.label_smoothing": 0.1,
+    "optimizer.name": "lars",
+    "optimizer.momentum": 0.9,
+    "optimizer.base_learning_rate": 0.1,
+    "optimizer.learning_rate": None,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.warmup_epochs": 10.0,
+}
+
+
 def read_config_file(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """A file's config, with what it leaves to its user."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    given = module.get_config()
+    given.init.checkpoint = "runs/pretrained"
+    return given
+
+
+def configs(beginning: str) -> list:
+    paths = [path for path in CONFIGS if path.stem.startswith(beginning)]
+    assert paths
+    return [pytest.param(path, id=path.stem) for path in paths]
+
+
+def assert_says(loaded: config.TrainConfig, table: dict) -> None:
+    for key, value in table.items():
+        node = loaded
+        for name in key.split("."):
+            node = getattr(node, name)
+        assert node == value, key
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_file_loads_and_its_model_can_be_built(path):
     loaded = load(read_config_file(path))
+    if "cifar10" in path.stem:
+        loaded = build.with_classes(loaded, 10, "cifar10")
     graph_definition(build.model_builder(loaded))
     build.build_objective(loaded)
     assert build.step_flops(loaded) > 0
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in CONFIGS if p.stem.startswith("darl_vit")], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", configs("darl_vit"))
 def test_imagenet_config_is_table_8(path):
     loaded = load(read_config_file(path))
-    for key, value in TABLE_8.items():
-        node = loaded
-        for name in key.split("."):
-            node = getattr(node, name)
-        assert node == value, key
+    table = dict(TABLE_8)
+    *_, last = path.stem.split("_")
+    if last in positions.POSITIONS:  # Table 1
+        table["model.positions"] = last
+    epochs = re.search(r"_(\d+)ep", path.stem)
+    table["total_epochs"] = float(epochs[1]) if epochs else 800.0
+    assert_says(loaded, table)
     model = loaded.model
     size = path.stem.split("_")[2]
     assert SIZES[size] == (
         model.width, model.depth, model.num_heads, model.mlp_dim, model.patch_size
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", configs("finetune_vit"))
+def test_fine_tuning_is_table_9(path):
+    loaded = load(read_config_file(path))
+    assert_says(loaded, FINE_TUNING)
+    row = max((n for n in FINE_TUNING_BY_SIZE if path.stem.startswith(n)), key=len)
+    epochs, rate, drop_path = FINE_TUNING_BY_SIZE[row]
+    assert_says(
+        loaded,
+        {
+            "total_epochs": epochs,
+            "optimizer.learning_rate": rate,
+            "model.drop_path": drop_path,
+            "objective.mask": "causal" if "causal" in path.stem else "full",
+            "objective.pooling": "mean" if "mean" in path.stem else "last",
+            "data.image_size": 384 if "384px" in path.stem else 224,
+            "model.trained_image_size": 224 if "384px" in path.stem else None,
+        },
+    )
+
+
+@pytest.mark.parametrize("path", configs("supervised_vit"))
+def test_supervised_training_is_table_10(path):
+    loaded = load(read_config_file(path))
+    mask = "causal" if path.stem.endswith("_causal") else "full"
+    encoding = path.stem.removesuffix("_causal").split("_")[-1]
+    assert_says(loaded, SUPERVISED | {"objective.mask": mask, "model.positions": encoding})
+
+
+@pytest.mark.parametrize("path", configs("linear_vit"))
+def test_linear_evaluation_is_table_13(path):
+    assert_says(load(read_config_file(path)), LINEAR)
+
+
+@pytest.mark.parametrize("name", ["finetune_vit_b16", "linear_vit_b16"])
+def test_a_key_that_is_left_to_the_user_is_named(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS[0].parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with pytest.raises(ConfigError, match=r"config.init.checkpoint has no value: give --config\."):
+        load(module.get_config())
 
 
 def test_config_survives_the_round_trip_through_a_config_dict():

@@ -21,7 +21,7 @@ from darl_jax.models.darl import DARL
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.vit import ViTConfig
 from darl_jax.objectives import Diffusion, DiffusionConfig
-from darl_jax.optimizers import OptimizerConfig, make_optimizer
+from darl_jax.optimizers import AdamWConfig, make_optimizer
 from darl_jax.sharding import MeshConfig, global_array, make_mesh, partition_spec, replicated
 from darl_jax.train_state import abstract_state, create_state, graph_definition
 from darl_jax.train_step import lower_step, make_train_step
@@ -79,7 +79,7 @@ def train(sizes: tuple[int, int, int], initial: Any = None) -> dict[str, Any]:
     """
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
     objective = Diffusion(DiffusionConfig(draws=2), 8, (0.5,) * 3, (0.25,) * 3)
-    optimizer = make_optimizer(OptimizerConfig(), lambda step: 3e-3)
+    optimizer = make_optimizer(AdamWConfig(), lambda step: 3e-3)
     step = make_train_step(graph_definition(build_model), objective, optimizer)
     rng = np.random.default_rng(0)
     out: dict[str, Any] = {"loss": [], "gradient_norm": [], "parameter_norm": []}

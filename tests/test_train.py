@@ -11,66 +11,19 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from clu.metrics import Average
 from etils import epath
 
-from darl_jax import cluster, train
-from darl_jax.checkpoint import Checkpointer, restore_params
-from darl_jax.config import default_config, load
-from darl_jax.interrupts import StopRequest
+from darl_jax import train
+from darl_jax.checkpoint import restore_params
+from darl_jax.config import load
 from darl_jax.metrics import read_metrics
 from darl_jax.step_metrics import StepMetrics
+from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-
-
-def tiny(**changes):
-    """A run on digits that takes a second once it is compiled."""
-    config = default_config()
-    config.batch_size = 32
-    config.total_steps = 12
-    config.log_every_steps = 4
-    config.model.update(width=32, depth=2, num_heads=2, mlp_dim=64, patch_size=4, dtype="float32")
-    config.data.update(
-        source="digits", image_size=8, channels=1, mean=(0.3,), std=(0.4,), flip=False,
-        crop_scale=(0.5, 1.0), eval_crop=1.0, in_memory=True,
-    )  # fmt: skip
-    config.optimizer.update(base_learning_rate=1e-2, warmup_steps=2)
-    config.checkpoint.update(every_steps=4, keep_last=2)
-    config.evaluation.update(loss_every_steps=6, pictures_every_steps=0, probe_every_steps=0)
-    for key, value in changes.items():
-        config.update_from_flattened_dict({key.replace("__", "."): value})
-    return load(config)
-
-
-def run(config, workdir) -> int:
-    with StopRequest(cluster.leave_together) as stop:
-        return train.train(config, epath.Path(workdir), stop)
-
-
-def saved_state(workdir, config) -> dict[str, np.ndarray]:
-    """The last checkpoint's arrays by name, read as whoever wrote it does not matter."""
-    from darl_jax import build
-    from darl_jax.optimizers import make_optimizer
-    from darl_jax.sharding import MeshConfig, make_mesh
-    from darl_jax.train_state import abstract_state
-
-    checkpointer = Checkpointer(workdir, keep_last=2, keep_every=0)
-    optimizer = make_optimizer(config.optimizer, lambda step: 0.0 * step)
-    abstract = abstract_state(build.model_builder(config), optimizer, make_mesh(MeshConfig()))
-    state = checkpointer.restore(abstract)
-    checkpointer.close()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name, strict=True)
 
 
 @pytest.fixture(scope="module")

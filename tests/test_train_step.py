@@ -15,7 +15,7 @@ from darl_jax.models.darl import DARL, parameters
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.vit import ViTConfig
 from darl_jax.objectives import MSE, Batch, Diffusion, DiffusionConfig, Metrics, MSEConfig
-from darl_jax.optimizers import OptimizerConfig, make_optimizer
+from darl_jax.optimizers import AdamWConfig, make_optimizer
 from darl_jax.train_state import TrainState
 from darl_jax.train_step import make_train_step
 from tests.random_modules import random_module
@@ -44,7 +44,7 @@ OBJECTIVES = {
     "poisoned": Poisoned(MSEConfig(), *PIXELS),
     "diffusion": Diffusion(DiffusionConfig(draws=2), *PIXELS),
 }
-OPTIMIZER = make_optimizer(OptimizerConfig(), lambda step: 1e-2 / (1 + step))
+OPTIMIZER = make_optimizer(AdamWConfig(), lambda step: 1e-2 / (1 + step))
 SGD = optax.sgd(0.1)
 
 

@@ -67,7 +67,7 @@ def absolute_path(path: os.PathLike | str) -> epath.Path:
 
 
 def restore_params(
-    path: os.PathLike | str, step: int | None = None
+    path: os.PathLike | str, step: int | None = None, *, averaged: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Parameters, config and step of a checkpoint, read without the code that wrote it.
 
@@ -76,6 +76,7 @@ def restore_params(
     Args:
         path: a run's workdir or its folder of checkpoints; local or a bucket.
         step: one of the steps that there are; None for the newest.
+        averaged: take their exponential moving average where the run kept one.
 
     Returns:
         The parameters as nested dicts of numpy arrays, the config as JSON kept it, and the step.
@@ -92,12 +93,14 @@ def restore_params(
     step_path = path_of_step(folder, step)
     metadata = read_metadata(step_path)
     config = read_config(step_path, metadata)
+    has_average = any(name.startswith("ema/") for name in metadata["arrays"])
+    item = "ema" if averaged and has_average else "params"
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     with (
         damage_named(step_path, "state"),
         contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
     ):
-        wanted = {"params": handler.metadata(step_path / "state").tree["params"]}
+        wanted = {item: handler.metadata(step_path / "state").tree[item]}
         restored = handler.restore(
             step_path / "state",
             args=ocp.args.PyTreeRestore(
@@ -106,8 +109,8 @@ def restore_params(
                 partial_restore=True,
             ),
         )
-    check_whole(step_path, metadata, restored, below="params/")
-    return restored["params"], config, int(step_path.name)
+    check_whole(step_path, metadata, restored, below=f"{item}/")
+    return restored[item], config, int(step_path.name)
 
 
 def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
@@ -120,7 +123,7 @@ def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
         raise FileNotFoundError(f"no checkpoints: there is no folder {folder}")
     steps = sorted(ocp.utils.checkpoint_steps(folder))
     if not steps:
-        found = ", ".join(_shortened(sorted(entry.name for entry in folder.iterdir())))
+        found = ", ".join(shortened(sorted(entry.name for entry in folder.iterdir())))
         raise FileNotFoundError(f"no checkpoint in {folder}, which holds: {found or 'nothing'}")
     if step is not None and step not in steps:
         raise FileNotFoundError(
@@ -140,7 +143,7 @@ def make_metadata(step: int, state: Mapping[str, Any], config: Mapping[str, Any]
     Raises:
         ValueError: an array of a type that has no checksum.
     """
-    arrays = _arrays_by_name(state)
+    arrays = arrays_by_name(state)
     sums = checksums(arrays)
     libraries = ("jax", "flax", "optax", "orbax-checkpoint")
     return sealed(
@@ -208,7 +211,7 @@ def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) 
     }
     current = {
         name: f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
-        for name, leaf in _arrays_by_name(expected).items()
+        for name, leaf in arrays_by_name(expected).items()
     }
     differences = [
         f"{name}: {saved.get(name, 'absent')} in the checkpoint, "
@@ -219,7 +222,7 @@ def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) 
     if differences:
         raise ValueError(
             f"the checkpoint {path} does not fit this run's model and optimiser; arrays that "
-            f"differ: {len(differences)}\n  " + "\n  ".join(_shortened(differences))
+            f"differ: {len(differences)}\n  " + "\n  ".join(shortened(differences))
         )
 
 
@@ -257,12 +260,12 @@ def check_whole(
         for name, array in metadata["arrays"].items()
         if name.startswith(below)
     }
-    found = checksums(_arrays_by_name(state))
+    found = checksums(arrays_by_name(state))
     wrong = sorted(
         name for name in saved.keys() | found.keys() if saved.get(name) != found.get(name)
     )
     if wrong:
-        raise DamagedCheckpointError(path, f"wrong checksum of {', '.join(_shortened(wrong))}")
+        raise DamagedCheckpointError(path, f"wrong checksum of {', '.join(shortened(wrong))}")
 
 
 @contextlib.contextmanager
@@ -355,11 +358,13 @@ def _key_name(key: Any) -> str:
     raise TypeError(f"a state's containers must name their children; {key!r} does not")
 
 
-def _arrays_by_name(tree: PyTree) -> dict[str, Any]:
+def arrays_by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves by their whole path, such as 'params/backbone/blocks/mlp/up/kernel'."""
     return {"/".join(name): leaf for name, leaf in named_leaves(tree).items()}
 
 
-def _shortened(names: Sequence[str]) -> list[str]:
+def shortened(names: Sequence[str]) -> list[str]:
+    """The first of many names, and how many more there are."""
     hidden = len(names) - _LISTED
     return [*names[:_LISTED], f"and {hidden} more"] if hidden > 0 else list(names)
 

@@ -22,7 +22,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from darl_jax.data.memory import MemorySource
 from darl_jax.data.sources import BadRecordError, Record, Source
 from darl_jax.evaluators.base import HostBatches
-from darl_jax.models.darl import DARL
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.readout import POOLINGS, readout
 from darl_jax.objectives import Batch
@@ -195,7 +194,7 @@ class LinearProbe:
     def __init__(
         self,
         config: ProbeConfig,
-        graphdef: nnx.GraphDef[DARL],
+        graphdef: nnx.GraphDef,
         *,
         initial_params: Callable[[], PyTree],
         training_batches: HostBatches,
@@ -207,8 +206,9 @@ class LinearProbe:
         def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
             backbone = nnx.merge(graphdef, params).backbone
             images = standardise(batch["image"], mean, std)
-            patches = patchify(images, backbone.config.patch_size)
-            blocks = backbone(patches, mask="causal").blocks
+            size = backbone.config.patch_size
+            grid = images.shape[1] // size, images.shape[2] // size
+            blocks = backbone(patchify(images, size), mask="causal", grid=grid).blocks
             return readout(blocks[block_index(config.relative_depth, len(blocks))], config.pooling)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:

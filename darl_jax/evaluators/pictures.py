@@ -19,7 +19,7 @@ from matplotlib.transforms import IdentityTransform
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
 from darl_jax.models.patches import unpatchify, unstandardise
-from darl_jax.objectives import Batch, Objective
+from darl_jax.objectives import Batch, PatchObjective
 from darl_jax.sharding import global_array, replicated
 
 _DPI = 100
@@ -60,7 +60,7 @@ class Pictures:
     def __init__(
         self,
         graphdef: nnx.GraphDef[DARL],
-        objective: Objective,
+        objective: PatchObjective,
         batches: HostBatches,
         *,
         number: int,
@@ -77,9 +77,9 @@ class Pictures:
             target, predicted, error = objective.predict(model, batch, key)
             # Rows that count first; the others are black.
             shown = jnp.argsort(~batch["mask"], stable=True)[:number]
-            config, grid = model.backbone.config, model.backbone.grid
+            patch_size, grid = model.backbone.config.patch_size, objective.grid(batch)
             target, predicted = (
-                unpatchify(x[shown].astype(jnp.float32), config.patch_size, grid)
+                unpatchify(x[shown].astype(jnp.float32), patch_size, grid)
                 for x in (target, predicted)
             )
             difference = jnp.mean(jnp.abs(predicted - target) * jnp.asarray(std), axis=-1)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from darl_jax.evaluators.base import HostBatches
-from darl_jax.models.darl import DARL
 from darl_jax.objectives import Batch, Metrics, Objective
 from darl_jax.sharding import global_array, replicated
 
@@ -28,7 +27,7 @@ class ValidationLoss:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef[DARL],
+        graphdef: nnx.GraphDef,
         objective: Objective,
         batches: HostBatches,
         mesh: Mesh,
@@ -39,7 +38,7 @@ class ValidationLoss:
             end = np.iinfo(np.int32).max
             first = jnp.min(batch["index"], where=batch["mask"], initial=end)
             model = nnx.merge(graphdef, params)
-            return objective(model, batch, jax.random.fold_in(key, first))[1]
+            return objective.validate(model, batch, jax.random.fold_in(key, first))
 
         self._metrics = jax.jit(metrics, out_shardings=replicated(mesh))
         self._batches = batches
@@ -52,7 +51,7 @@ class ValidationLoss:
         noise by the batch, so another size is another draw.
 
         Raises:
-          ValueError: there is no example.
+          ValueError: there is no example that counts.
         """
         total: dict[str, Average] = {}
         for batch in self._batches():
@@ -64,7 +63,10 @@ class ValidationLoss:
                 value = Average(total=np.float64(value.total), count=np.float64(value.count))
                 total[name] = total[name].merge(value) if name in total else value
         if not total or not total["loss"].count:
-            raise ValueError("the validation split holds no example; name one that does")
+            raise ValueError(
+                "the validation split holds no example that counts; name one that does (and that "
+                "has labels, where labels are learnt)"
+            )
         for name, value in total.items():
             if value.count:
                 yield name, float(value.compute())

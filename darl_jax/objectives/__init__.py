@@ -1,15 +1,29 @@
 """Ways to learn: one file for each, all called as (model, batch, key) -> (loss, metrics)."""
 
-from darl_jax.objectives.base import Batch, Metrics, Objective, Prediction
+from typing import Any
+
+from darl_jax.objectives.base import Batch, Metrics, Objective, PatchObjective, Prediction
+from darl_jax.objectives.classification import Classification, ClassificationConfig
 from darl_jax.objectives.diffusion import Diffusion, DiffusionConfig
 from darl_jax.objectives.mse import MSE, MSEConfig
+from darl_jax.objectives.probes import ProbeObjective, ProbesConfig
 
-ObjectiveConfig = MSEConfig | DiffusionConfig
+ObjectiveConfig = MSEConfig | DiffusionConfig | ClassificationConfig | ProbesConfig
 
 # objective.name -> (its config, the objective)
-OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
+OBJECTIVES: dict[str, tuple[type, type[Objective[Any]]]] = {
     "mse": (MSEConfig, MSE),
     "diffusion": (DiffusionConfig, Diffusion),
+    "classification": (ClassificationConfig, Classification),
+    "probes": (ProbesConfig, ProbeObjective),
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Metrics", "Objective", "ObjectiveConfig", "Prediction"]
+__all__ = [
+    "OBJECTIVES",
+    "Batch",
+    "Metrics",
+    "Objective",
+    "ObjectiveConfig",
+    "PatchObjective",
+    "Prediction",
+]

@@ -17,7 +17,7 @@ from darl_jax.compilation import describe
 from darl_jax.config import TrainConfig
 from darl_jax.data import pipeline, sources
 from darl_jax.models import attention
-from darl_jax.optimizers import learning_rate_schedule, make_optimizer
+from darl_jax.optimizers import learning_rate_schedule
 from darl_jax.planning import hlo, roofline
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
@@ -237,14 +237,15 @@ def lower(
         steps_per_epoch=train_images / config.batch_size,
         total_steps=total_steps,
     )
-    optimizer = make_optimizer(config.optimizer, learning_rate)
+    optimizer = build.build_optimizer(config, learning_rate)
     # All that computes anything comes before the mesh is set, whose devices may not be there.
-    state = abstract_state(build_model, optimizer, mesh)
+    state = abstract_state(build_model, optimizer, mesh, ema=config.ema_decay > 0)
     step = make_train_step(
         graph_definition(build_model),
         build.build_objective(config),
         optimizer,
         accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
     )
     key = jax.eval_shape(jax.random.key, 0)
     with jax.set_mesh(mesh):

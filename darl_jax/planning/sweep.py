@@ -12,7 +12,6 @@ from darl_jax import build
 from darl_jax.chips import Chip
 from darl_jax.config import TrainConfig
 from darl_jax.models.vit import REMAT_POLICIES
-from darl_jax.optimizers import make_optimizer
 from darl_jax.planning import roofline
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
@@ -154,9 +153,11 @@ def estimates(
     accumulations: Sequence[int],
 ) -> Iterator[Candidate]:
     """Every mesh, batch and policy that suits the devices, estimated without compiling."""
-    optimizer = make_optimizer(config.optimizer, 0.0)
+    optimizer = build.build_optimizer(config, 0.0)
     builder = build.model_builder(config)
-    shapes = jax.eval_shape(lambda key: init_state(builder, optimizer, key), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: init_state(builder, optimizer, key, ema=config.ema_decay > 0), jax.random.key(0)
+    )
     for mesh_config in meshes(len(topology.devices)):
         try:
             mesh = make_mesh(mesh_config, topology.devices)

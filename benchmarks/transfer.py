@@ -1,0 +1,54 @@
+"""Pre-trained against not: the same fine-tuning from a checkpoint and from nothing, over seeds.
+
+    python benchmarks/transfer.py --data_dir=~/tensorflow_datasets --folder=runs/transfer
+
+CIFAR-10 on a CPU: pre-trains once (configs/cifar10_transfer_mse.py), fine-tunes with three seeds
+from that checkpoint and from nothing (configs/finetune_cifar10.py), and prints a table.
+Interrupted, the same command goes on where it was.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+
+import experiments
+from experiments import Run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data_dir", required=True, help="where TFDS prepared cifar10")
+    parser.add_argument("--folder", required=True, type=pathlib.Path, help="where the runs go")
+    parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning (3)")
+    arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        sys.exit("--seeds must be at least 2, for there to be a spread")
+    data = {"data.data_dir": arguments.data_dir}
+    folder = arguments.folder.expanduser().resolve()
+
+    pretrained = Run("pretrained", "cifar10_transfer_mse.py", data)
+    starts = {"pre-trained": folder / "pretrained", "from nothing": ""}
+    runs = {
+        start: [
+            Run(
+                f"{start.replace(' ', '_')}_seed{seed}",
+                "finetune_cifar10.py",
+                data | {"init.checkpoint": checkpoint, "seed": seed},
+            )
+            for seed in range(arguments.seeds)
+        ]
+        for start, checkpoint in starts.items()
+    }
+    experiments.train_all([pretrained, *(run for group in runs.values() for run in group)], folder)
+
+    rows = [["start", *(f"seed {i}" for i in range(arguments.seeds)), "mean", "std"]]
+    for start, group in runs.items():
+        scores = [experiments.last_value(folder / run.name, "validation/accuracy") for run in group]
+        numbers = [*scores, statistics.mean(scores), statistics.stdev(scores)]
+        rows.append([start, *(f"{number:.4f}" for number in numbers)])
+    print(experiments.table(rows))
+
+
+if __name__ == "__main__":
+    main()

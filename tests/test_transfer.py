@@ -1,0 +1,139 @@
+"""From a pre-trained run to fine-tuning, probes and answers, through the programs themselves."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from darl_jax import train
+from darl_jax.checkpoint import restore_params
+from darl_jax.metrics import read_metrics
+from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
+
+FINE_TUNING = {
+    "objective": "classification",
+    "model__drop_path": 0.2,
+    "objective__mixing__mixup": 0.8,
+    "objective__mixing__cutmix": 1.0,
+    "objective__mixing__erasing_probability": 0.25,
+    "optimizer__learning_rate": 3e-3,
+    "optimizer__layer_decay": 0.75,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("pretrained")
+    assert run(tiny(), workdir) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(pretrained, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("fine_tuned")
+    assert run(tiny(**FINE_TUNING, init__checkpoint=str(pretrained)), workdir) == 0
+    return workdir
+
+
+def test_training_starts_from_the_checkpoint_s_backbone(pretrained, tmp_path, caplog):
+    caplog.set_level("INFO")
+    still = tiny(
+        objective="classification", total_steps=1, optimizer__learning_rate=0.0,
+        init__checkpoint=str(pretrained),
+    )  # fmt: skip
+    assert run(still, tmp_path) == 0
+    ours, theirs = restore_params(tmp_path)[0], restore_params(pretrained)[0]
+    for a, b in zip(
+        jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert ours["head"]["kernel"].shape == (32, 10)
+    told = "\n".join(caplog.messages)
+    assert f"come from step 12 of {pretrained}" in told
+    assert "new: head/bias, head/kernel" in told
+    assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in told
+
+
+def test_fine_tuning_reports_accuracy_and_its_average_of_parameters(fine_tuned):
+    history = read_metrics(fine_tuned)
+    accuracies = [line["validation/accuracy"] for line in history if "validation/accuracy" in line]
+    assert len(accuracies) == 2
+    assert all(0.0 <= value <= 1.0 for value in accuracies)
+    averaged, plain = restore_params(fine_tuned)[0], restore_params(fine_tuned, averaged=False)[0]
+    assert not np.array_equal(averaged["head"]["kernel"], plain["head"]["kernel"])
+
+
+def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint_it_began_from(
+    fine_tuned, pretrained, tmp_path, monkeypatch
+):
+    begun = tmp_path / "begun"
+    begun.symlink_to(pretrained)
+    # No evaluation before the stop: a signal in one ends the process.
+    config = tiny(
+        **FINE_TUNING, init__checkpoint=str(begun), evaluation__loss_every_steps=12
+    )
+    add = train.StepMetrics.add
+
+    def stop_at_step_4(self, step, metrics):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.StepMetrics, "add", stop_at_step_4)
+        assert run(config, tmp_path / "run") == 75
+    begun.unlink()
+    assert run(config, tmp_path / "run") == 0
+    assert_same_bits(saved_state(fine_tuned, config), saved_state(tmp_path / "run", config))
+
+
+def test_a_run_is_not_resumed_from_another_beginning(fine_tuned, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(tiny(**FINE_TUNING), fine_tuned)
+    assert caught.value.code == 2
+    assert "init.checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_probes_of_every_block_learn_and_the_backbone_does_not(pretrained, tmp_path, kind):
+    config = tiny(
+        objective="probes",
+        optimizer="lars" if kind == "linear" else "adamw",
+        objective__kind=kind,
+        optimizer__learning_rate=3.0 if kind == "linear" else 3e-3,
+        total_steps=60,
+        evaluation__loss_every_steps=60,
+        evaluation__knn_every_steps=60,
+        init__checkpoint=str(pretrained),
+    )
+    assert run(config, tmp_path) == 0
+    ours, theirs = restore_params(tmp_path)[0], restore_params(pretrained)[0]
+    for a, b in zip(
+        jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    last = {name: value for line in read_metrics(tmp_path) for name, value in line.items()}
+    for block in ("block_01", "block_02"):
+        assert last[f"validation/accuracy/{block}"] > 0.3, "chance is 0.1"
+        assert last[f"knn/accuracy/{block}"] > 0.3
+    state = saved_state(tmp_path, config)
+    assert not [name for name in state if "opt_state" in name and "backbone" in name]
+
+
+def test_what_begins_from_another_model_ends_with_one_line(pretrained, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(
+            tiny(objective="classification", model__width=64, init__checkpoint=str(pretrained)),
+            tmp_path,
+        )
+    assert caught.value.code == 2
+    assert "config.model.width is 64 and the checkpoint's is 32" in capsys.readouterr().err
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_pictures_of_a_classifier_are_refused_by_key():
+    with pytest.raises(ValueError, match=r"config.evaluation.pictures_every_steps=5 must be 0"):
+        tiny(objective="classification", evaluation__pictures_every_steps=5)
