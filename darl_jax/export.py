@@ -10,6 +10,8 @@ written; 2 a flag or checkpoint that cannot be used. docs/export.md says what ea
 
 import logging as logging_lib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags
 from etils import epath
@@ -28,6 +30,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
 _FORMAT = flags.DEFINE_enum("format", None, [*FORMS], "What is written.")
+_EMA = flags.DEFINE_bool(
+    "ema", True, "Write the moving average of the parameters, where the run kept one."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The folder that is written; new, or empty.")
 
 
@@ -43,7 +48,9 @@ def main(argv: list[str]) -> None:
                 "once; copy it there afterwards"
             )
         check_new(output)  # before a large checkpoint is read
-        result = export(read_source(_given(_CHECKPOINT), _STEP.value), form, output)
+        result = export(
+            read_source(_given(_CHECKPOINT), _STEP.value, averaged=_EMA.value), form, output
+        )
     print(report(result, output))
 
 
@@ -55,19 +62,25 @@ def _given(flag: flags.FlagHolder) -> str:
     return str(flag.value)
 
 
-def read_source(checkpoint: str, step: int | None) -> Source:
+def read_source(checkpoint: str, step: int | None, *, averaged: bool) -> Source:
     """A run's parameters. Raises as `load_run`."""
-    loaded = load_run(checkpoint, step)
+    loaded = load_run(checkpoint, step, averaged=averaged)
     assert loaded.config is not None and loaded.step is not None  # a run has both
+    average = _average(loaded.config, averaged)
     folder = absolute_path(checkpoint)
     workdir = folder.parent if folder.name == FOLDER else folder
     return Source(
         params=loaded.params,
         config=loaded.config,
         step=loaded.step,
-        description=f"step {loaded.step} of the run {workdir.name}",
+        description=f"step {loaded.step} of the run {workdir.name}{average}",
         history=_history(workdir),
     )
+
+
+def _average(config: Mapping[str, Any], averaged: bool) -> str:
+    decay = config.get("ema_decay", 0.0)
+    return f", the moving average (decay {decay}) of its parameters" if decay and averaged else ""
 
 
 def report(result: Exported, output: pathlib.Path) -> str:

@@ -4,11 +4,12 @@ r"""Run darl_jax on this machine, in a virtual environment that is made when it 
     python3 launch/local.py [--extra NAME] [--dry-run] [--processes N] [--restarts N] \
         train --config=FILE --workdir=FOLDER ...
     python3 launch/local.py [--extra NAME] [--dry-run] plan --config=FILE --topology=NAME ...
+    python3 launch/local.py [--extra NAME] [--dry-run] export --checkpoint=WORKDIR --format=NAME ...
     python3 launch/local.py [--extra NAME] [--dry-run] test [PYTEST ARGUMENTS ...]
     python3 launch/local.py [--extra NAME] [--dry-run] install
 
-What follows `train`, `plan` or `test` reaches the program untouched, and so do signals; its exit
-code is this command's. `train` and `plan` stay in your current folder; `test` runs in the
+What follows `train`, `plan`, `export` or `test` reaches the program untouched, and so do signals;
+its exit code is this command's. All but `test` stay in your current folder; `test` runs in the
 repository's root, so the paths that it is given are those of the repository. `install` stops once
 the environment is there, for a machine whose compute nodes have no network.
 
@@ -50,7 +51,12 @@ except ImportError:
     sys.exit("darl_jax runs on Linux and macOS; on Windows, use WSL (the Linux inside Windows).")
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = {"train": "darl_jax.train", "plan": "darl_jax.plan", "test": "pytest"}
+PROGRAMS = {
+    "train": "darl_jax.train",
+    "plan": "darl_jax.plan",
+    "export": "darl_jax.export",
+    "test": "pytest",
+}
 COMMANDS = (*PROGRAMS, "install")
 EXTRAS = ("gpu", "tpu", "buckets")
 STAMP = "darl_jax.json"
@@ -263,7 +269,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--extra NAME] [--dry-run] [--processes N] [--restarts N] "
-        "{train,plan,test,install} ...",
+        "{train,plan,export,test,install} ...",
     )
     parser.add_argument(
         "--extra",

@@ -38,6 +38,7 @@ _REFUSED = (
     (r"blocks\.\d+\.mlp\.(norm|fc1_g|fc1_x|w12|w3)\..*", "its MLP is gated or normed"),
 )
 _LEFT_OUT = r"decoder_.*|mask_token|head\..*|head_dist\..*"
+_KINDS = ("weight", "bias")
 _LAYER_SCALE = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
 _OTHER_LAYER_SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
 # MAE computes angles of up to about 30 in float32, and so does not have ours to the last bit.
@@ -88,12 +89,11 @@ def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
     _fold_layer_scale(kept, depth)
     flat = {ours: kept.pop(timm) for ours, timm in renamed(depth).items() if timm in kept}
     for i in range(depth):
-        prefix = f"blocks.{i}.attn.qkv"
-        if f"{prefix}.weight" not in kept:
-            continue
-        weight = kept.pop(f"{prefix}.weight")
-        bias = kept.pop(f"{prefix}.bias", np.zeros(len(weight), np.float32))
-        for kind, joined in (("weight", weight), ("bias", bias)):
+        weight, bias = (kept.pop(f"blocks.{i}.attn.qkv.{kind}", None) for kind in _KINDS)
+        if weight is None:
+            continue  # it is missed below
+        bias = np.zeros(len(weight), np.float32) if bias is None else bias
+        for kind, joined in zip(_KINDS, (weight, bias), strict=True):
             flat |= split_qkv(joined, f"blocks.{i}.attention", kind)
     positions, table = _tokens(kept, flat, shape)
     if table is not None:
@@ -163,7 +163,7 @@ def _fold_layer_scale(tensors: Tensors, depth: int) -> None:
     for i in range(depth):
         for gamma, projection in _LAYER_SCALE.items():
             scale = tensors.pop(f"blocks.{i}.{gamma}", None)
-            names = [f"blocks.{i}.{projection}.{kind}" for kind in ("weight", "bias")]
+            names = [f"blocks.{i}.{projection}.{kind}" for kind in _KINDS]
             if scale is None or not all(name in tensors for name in names):
                 continue
             tensors[names[0]] = tensors[names[0]] * scale[:, None]
@@ -195,7 +195,7 @@ def _check(what: str, flat: Tensors, rest: Tensors, shape: ModelShape) -> None:
     timm = renamed(shape.depth)
     for i in range(shape.depth):
         for name in QKV:
-            for kind in ("weight", "bias"):
+            for kind in _KINDS:
                 timm[f"blocks.{i}.attention.{name}.{kind}"] = f"blocks.{i}.attn.qkv.{kind}"
     expected = expected_shapes(shape)
     found = {timm.get(name, name): value.shape for name, value in flat.items() if name in expected}

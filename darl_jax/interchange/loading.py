@@ -8,6 +8,8 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import nnx
@@ -92,9 +94,9 @@ def is_run(path: str) -> bool:
     return (folder / FOLDER).is_dir() or any(entry.name.isdigit() for entry in folder.iterdir())
 
 
-def load_run(path: str, step: int | None = None) -> LoadedModel:
-    """The parameters of a run's checkpoint. Raises as `restore_params`."""
-    params, config, found = restore_params(path, step)
+def load_run(path: str, step: int | None = None, *, averaged: bool = True) -> LoadedModel:
+    """The parameters of a run's checkpoint; arguments and errors are those of `restore_params`."""
+    params, config, found = restore_params(path, step, averaged=averaged)
     return LoadedModel(
         params=params,
         config=config,
@@ -126,7 +128,8 @@ def build_backbone(loaded: LoadedModel, **model: Any) -> ViT:
     def create() -> ViT:
         return ViT(config, patch_dim=patch_dim, grid=(side, side), rngs=nnx.Rngs(0))
 
-    return nnx.merge(nnx.split(nnx.eval_shape(create))[0], loaded.params["backbone"])
+    graphdef = nnx.split(nnx.eval_shape(create))[0]
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, loaded.params["backbone"]))
 
 
 def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:

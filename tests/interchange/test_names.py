@@ -1,0 +1,74 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darl_jax import build
+from darl_jax.config import to_dict
+from darl_jax.interchange.described import describe, shape_of
+from darl_jax.interchange.names import check_arrays, expected_shapes, from_torch, to_torch
+from darl_jax.models.darl import parameters
+from darl_jax.models.patches import patchify
+from darl_jax.models.positions import POSITIONS
+from tests.interchange.small_run import assert_same, golden_weights, make_config
+from tests.random_modules import random_module
+
+
+def params_of(**model):
+    config = make_config(**model)
+    return parameters(random_module(build.model_builder(config))), config
+
+
+@pytest.mark.parametrize("encoding", POSITIONS)
+def test_there_and_back_keeps_every_bit(encoding):
+    params, config = params_of(positions=encoding)
+    params["head"] = {"kernel": np.ones((16, 5), np.float32), "bias": np.ones(5, np.float32)}
+    tensors = to_torch(params, config.model.patch_size)
+    del params["patch_decoder"]
+    assert_same(from_torch(tensors), params)
+    assert all(value.flags.c_contiguous for value in tensors.values())
+
+
+@pytest.mark.parametrize("encoding", POSITIONS)
+def test_the_expected_arrays_are_those_that_are_written(encoding):
+    params, config = params_of(positions=encoding)
+    tensors = to_torch(params, config.model.patch_size)
+    model = describe(params, to_dict(config))["model"]
+    found = {name: value.shape for name, value in tensors.items()}
+    assert found == expected_shapes(shape_of(model))
+    check_arrays("a file", found, expected_shapes(shape_of(model)))
+
+
+def test_pytorch_has_the_same_names():
+    params, config = params_of(positions="learnable")
+    tensors = to_torch(params, config.model.patch_size)
+    assert {n: x.shape for n, x in tensors.items()} == {
+        n: x.shape for n, x in golden_weights("module").items()
+    }
+
+
+def test_the_patch_embedding_is_a_convolution_with_patches_as_its_stride():
+    params, config = params_of()
+    size = config.model.patch_size
+    image = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+    kernel = np.asarray(params["backbone"]["patch_embedding"]["kernel"], np.float64)
+    ours = np.asarray(patchify(jnp.asarray(image), size), np.float64) @ kernel
+    weight = to_torch(params, size)["patch_embedding.weight"].astype(np.float64)
+    windows = image[0].reshape(4, size, 4, size, 3)
+    convolved = np.einsum("rpcqk,dkpq->rcd", windows, weight).reshape(16, -1)
+    np.testing.assert_allclose(convolved, ours[0], atol=1e-12)
+
+
+def test_a_group_of_parameters_without_a_place_is_an_error():
+    params, config = params_of()
+    with pytest.raises(ValueError, match="'probe' have no place"):
+        to_torch(params | {"probe": {"kernel": np.ones(3)}}, config.model.patch_size)
+
+
+def test_arrays_that_do_not_fit_are_named():
+    expected = {"sos": (4,), "final_norm.bias": (4,)}
+    with pytest.raises(ValueError, match=r"x has no array final_norm\.bias; .* 2 arrays"):
+        check_arrays("x", {"sos": (4,)}, expected)
+    with pytest.raises(ValueError, match="x has other, which a model"):
+        check_arrays("x", expected | {"other": (1,)}, expected)
+    with pytest.raises(ValueError, match=r"sos of shape \(5,\) instead of \(4,\)"):
+        check_arrays("x", expected | {"sos": (5,)}, expected)
