@@ -21,7 +21,11 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 MIXUP, CUTMIX = MixingConfig(mixup=0.8), MixingConfig(cutmix=1.0)
 BOTH = MixingConfig(mixup=0.8, cutmix=1.0)
 BATCH, HEIGHT, WIDTH, CLASSES = 6, 24, 17, 6
-DRAWS = 4000
+DRAWS = 3000
+
+jitted_mix = jax.jit(mix, static_argnums=3)
+jitted_erase = jax.jit(erase, static_argnums=2)
+jitted_augment = jax.jit(augment, static_argnums=3)
 
 
 def keys(count: int, seed: int = 0) -> jax.Array:
@@ -90,7 +94,7 @@ def test_mixup_is_the_weighted_mean_with_the_batch_reversed() -> None:
     rng = np.random.default_rng(0)
     images, targets = rng.normal(size=(5, 8, 6, 3)), rng.dirichlet(np.ones(4), 5)
     for key in keys(5):
-        mixed, labels = jax.jit(mix, static_argnums=3)(
+        mixed, labels = jitted_mix(
             key, jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32), MIXUP
         )
         difference = targets[0] - targets[-1]
@@ -186,7 +190,7 @@ def test_whole_batch_shares_one_share_and_one_box() -> None:
     images, targets = marked()
     number = np.arange(1.0, BATCH + 1)
     for key in keys(20):
-        mixed, labels = mix(key, images, targets, BOTH)
+        mixed, labels = jitted_mix(key, images, targets, BOTH)
         own = (np.asarray(mixed[..., 0]) - number[::-1, None, None]) / (number - number[::-1])[
             :, None, None
         ]
@@ -200,7 +204,7 @@ def test_labels_stay_distributions() -> None:
     images, _ = marked()
     targets = soft_labels(jnp.arange(BATCH) % 4, 4, 0.1)
     for key in keys(20):
-        labels = augment(key, images, targets, BOTH)[1]
+        labels = jitted_augment(key, images, targets, BOTH)[1]
         np.testing.assert_allclose(jnp.sum(labels, axis=-1), np.ones(BATCH), rtol=1e-6)
         assert (labels >= 0.1 / 4 - 1e-7).all()
 
@@ -226,7 +230,7 @@ def timm_erasing(rng: random.Random, config: MixingConfig) -> tuple[int, int, in
 
 def erased(config: MixingConfig, count: int = DRAWS) -> np.ndarray:
     images = jnp.full((count, HEIGHT, WIDTH, 2), 100.0)
-    result = np.asarray(jax.jit(erase, static_argnums=2)(jax.random.key(3), images, config))
+    result = np.asarray(jitted_erase(jax.random.key(3), images, config))
     changed = result != 100.0
     np.testing.assert_array_equal(changed[..., 0], changed[..., 1])
     return changed[..., 0]
@@ -271,9 +275,9 @@ def test_images_are_erased_independently_of_each_other() -> None:
 
 
 def test_erased_pixels_are_standard_gaussian_noise_and_the_others_are_kept() -> None:
-    images = jnp.full((500, HEIGHT, WIDTH, 3), 100.0)
+    images = jnp.full((200, HEIGHT, WIDTH, 3), 100.0)
     config = MixingConfig(erasing_probability=1.0)
-    result = np.asarray(erase(jax.random.key(1), images, config))
+    result = np.asarray(jitted_erase(jax.random.key(1), images, config))
     noise = result[result != 100.0]
     assert stats.kstest(noise, "norm").pvalue > 1e-4
     box = result[0][(result[0] != 100.0).all(axis=-1)]
@@ -285,10 +289,11 @@ def test_augment_erases_before_it_mixes() -> None:
     config = dataclasses.replace(BOTH, erasing_probability=1.0)
     for key in keys(5):
         one, two = jax.random.split(key)
-        mixed, labels = mix(two, erase(one, images, config), targets, config)
-        result, result_labels = augment(key, images, targets, config)
-        np.testing.assert_array_equal(result, mixed)
-        np.testing.assert_array_equal(result_labels, labels)
+        mixed, labels = jitted_mix(two, jitted_erase(one, images, config), targets, config)
+        result, result_labels = jitted_augment(key, images, targets, config)
+        # Fused in one program or made by two: the last bits of float32.
+        np.testing.assert_allclose(result, mixed, atol=1e-5)
+        np.testing.assert_allclose(result_labels, labels, atol=1e-6)
 
 
 # --- devices -------------------------------------------------------------------------------------
