@@ -1,11 +1,11 @@
 r"""Draws 64 training images as the model sees them, with their labels.
 
-    python -m darl_jax.augmentations --config=configs/finetune_vit_b16.py \
-        --config.init.checkpoint=runs/pretrained --config.data.data_dir=~/tensorflow_datasets
+    python -m darl_jax.augmentations --config=configs/supervised_vit_l16_rope2d.py \
+        --config.data.data_dir=~/tensorflow_datasets
 
 Each of the eight rows is a batch of its own, for a batch is mixed in one way: cropped, mirrored and
 distorted by the training pipeline, then erased and mixed as `config.objective.mixing` says. No
-model is made, and `config.init.checkpoint` is not read.
+model is made.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from darl_jax.evaluators.pictures import magnify
 from darl_jax.models.patches import standardise, unstandardise
 from darl_jax.objectives.mixing import MixingConfig, augment
 
-_USAGE = "python -m darl_jax.augmentations --config=configs/finetune_vit_b16.py"
+_USAGE = "python -m darl_jax.augmentations --config=configs/supervised_vit_l16_rope2d.py"
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file; any key of it can be overridden as --config.key=value."
