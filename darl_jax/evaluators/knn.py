@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
 
 from darl_jax.data.memory import MemorySource
@@ -26,7 +26,7 @@ from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.readout import POOLINGS, readout
 from darl_jax.objectives import Batch
 from darl_jax.objectives.probes import block_name
-from darl_jax.sharding import batch_sharding, global_array, replicated
+from darl_jax.sharding import BATCH_AXES, batch_sharding, global_array, replicated
 
 # Similarities are computed for this many at once: 64 MB of them.
 _QUERIES = 1024
@@ -117,8 +117,10 @@ class Knn:
     """Accuracy of weighted k-NN on each block's output.
 
     Settled here: features are centred by the bank's mean before they are brought to unit length.
-    Outputs of blocks have no norm behind them, and what all images have in common, above all a few
-    channels that are large everywhere, would make every cosine similarity nearly 1.
+    Outputs of blocks have no norm behind them, and all images have much in common: a model of
+    width 128 gave two CIFAR-10 images cosine similarities of 0.66 to 0.87 on average, centred 0.
+    The closer these are to 1, the more alike all neighbours vote, whatever the temperature. There
+    accuracy did not gain by it: it differed either way by less than two standard errors of 0.01.
 
     Args:
       config: which features and neighbours.
@@ -247,7 +249,7 @@ def nearest_labels(
     bank_ = _put(np.pad(bank, ((0, filling), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
     padded_labels = np.pad(labels.astype(np.int32), (0, filling), constant_values=-1)
     labels_ = _put(padded_labels.reshape(-1, rows), whole)
-    vote = _voting(neighbours, temperature, int(labels.max()) + 1, whole)
+    vote = _voting(neighbours, temperature, int(labels.max()) + 1, mesh)
     predicted = []
     for start in range(0, len(queries), at_once):
         some = queries[start : start + at_once]
@@ -263,7 +265,7 @@ def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
 
 @functools.cache  # blocks have features of one shape, and one program
 def _voting(
-    neighbours: int, temperature: float, num_classes: int, out_sharding: NamedSharding
+    neighbours: int, temperature: float, num_classes: int, mesh: Mesh
 ) -> Callable[[Array, Array, Array], Any]:
     def vote(
         bank: Float[Array, "block row width"],
@@ -291,4 +293,8 @@ def _voting(
         votes = votes.at[jnp.arange(len(queries))[:, None], of_nearest].add(weight)
         return jnp.argmax(votes, axis=1).astype(jnp.int32)
 
-    return jax.jit(vote, out_shardings=out_sharding)
+    # Each device on its own queries: left to itself the compiler sorts all of them on each.
+    rows = PartitionSpec(BATCH_AXES)
+    specs = PartitionSpec(), PartitionSpec(), rows
+    mapped = jax.shard_map(vote, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    return jax.jit(mapped, out_shardings=replicated(mesh))

@@ -237,7 +237,7 @@ def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
 def test_similarities_are_in_full_float32():
     """On accelerators a plain matmul would round features to bfloat16 or TF32."""
     mesh = make_mesh(MeshConfig())
-    vote = knn_lib._voting(1, 0.07, 2, knn_lib.replicated(mesh))
-    jaxpr = jax.make_jaxpr(vote)(jnp.ones((2, 3, 4)), jnp.ones((2, 3), jnp.int32), jnp.ones((5, 4)))
+    vote = knn_lib._voting(1, 0.07, 2, mesh)
+    jaxpr = jax.make_jaxpr(vote)(jnp.ones((2, 3, 4)), jnp.ones((2, 3), jnp.int32), jnp.ones((8, 4)))
     assert str(jaxpr).count("dot_general") == 1
     assert "HIGHEST" in str(jaxpr)
