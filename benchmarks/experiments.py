@@ -53,7 +53,8 @@ def train(run: Run, folder: pathlib.Path, *, program: str = "darl_jax.train") ->
 
 def train_all(runs: Sequence[Run], folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Trains all, with an estimate of the time to go from those that were done."""
-    workdirs, seconds = {}, []
+    workdirs: dict[str, pathlib.Path] = {}
+    seconds: list[float] = []
     for i, run in enumerate(runs):
         left = ""
         if seconds:

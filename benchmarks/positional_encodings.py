@@ -13,8 +13,10 @@ import pathlib
 import subprocess
 import sys
 
-import experiments
-from experiments import REPOSITORY, Run
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import experiments
+from benchmarks.experiments import REPOSITORY, Run
 
 NAMES = {
     "none": "NoPE",

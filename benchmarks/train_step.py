@@ -39,7 +39,7 @@ from darl_jax.data.loading import Batches
 from darl_jax.models.attention import IMPLEMENTATIONS, choose_implementation
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.vit import DTYPES, REMAT_POLICIES
-from darl_jax.objectives import OBJECTIVES
+from darl_jax.objectives import OBJECTIVES, PatchObjective
 from darl_jax.sharding import MeshConfig
 
 ALL_MODELS = ("b16", "l16", "h14")
@@ -49,6 +49,14 @@ SMALL_BATCH = 8
 PROFILED_STEPS = 3
 # Of the GPU's memory; PyTorch has half of it.
 MEMORY_SHARE_BESIDE_TORCH = "0.45"
+
+
+# Those of pre-training, by name.
+PRETRAINING = {
+    name: (config, objective)
+    for name, (config, objective) in OBJECTIVES.items()
+    if issubclass(objective, PatchObjective)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +88,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--models", default="s16", help="as in ti4,s16,b16; all: b16,l16,h14")
     what.add_argument("--config", help="a config file, instead of --models")
-    parser.add_argument("--objectives", default="mse", help=f"of {','.join(OBJECTIVES)}, or all")
+    parser.add_argument("--objectives", default="mse", help=f"of {','.join(PRETRAINING)}, or all")
     parser.add_argument("--image_size", type=int, default=224, help="with --models")
     parser.add_argument("--batch_size", type=int, help="default: what the device has room for")
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: float32 on a CPU")
@@ -124,19 +132,19 @@ def size_config(model: str, objective: str, image_size: int) -> TrainConfig:
     match = re.fullmatch(r"([a-z]+)([1-9]\d*)", model.lower())
     if match is None or match[1] not in sizes:
         raise ValueError(f"--models: {model!r} is not one of {', '.join(sizes)} and a patch (s16)")
-    if objective not in OBJECTIVES:
-        raise ValueError(f"--objectives: {objective!r} is not one of {', '.join(OBJECTIVES)}")
+    if objective not in PRETRAINING:
+        raise ValueError(f"--objectives: {objective!r} is not one of {', '.join(PRETRAINING)}")
     if image_size < 1 or image_size % int(match[2]):
         raise ValueError(f"--image_size={image_size} must be a multiple of {model}'s patch")
     decoder = PatchDecoderConfig()
-    if OBJECTIVES[objective][1].denoising:
+    if PRETRAINING[objective][1].denoising:
         decoder = PatchDecoderConfig(kind="transformer", layers=1)
     default = TrainConfig()
     return dataclasses.replace(
         default,
         model=dataclasses.replace(sizes[match[1]], patch_size=int(match[2])),
         patch_decoder=decoder,
-        objective=OBJECTIVES[objective][0](),
+        objective=PRETRAINING[objective][0](),
         data=dataclasses.replace(default.data, image_size=image_size),
     )
 
@@ -154,7 +162,7 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     else:
         models = ALL_MODELS if arguments.models == "all" else arguments.models.split(",")
         every = arguments.objectives == "all"
-        objectives = list(OBJECTIVES) if every else arguments.objectives.split(",")
+        objectives = list(PRETRAINING) if every else arguments.objectives.split(",")
         found = [
             (model, size_config(model, objective, arguments.image_size))
             for model in models

@@ -12,8 +12,10 @@ import pathlib
 import statistics
 import sys
 
-import experiments
-from experiments import Run
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import experiments
+from benchmarks.experiments import Run
 
 
 def main() -> None:

@@ -210,12 +210,14 @@ def default_config(
       optimizer: a name in OPTIMIZERS, which decides the keys under `config.optimizer`.
     """
     objective_config, cls = OBJECTIVES[objective]
-    pictures = {} if issubclass(cls, PatchObjective) else {"pictures_every_steps": 0}
+    evaluation = EvaluationConfig()
+    if not issubclass(cls, PatchObjective):
+        evaluation = dataclasses.replace(evaluation, pictures_every_steps=0)
     config = TrainConfig(
         model=VIT_SIZES[size],
         objective=objective_config(),
         optimizer=OPTIMIZERS[optimizer](),
-        evaluation=EvaluationConfig(**pictures),
+        evaluation=evaluation,
     )
     return _to_config_dict(config)
 
@@ -239,7 +241,6 @@ def load(config: ml_collections.ConfigDict) -> TrainConfig:
     Raises:
       ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
     """
-    _check_given(config, "config")
     values = config.to_dict()
     classes = {
         "objective": _named(
@@ -256,23 +257,12 @@ def load(config: ml_collections.ConfigDict) -> TrainConfig:
         raise ConfigError(f"config.{error}") from error
 
 
-def _check_given(config: ml_collections.ConfigDict, path: str) -> None:
-    """Raises ConfigError, which names a key that the config file leaves to its user."""
-    for key in config:
-        try:
-            value = config[key]
-        except config_dict.RequiredValueError as error:
-            raise ConfigError(f"{path}.{key} has no value: give --{path}.{key}=...") from error
-        if isinstance(value, ml_collections.ConfigDict):
-            _check_given(value, f"{path}.{key}")
-
-
 def _named(values: Mapping[str, Any], group: str, classes: Mapping[str, type]) -> type:
     """The class that a group's key `name` stands for. Raises ConfigError."""
     entries = values.get(group, {})
     if not isinstance(entries, Mapping):
         raise ConfigError(f"config.{group}={entries!r} must be a group of keys")
-    name = entries.get("name")
+    name = str(entries.get("name"))
     if name not in classes:
         raise ConfigError(f"config.{group}.name={name!r} is unknown; choose from {[*classes]}")
     return classes[name]
@@ -306,6 +296,8 @@ def _from_mapping(
 def _checked(expected: Any, value: Any, where: str) -> Any:
     """`value` if it has the expected type; whole numbers serve as floats, lists as tuples."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if value is None and type(None) not in arguments:
+        raise ConfigError(f"{where} has no value: give --{where}=...")
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{where}={value!r} is unknown; choose from {list(arguments)}")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 from absl import logging
@@ -96,11 +97,11 @@ class Evaluation:
             )
 
         if self._config.knn_every_steps:
-            records = bank_records(sources.train, self._config.knn)
+            bank = bank_records(sources.train, self._config.knn)
             self._knn = Knn(
                 self._config.knn,
                 graphdef,
-                bank_batches=functools.partial(batches, records),
+                bank_batches=functools.partial(batches, bank),
                 query_batches=validation,
                 mean=mean,
                 std=std,
@@ -162,7 +163,7 @@ def asked(config: TrainConfig, names: list[str]) -> TrainConfig:
             raise ConfigError(f"--evaluators has {name!r}; choose from {', '.join(EVALUATORS)}")
     keys = {name: f"{name}_every_steps" for name in EVALUATORS}
     if names:
-        every = {key: int(name in names) for name, key in keys.items()}
+        every: dict[str, Any] = {key: int(name in names) for name, key in keys.items()}
         evaluation = dataclasses.replace(config.evaluation, **every)
         config = dataclasses.replace(config, evaluation=evaluation)
     if not any(getattr(config.evaluation, key) for key in keys.values()):

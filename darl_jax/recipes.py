@@ -25,7 +25,7 @@ def fine_tuning(size: str) -> ml_collections.ConfigDict:
       size: 'B', 'L' or 'H'.
     """
     config = _classification(size)
-    config.init.checkpoint = config_dict.required_placeholder(str)
+    config.init.checkpoint = config_dict.placeholder(str)
     config.total_epochs = 90.0
     config.objective.mask = "full"
     config.objective.pooling = "last"
@@ -59,7 +59,7 @@ def linear_probes(size: str) -> ml_collections.ConfigDict:
       size: of the checkpoint's backbone.
     """
     config = default_config(objective="probes", size=size, optimizer="lars")
-    config.init.checkpoint = config_dict.required_placeholder(str)
+    config.init.checkpoint = config_dict.placeholder(str)
     config.data.name = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.objective.num_classes = 1000
@@ -82,7 +82,7 @@ def attentive_probes(size: str) -> ml_collections.ConfigDict:
       size: of the checkpoint's backbone.
     """
     config = default_config(objective="probes", size=size)
-    config.init.checkpoint = config_dict.required_placeholder(str)
+    config.init.checkpoint = config_dict.placeholder(str)
     config.data.name = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaugment.magnitude = 9.0

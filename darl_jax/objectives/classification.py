@@ -1,16 +1,18 @@
 """Classification: fine-tuning (Tables 3 and 9) and supervised training (Tables 1 and 10)."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from darl_jax.models.attention import Mask
 from darl_jax.models.classifier import Classifier
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.readout import POOLINGS
 from darl_jax.objectives.base import Batch, Metrics, Objective, average
-from darl_jax.objectives.mixing import MixingConfig, erase, mix, soft_labels
+from darl_jax.objectives.mixing import MixingConfig, augment, soft_labels
 
 MASKS = ("causal", "full")
 
@@ -27,18 +29,14 @@ class ClassificationConfig:
     mixing: MixingConfig = dataclasses.field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:
-        check_readout("objective", self.mask, self.pooling)
+        for key, valid in (("mask", MASKS), ("pooling", POOLINGS)):
+            value = getattr(self, key)
+            if value not in valid:
+                raise ValueError(f"objective.{key}={value!r} is unknown; choose from {valid}")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1)")
         if self.num_classes is not None and self.num_classes < 2:
             raise ValueError(f"objective.num_classes={self.num_classes} must be at least 2")
-
-
-def check_readout(group: str, mask: str, pooling: str) -> None:
-    """Whether a config's mask and pooling exist. Raises ValueError, which names the key."""
-    for key, value, valid in (("mask", mask, MASKS), ("pooling", pooling, POOLINGS)):
-        if value not in valid:
-            raise ValueError(f"{group}.{key}={value!r} is unknown; choose from {valid}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +51,12 @@ class Classification(Objective[Classifier]):
     def __call__(
         self, model: Classifier, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Smooths the labels, mixes and erases, and drops paths, as the config says."""
-        mix_key, erase_key, drop_key = jax.random.split(key, 3)
+        """Smooths the labels, erases, mixes and drops paths, as the config says."""
+        augment_key, drop_key = jax.random.split(key)
         images = standardise(batch["image"], self.mean, self.std)
         classes = model.head.out_features
         targets = soft_labels(batch["label"], classes, self.config.label_smoothing)
-        images, targets = mix(mix_key, images, targets, self.config.mixing)
-        images = erase(erase_key, images, self.config.mixing)
+        images, targets = augment(augment_key, images, targets, self.config.mixing)
         logits = self._logits(model, patchify(images, self.patch_size), batch, drop_key)
         loss = average(cross_entropy(logits, targets)[:, None], labelled(batch))
         return loss.compute(), {"loss": loss}
@@ -73,9 +70,12 @@ class Classification(Objective[Classifier]):
     def _logits(
         self, model: Classifier, patches: Array, batch: Batch, key: PRNGKeyArray | None
     ) -> Float[Array, "batch class"]:
-        config = self.config
         return model(
-            patches, mask=config.mask, pooling=config.pooling, grid=self.grid(batch), key=key
+            patches,
+            mask=cast(Mask, self.config.mask),
+            pooling=self.config.pooling,
+            grid=self.grid(batch),
+            key=key,
         )
 
 

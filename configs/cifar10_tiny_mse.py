@@ -1,0 +1,37 @@
+r"""A very small ViT (width 64, 4 blocks, patches of 4) on CIFAR-10, squared error, for comparisons.
+
+python -m darl_jax.train --config=configs/cifar10_tiny_mse.py \
+    --workdir=runs/cifar10_tiny --config.data.data_dir=~/tensorflow_datasets
+"""
+
+import ml_collections
+
+from darl_jax.config import default_config
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = default_config(objective="mse")
+    config.batch_size = 128
+    config.total_steps = 400
+    config.objective.normalise_target = True
+    config.model.width = 64
+    config.model.depth = 4
+    config.model.num_heads = 2
+    config.model.mlp_dim = 256
+    config.model.patch_size = 4
+    config.model.dtype = "float32"
+    config.model.unroll = 4
+    config.data.name = "cifar10"
+    config.data.validation_split = "test"
+    config.data.image_size = 32
+    config.data.crop_scale = (0.6, 1.0)
+    config.data.eval_crop = 1.0
+    config.data.in_memory = True
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_steps = 50
+    config.checkpoint.every_steps = 400
+    config.evaluation.loss_every_steps = 400
+    config.evaluation.pictures_every_steps = 0
+    return config
