@@ -225,7 +225,8 @@ _NOTES: dict[str, Sequence[str]] = {
         "Images of another size: give `img_size`, and leave `ref_feat_shape` as it is. With RoPE "
         "or no positions the features are then the same as darl_jax's; absolute positions are "
         "resampled timm's way, which differs.",
-        "Attention is full unless a call says `is_causal=True` (timm 1.0.31 has it).",
+        "Attention is full unless a call says `is_causal=True`, which timm 1.0.31 has and 1.0.20 "
+        "has not.",
     ),
 }
 

@@ -5,6 +5,7 @@ import importlib
 import os
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -200,6 +201,13 @@ def _read_torch(file: pathlib.Path) -> Tensors:
             f"{file} is a PyTorch checkpoint, and reading it needs PyTorch, which is not installed "
             "(pip install torch); or save it as .safetensors where PyTorch is, which needs nothing"
         ) from error
+    with open(file, "rb") as opened:
+        is_zip = opened.read(len(_ZIP)) == _ZIP
+    if is_zip and not zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file} is truncated: it begins like a PyTorch checkpoint, and the directory at its "
+            "end is missing; copy it again"
+        )
     # What MAE's whole checkpoints hold beside the arrays.
     harmless = [importlib.import_module("argparse").Namespace]
     try:

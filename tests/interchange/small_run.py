@@ -48,7 +48,7 @@ def golden() -> dict[str, np.ndarray]:
 
 def golden_weights(kind: str) -> dict[str, np.ndarray]:
     prefix = f"{kind}/weights/"
-    return {n.removeprefix(prefix): x for n, x in golden().items() if n.startswith(prefix)}
+    return {n.removeprefix(prefix): x.copy() for n, x in golden().items() if n.startswith(prefix)}
 
 
 def block_features(backbone: ViT, images: np.ndarray, mask: str) -> np.ndarray:

@@ -123,5 +123,8 @@ def test_pytorch_checkpoints_are_read(tmp_path, nested):
     found = block_features(backbone, golden()["images/8x8"], "full")
     np.testing.assert_allclose(found, golden()["mae/8x8"], atol=TOLERANCE, rtol=0)
     path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"mae.pth is truncated: it begins like"):
+        load_model(str(path))
+    path.write_bytes(b"\x80\x02 and no more")
     with pytest.raises(ValueError, match=r"mae.pth cannot be read as a PyTorch checkpoint"):
         load_model(str(path))
