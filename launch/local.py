@@ -4,14 +4,15 @@ r"""Run darl_jax on this machine, in a virtual environment that is made when it 
     python3 launch/local.py [--extra NAME] [--dry-run] [--processes N] [--restarts N] \
         train --config=FILE --workdir=FOLDER ...
     python3 launch/local.py [--extra NAME] [--dry-run] plan --config=FILE --topology=NAME ...
+    python3 launch/local.py [--extra NAME] [--dry-run] evaluate --checkpoint=WORKDIR ...
     python3 launch/local.py [--extra NAME] [--dry-run] export --checkpoint=WORKDIR --format=NAME ...
     python3 launch/local.py [--extra NAME] [--dry-run] test [PYTEST ARGUMENTS ...]
     python3 launch/local.py [--extra NAME] [--dry-run] install
 
-What follows `train`, `plan`, `export` or `test` reaches the program untouched, and so do signals;
-its exit code is this command's. All but `test` stay in your current folder; `test` runs in the
-repository's root, so the paths that it is given are those of the repository. `install` stops once
-the environment is there, for a machine whose compute nodes have no network.
+What follows the program's name reaches it untouched, and so do signals; its exit code is this
+command's. All but `test` stay in your current folder; `test` runs in the repository's root, so the
+paths that it is given are those of the repository. `install` stops once the environment is there,
+for a machine whose compute nodes have no network.
 
 `--processes N` trains with N processes that share this machine's GPUs (processes.py); `--restarts
 N` starts training again, up to N times, after a crash or an interruption that was not meant for
@@ -53,6 +54,7 @@ except ImportError:
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {
     "train": "darl_jax.train",
+    "evaluate": "darl_jax.evaluate",
     "plan": "darl_jax.plan",
     "export": "darl_jax.export",
     "test": "pytest",
@@ -269,7 +271,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--extra NAME] [--dry-run] [--processes N] [--restarts N] "
-        "{train,plan,export,test,install} ...",
+        "{train,evaluate,plan,export,test,install} ...",
     )
     parser.add_argument(
         "--extra",
