@@ -8,6 +8,7 @@ python -m darl_jax.train --config=configs/attentive_cifar10.py \
 import ml_collections
 from ml_collections import config_dict
 
+from darl_jax import recipes
 from darl_jax.config import default_config
 
 
@@ -16,22 +17,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 512
     config.total_epochs = 4.0
     config.init.checkpoint = config_dict.placeholder(str)
-    config.model.width = 128
-    config.model.depth = 6
-    config.model.num_heads = 4
-    config.model.mlp_dim = 512
-    config.model.patch_size = 8
-    config.model.dtype = "float32"
-    config.model.unroll = 6
+    config.model.update(recipes.SMALL, patch_size=8)
     config.objective.kind = "attentive"
-    config.data.name = "cifar10"
-    config.data.validation_split = "test"
-    config.data.image_size = 32
+    recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
-    config.data.eval_crop = 1.0
-    config.data.in_memory = True
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.final_learning_rate = 1e-5
     config.optimizer.b2 = 0.999

@@ -12,6 +12,7 @@ Expected, from a run of this file: validation loss 0.1972; linear probe with 10 
 
 import ml_collections
 
+from darl_jax import recipes
 from darl_jax.config import default_config
 
 
@@ -19,20 +20,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse")
     config.batch_size = 128
     config.total_epochs = 10.0
-    config.model.width = 128
-    config.model.depth = 6
-    config.model.num_heads = 4
-    config.model.mlp_dim = 512
-    config.model.patch_size = 4
-    config.model.dtype = "float32"
-    config.model.unroll = 6
-    config.data.name = "cifar10"
-    config.data.validation_split = "test"
-    config.data.image_size = 32
-    config.data.eval_crop = 1.0
-    config.data.in_memory = True
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.model.update(recipes.SMALL, patch_size=4)
+    recipes.use_cifar10(config)
     config.optimizer.base_learning_rate = 2e-3
     config.optimizer.warmup_epochs = 1.0
     config.checkpoint.every_steps = 500

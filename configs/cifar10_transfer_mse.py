@@ -6,6 +6,7 @@ python -m darl_jax.train --config=configs/cifar10_transfer_mse.py \
 
 import ml_collections
 
+from darl_jax import recipes
 from darl_jax.config import default_config
 
 
@@ -14,20 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 128
     config.total_epochs = 12.0
     config.objective.normalise_target = True
-    config.model.width = 128
-    config.model.depth = 6
-    config.model.num_heads = 4
-    config.model.mlp_dim = 512
-    config.model.patch_size = 8
-    config.model.dtype = "float32"
-    config.model.unroll = 6
-    config.data.name = "cifar10"
-    config.data.validation_split = "test"
-    config.data.image_size = 32
-    config.data.eval_crop = 1.0
-    config.data.in_memory = True
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
+    config.model.update(recipes.SMALL, patch_size=8)
+    recipes.use_cifar10(config)
     config.optimizer.base_learning_rate = 2e-3
     config.optimizer.warmup_epochs = 1.0
     config.checkpoint.every_steps = 500

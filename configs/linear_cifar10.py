@@ -10,6 +10,7 @@ python -m darl_jax.depth_figure runs/cifar10_linear runs/cifar10_attentive --out
 import ml_collections
 from ml_collections import config_dict
 
+from darl_jax import recipes
 from darl_jax.config import default_config
 
 
@@ -18,21 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 512
     config.total_epochs = 4.0
     config.init.checkpoint = config_dict.placeholder(str)
-    config.model.width = 128
-    config.model.depth = 6
-    config.model.num_heads = 4
-    config.model.mlp_dim = 512
-    config.model.patch_size = 8
-    config.model.dtype = "float32"
-    config.model.unroll = 6
-    config.data.name = "cifar10"
-    config.data.validation_split = "test"
-    config.data.image_size = 32
+    config.model.update(recipes.SMALL, patch_size=8)
+    recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
-    config.data.eval_crop = 1.0
-    config.data.in_memory = True
-    config.data.mean = (0.4914, 0.4822, 0.4465)
-    config.data.std = (0.2470, 0.2435, 0.2616)
     config.optimizer.learning_rate = 3.0
     config.optimizer.warmup_epochs = 0.4
     config.checkpoint.every_steps = 200

@@ -1,8 +1,8 @@
-"""The paper's recipes for transfer, as configs that a config file begins with.
+"""What several config files have in common: the paper's recipes for transfer, CIFAR-10 on a CPU.
 
-Pre-training (Table 8) is `config.default_config`. All are for ImageNet; a file in `configs/` sets
-what differs. `config.init.checkpoint` has to be given where a recipe starts from a checkpoint;
-given empty (`--config.init.checkpoint=`) the same recipe starts from nothing.
+Pre-training (Table 8) is `config.default_config`. The recipes are for ImageNet; a file in
+`configs/` sets what differs. Where one starts from a checkpoint, `config.init.checkpoint` has to be
+given; given empty (`--config.init.checkpoint=`) the same recipe starts from nothing.
 """
 
 import ml_collections
@@ -13,6 +13,23 @@ from darl_jax.config import default_config
 # Table 9 by size: (learning rate, drop path) of 90 epochs. ViT-L has a row of 50 epochs without
 # drop path as well.
 _FINE_TUNING = {"B": (1e-3, 0.0), "L": (1e-3, 0.1), "H": (3e-3, 0.2)}
+
+
+# Models that 2 CPU cores train in minutes, to be given to `config.model.update`.
+_ON_A_CPU = {"dtype": "float32"}
+SMALL = {"width": 128, "depth": 6, "num_heads": 4, "mlp_dim": 512, "unroll": 6} | _ON_A_CPU
+TINY = {"width": 64, "depth": 4, "num_heads": 2, "mlp_dim": 256, "unroll": 4} | _ON_A_CPU
+
+
+def use_cifar10(config: ml_collections.ConfigDict) -> None:
+    """Whole images of CIFAR-10, held in memory and standardised by its own statistics."""
+    config.data.name = "cifar10"
+    config.data.validation_split = "test"
+    config.data.image_size = 32
+    config.data.eval_crop = 1.0
+    config.data.in_memory = True
+    config.data.mean = (0.4914, 0.4822, 0.4465)
+    config.data.std = (0.2470, 0.2435, 0.2616)
 
 
 def fine_tuning(size: str) -> ml_collections.ConfigDict:
