@@ -160,6 +160,17 @@ def test_the_moving_average_is_taken_where_there_is_one(tmp_path):
     assert_same(load_run(str(tmp_path), averaged=False).params, dict(source.params))
 
 
+def test_positions_are_counted_on_the_images_of_pre_training(tmp_path):
+    """A model fine-tuned on larger images keeps the grid that its positions are counted on."""
+    source = make_source()
+    source.config["model"]["trained_image_size"] = 8
+    source.config["data"]["image_size"] = 12
+    export(source, "safetensors", tmp_path / "exported")
+    loaded = load_model(str(tmp_path / "exported"))
+    assert loaded.trained_image_size == 8
+    assert build_backbone(loaded).grid == (4, 4)
+
+
 def test_a_step_is_a_runs(folders):
     assert load_model(str(folders[0] / "run"), 3).step == 3
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 4"):
