@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from darl_jax.augmentations import COLUMNS, ROWS, class_names, describe, draw, examples
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.pipeline import DataConfig, train_batches
 from darl_jax.data.randaugment import RandAugmentConfig
-from darl_jax.data.sources import DigitsSource
 from darl_jax.objectives.mixing import MixingConfig
 
 DIGITS = DataConfig(

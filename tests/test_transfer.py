@@ -72,9 +72,7 @@ def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint
     begun = tmp_path / "begun"
     begun.symlink_to(pretrained)
     # No evaluation before the stop: a signal in one ends the process.
-    config = tiny(
-        **FINE_TUNING, init__checkpoint=str(begun), evaluation__loss_every_steps=12
-    )
+    config = tiny(**FINE_TUNING, init__checkpoint=str(begun), evaluation__loss_every_steps=12)
     add = train.StepMetrics.add
 
     def stop_at_step_4(self, step, metrics):

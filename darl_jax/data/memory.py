@@ -1,5 +1,6 @@
 """A whole split, decoded once and held in memory, for small images."""
 
+import copy
 import time
 from collections.abc import Iterator
 from concurrent import futures
@@ -67,6 +68,13 @@ class MemorySource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, index: Int64[np.ndarray, " m"]) -> "MemorySource":
+        """Some of the records, in this order."""
+        subset = copy.copy(self)
+        subset.images, subset.labels = self.images[index], self.labels[index]
+        subset.bad = self.bad[index]
+        return subset
 
     def fingerprint(self) -> str:
         """That of the source that the pixels were read from."""

@@ -5,7 +5,6 @@ al. 2018, arXiv 1805.01978; DINO's evaluation, arXiv 2104.14294). Beside the pro
 shows how much of what these find lies there plainly.
 """
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -19,10 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
 
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import Source
-from darl_jax.evaluators.base import HostBatches
-from darl_jax.evaluators.linear_probe import Subset
-from darl_jax.models.patches import patchify, standardise
+from darl_jax.data.sources import Source, Subset
+from darl_jax.evaluators.base import HostBatches, block_outputs
 from darl_jax.models.readout import POOLINGS, readout
 from darl_jax.objectives import Batch
 from darl_jax.objectives.probes import block_name
@@ -95,10 +92,7 @@ def bank_records(
     index = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_bank])
     if not isinstance(source, MemorySource):
         return Subset(source, index)
-    subset = copy.copy(source)
-    subset.images, subset.labels = source.images[index], source.labels[index]
-    subset.bad = source.bad[index]
-    return subset
+    return source.subset(index)
 
 
 class _Examples(NamedTuple):
@@ -145,9 +139,7 @@ class Knn:
     ):
         def rows(params: PyTree, batch: Batch) -> tuple[Array, Array, Array, Array]:
             backbone = nnx.merge(graphdef, params).backbone
-            images, size = standardise(batch["image"], mean, std), backbone.config.patch_size
-            grid = images.shape[1] // size, images.shape[2] // size
-            blocks = backbone(patchify(images, size), mask=config.mask, grid=grid).blocks
+            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
             features = readout(blocks, config.pooling)
             return features, batch["label"], batch["index"], batch["mask"]
 

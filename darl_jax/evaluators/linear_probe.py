@@ -6,10 +6,9 @@ are used, without augmentation, and the classifier is solved to convergence: it 
 whether pre-training has learnt something, and is no number to hold against the paper's.
 """
 
-import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -20,9 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import BadRecordError, Record, Source
-from darl_jax.evaluators.base import HostBatches
-from darl_jax.models.patches import patchify, standardise
+from darl_jax.data.sources import BadRecordError, Source, Subset
+from darl_jax.evaluators.base import HostBatches, block_outputs
+from darl_jax.models.patches import standardise
 from darl_jax.models.readout import POOLINGS, readout
 from darl_jax.objectives import Batch
 from darl_jax.sharding import global_array, replicated
@@ -78,24 +77,6 @@ def block_index(relative_depth: float, depth: int) -> int:
 # --- the training records ------------------------------------------------------------------------
 
 
-class Subset:
-    """Some records of a source, in a given order; itself a source."""
-
-    def __init__(self, source: Source, index: Int[np.ndarray, " record"]):
-        self.dataset = source.dataset
-        self.split = source.split
-        self.num_classes = source.num_classes
-        self._source = source
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def read(self, index: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order."""
-        return self._source.read([int(self._index[i]) for i in index])
-
-
 @overload
 def training_records(
     source: MemorySource, config: ProbeConfig, *, skip_bad: bool
@@ -144,10 +125,7 @@ def training_records(
     index = np.array(chosen, np.int64)
     if not isinstance(source, MemorySource):
         return Subset(source, index)
-    subset = copy.copy(source)
-    subset.images, subset.labels = source.images[index], source.labels[index]
-    subset.bad = source.bad[index]
-    return subset
+    return source.subset(index)
 
 
 def _labels(source: Source | MemorySource, numbers: list[int], skip_bad: bool) -> list[int]:
@@ -205,10 +183,7 @@ class LinearProbe:
     ):
         def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
             backbone = nnx.merge(graphdef, params).backbone
-            images = standardise(batch["image"], mean, std)
-            size = backbone.config.patch_size
-            grid = images.shape[1] // size, images.shape[2] // size
-            blocks = backbone(patchify(images, size), mask="causal", grid=grid).blocks
+            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask="causal")
             return readout(blocks[block_index(config.relative_depth, len(blocks))], config.pooling)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:

@@ -9,10 +9,11 @@ from absl import logging
 from PIL import Image
 
 from darl_jax.data import memory
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.folder import FolderSource
 from darl_jax.data.memory import MemorySource
 from darl_jax.data.pipeline import DataConfig, eval_batches, train_batches
-from darl_jax.data.sources import DigitsSource, TfdsSource
+from darl_jax.data.sources import TfdsSource
 
 
 def test_pixels_and_labels_are_those_of_the_records() -> None:

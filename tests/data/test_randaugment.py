@@ -12,11 +12,11 @@ from scipy import stats
 
 from darl_jax import config as config_lib
 from darl_jax.data import images, order, randaugment
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.makers import rows_to_records
 from darl_jax.data.memory import MemorySource
 from darl_jax.data.pipeline import DataConfig, train_batches
 from darl_jax.data.randaugment import OPERATIONS, Operation, RandAugmentConfig
-from darl_jax.data.sources import DigitsSource
 
 GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "randaugment.npz")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -16,9 +16,10 @@ from PIL import Image
 from sklearn import datasets
 
 from darl_jax.data.decoding import decode_records
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.images import HostImage
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import BadRecordError, DigitsSource, TfdsSource, slice_split
+from darl_jax.data.sources import BadRecordError, TfdsSource, slice_split
 
 
 def message_of(*args: str, **keywords: str) -> str:

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from sklearn.neighbors import KNeighborsClassifier
 
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import DigitsSource
 from darl_jax.evaluators import knn as knn_lib
 from darl_jax.evaluators.knn import Knn, KnnConfig, bank_records, centred_directions, nearest_labels
 from darl_jax.models.patches import patchify, standardise
@@ -80,6 +80,16 @@ def test_between_equals_the_first_of_the_bank_and_the_smaller_label_win(monkeypa
     labels = np.array([3, 1, 0, 0, 0])
     assert nearest_labels(bank, labels, query, neighbours=1, **options) == [3]
     assert nearest_labels(bank, labels, query, neighbours=2, **options) == [1]
+
+
+def test_what_fills_the_last_block_up_is_no_neighbour_of_a_query_that_is_far_from_all(monkeypatch):
+    """Zeros are more similar to it than any row of the bank."""
+    monkeypatch.setattr(knn_lib, "_BANK_ROWS", 2)
+    bank, query = np.float32([[-1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]), np.float32([[1.0, 0.0]])
+    mesh = make_mesh(MeshConfig())
+    labels = np.array([1, 0, 0])
+    found = nearest_labels(bank, labels, query, neighbours=2, temperature=0.07, mesh=mesh)
+    assert found == [0]
 
 
 def test_features_are_centred_by_the_banks_mean_and_have_length_one():

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from darl_jax.data.digits import DigitsSource
 from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import BadRecordError, DigitsSource, Record
+from darl_jax.data.sources import BadRecordError, Record
 from darl_jax.evaluators import linear_probe as probe_lib
 from darl_jax.evaluators.linear_probe import (
     Examples,
