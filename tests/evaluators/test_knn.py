@@ -92,16 +92,6 @@ def test_what_fills_the_last_block_up_is_no_neighbour_of_a_query_that_is_far_fro
     assert found == [0]
 
 
-def test_what_fills_the_last_block_up_is_no_neighbour_of_a_query_that_is_far_from_all(monkeypatch):
-    """Zeros are more similar to it than any row of the bank."""
-    monkeypatch.setattr(knn_lib, "_BANK_ROWS", 2)
-    bank, query = np.float32([[-1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]), np.float32([[1.0, 0.0]])
-    mesh = make_mesh(MeshConfig())
-    labels = np.array([1, 0, 0])
-    found = nearest_labels(bank, labels, query, neighbours=2, temperature=0.07, mesh=mesh)
-    assert found == [0]
-
-
 def test_features_are_centred_by_the_banks_mean_and_have_length_one():
     rng = np.random.default_rng(0)
     bank, queries = (rng.normal(50.0, 1.0, (n, 8)).astype(np.float32) for n in (30, 20))
