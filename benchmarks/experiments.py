@@ -1,15 +1,17 @@
-"""Runs of the training program that an experiment is made of: one after the other, each once."""
+"""Runs of the training program that an experiment is made of, each once."""
 
 import pathlib
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent import futures
 from typing import NamedTuple
 
 from darl_jax.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+_DONE = "finished"  # a file in the workdir of each run that has ended
 
 
 class Run(NamedTuple):
@@ -31,40 +33,66 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def train(run: Run, folder: pathlib.Path, *, program: str = "darl_jax.train") -> pathlib.Path:
-    """Trains, unless it has been done, and returns the workdir. Interrupted, it goes on there.
+def flags(run: Run) -> list[str]:
+    """The run's config and its overrides on a command line."""
+    config = f"--config={REPOSITORY / 'configs' / run.config}"
+    return [config, *(f"--config.{key}={value}" for key, value in run.overrides.items())]
+
+
+def call(program: str, arguments: Sequence[str], log: pathlib.Path) -> None:
+    """Runs a program of the package, its output in a file.
 
     Raises:
-      SystemExit: the program failed.
+      RuntimeError: it failed; the message has the last line of its output.
     """
-    workdir = folder / run.name
-    if (workdir / "finished").exists():
-        return workdir
-    began = time.monotonic()
-    command = [sys.executable, "-m", program, f"--config={REPOSITORY / 'configs' / run.config}"]
-    command += [f"--workdir={workdir}"]
-    command += [f"--config.{key}={value}" for key, value in run.overrides.items()]
-    code = subprocess.run(command, check=False).returncode
+    command = [sys.executable, "-m", program, *arguments]
+    with log.open("w") as output:
+        code = subprocess.run(
+            command, check=False, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY
+        ).returncode
     if code:
-        sys.exit(f"{run.name} ended with exit code {code}: {' '.join(command)}")
-    (workdir / "finished").write_text(f"{time.monotonic() - began:.0f} s\n")
-    return workdir
+        last = log.read_text().strip().splitlines()[-1:]
+        raise RuntimeError(f"{program} ended with exit code {code}, see {log}: {''.join(last)}")
 
 
-def train_all(runs: Sequence[Run], folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Trains all, with an estimate of the time to go from those that were done."""
-    workdirs: dict[str, pathlib.Path] = {}
-    seconds: list[float] = []
-    for i, run in enumerate(runs):
-        left = ""
-        if seconds:
-            left = f", about {sum(seconds) / len(seconds) * (len(runs) - i) / 60:.0f} min to go"
-        tell(f"[{i + 1} of {len(runs)}{left}] {run.name}")
-        began, done = time.monotonic(), (folder / run.name / "finished").exists()
-        workdirs[run.name] = train(run, folder)
-        if not done:
-            seconds.append(time.monotonic() - began)
-    return workdirs
+def train_all(groups: Sequence[Sequence[Run]], folder: pathlib.Path, *, jobs: int) -> None:
+    """Trains what has not been trained, with an estimate of the time to go.
+
+    A run that was interrupted goes on where it was.
+
+    Args:
+      groups: the runs of each in this order, several groups at once.
+      folder: of the workdirs, and of a log for each.
+      jobs: how many runs at once.
+
+    Raises:
+      SystemExit: a run failed; no other one is begun.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left = [run for group in groups for run in group if not (folder / run.name / _DONE).exists()]
+    total, began, failed = len(left), time.monotonic(), False
+
+    def train(group: Sequence[Run]) -> None:
+        for run in group:
+            if run not in left or failed:
+                continue
+            tell(f"{run.name} ...")
+            arguments = [*flags(run), f"--workdir={folder / run.name}"]
+            call("darl_jax.train", arguments, folder / f"{run.name}.log")
+            (folder / run.name / _DONE).touch()
+            left.remove(run)
+            seconds = (time.monotonic() - began) / (total - len(left)) * len(left)
+            tell(f"{total - len(left)} of {total} runs done, about {seconds / 60:.0f} min to go")
+
+    with futures.ThreadPoolExecutor(jobs) as pool:
+        for done in futures.as_completed([pool.submit(train, group) for group in groups]):
+            try:
+                done.result()
+            except RuntimeError as error:
+                failed = True
+                tell(f"error: {error}")
+    if failed:
+        sys.exit(1)
 
 
 def last_value(workdir: pathlib.Path, name: str) -> float:

@@ -10,13 +10,13 @@ configs/finetune_cifar10_tiny.py). Each is evaluated at 32 pixels and, as it is,
 
 import argparse
 import pathlib
-import subprocess
 import sys
+from concurrent import futures
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import experiments
-from benchmarks.experiments import REPOSITORY, Run
+from benchmarks.experiments import Run
 
 NAMES = {
     "none": "NoPE",
@@ -60,13 +60,9 @@ def evaluate_at(run: Run, folder: pathlib.Path, size: int) -> float:
     workdir = folder / run.name / f"at_{size}"
     if not (workdir / "metrics.jsonl").exists():
         keys = run.overrides | {"data.image_size": size, "model.trained_image_size": 32}
-        command = [
-            *(sys.executable, "-m", "darl_jax.evaluate", "--evaluators=loss"),
-            *(f"--config={REPOSITORY / 'configs' / run.config}", f"--workdir={workdir}"),
-            f"--checkpoint={folder / run.name}",
-            *(f"--config.{key}={value}" for key, value in keys.items()),
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        arguments = [*experiments.flags(run._replace(overrides=keys)), "--evaluators=loss"]
+        arguments += [f"--checkpoint={folder / run.name}", f"--workdir={workdir}"]
+        experiments.call("darl_jax.evaluate", arguments, folder / f"{run.name}_at_{size}.log")
     return experiments.last_value(workdir, "validation/accuracy")
 
 
@@ -74,23 +70,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_dir", required=True, help="where TFDS prepared cifar10")
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     arguments = parser.parse_args()
     folder = arguments.folder.expanduser().resolve()
     runs = {name: runs_of(name, {"data.data_dir": arguments.data_dir}, folder) for name in NAMES}
-    experiments.train_all([run for group in runs.values() for run in group], folder)
+    experiments.train_all([*runs.values()], folder, jobs=arguments.jobs)
 
-    for size in (32, LARGE):
+    with futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        large = {
+            name: list(pool.map(lambda run: evaluate_at(run, folder, LARGE), group[1:]))
+            for name, group in runs.items()
+        }
+    small = {
+        name: [
+            experiments.last_value(folder / run.name, "validation/accuracy") for run in group[1:]
+        ]
+        for name, group in runs.items()
+    }
+    for size, scores, paper in ((32, small, PAPER), (LARGE, large, PAPER_384)):
         rows = [[f"{size} px", *WAYS, "the paper's, in this order"]]
-        for name, group in runs.items():
-            scores = [
-                experiments.last_value(folder / run.name, "validation/accuracy")
-                if size == 32
-                else evaluate_at(run, folder, size)
-                for run in group[1:]
-            ]
-            paper = PAPER[name] if size == 32 else PAPER_384.get(name, ())
-            cells = [f"{100 * score:.1f}" for score in scores]
-            rows.append([NAMES[name], *cells, ", ".join(paper) or "not given"])
+        for name, title in NAMES.items():
+            cells = [f"{100 * score:.1f}" for score in scores[name]]
+            rows.append([title, *cells, ", ".join(paper.get(name, ())) or "not given"])
         print(experiments.table(rows) + "\n")
 
 

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="where TFDS prepared cifar10")
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="where the runs go")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning (3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     arguments = parser.parse_args()
     if arguments.seeds < 2:
         sys.exit("--seeds must be at least 2, for there to be a spread")
@@ -42,7 +43,9 @@ def main() -> None:
         ]
         for start, checkpoint in starts.items()
     }
-    experiments.train_all([pretrained, *(run for group in runs.values() for run in group)], folder)
+    jobs = arguments.jobs
+    experiments.train_all([[pretrained]], folder, jobs=jobs)
+    experiments.train_all([[run] for group in runs.values() for run in group], folder, jobs=jobs)
 
     rows = [["start", *(f"seed {i}" for i in range(arguments.seeds)), "mean", "std"]]
     for start, group in runs.items():
