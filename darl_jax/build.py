@@ -99,14 +99,18 @@ def step_flops(config: TrainConfig) -> int:
     shape = {"width": model.width, "depth": model.depth, "mlp_dim": model.mlp_dim}
     if isinstance(objective, (ClassificationConfig, ProbesConfig)):
         backbone = flops.backbone_flops(**shape, patches=patches, patch_dim=patch_dim)
-        probes = {"width": model.width, "patches": patches}
-        probes["num_classes"] = objective.num_classes or 0
+        head = flops.probe_flops(
+            kind=objective.kind if isinstance(objective, ProbesConfig) else "linear",
+            width=model.width,
+            num_heads=model.num_heads,
+            patches=patches,
+            num_classes=objective.num_classes or 0,
+        )
         if isinstance(objective, ClassificationConfig):
-            forward = backbone + flops.probe_flops(kind="linear", **probes)
-            return flops.train_step_flops(forward, config.batch_size)
-        forward = model.depth * flops.probe_flops(kind=objective.kind, **probes)
+            return flops.train_step_flops(backbone + head, config.batch_size)
         # The backbone has no backward pass.
-        return backbone * config.batch_size + flops.train_step_flops(forward, config.batch_size)
+        probes = flops.train_step_flops(model.depth * head, config.batch_size)
+        return backbone * config.batch_size + probes
     forward = flops.forward_flops(
         **shape,
         tokens=patches,

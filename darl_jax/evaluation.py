@@ -218,18 +218,23 @@ def evaluate_checkpoint(
 def restored_params(config: TrainConfig, loaded: LoadedModel, mesh: Mesh) -> PyTree:
     """The model's parameters, those of the checkpoint in their places.
 
+    Where the backbone alone is asked, nothing else is taken.
+
     Raises:
       ConfigError: an evaluator needs parameters that the checkpoint does not have.
     """
     initial = create_params(build.model_builder(config), jax.random.key(config.seed), mesh)
-    result = transfer(initial, loaded)
+    whole = [
+        name for name in _NEED_THE_WHOLE_MODEL if getattr(config.evaluation, f"{name}_every_steps")
+    ]
+    behind = tuple(part for part in loaded.params if part != "backbone")
+    result = transfer(initial, loaded, drop=() if whole else behind)
     logging.info("Parameters: %s", report(result, loaded))
-    for name in _NEED_THE_WHOLE_MODEL:
-        if result.new and getattr(config.evaluation, f"{name}_every_steps"):
-            others = [each for each in EVALUATORS if each not in _NEED_THE_WHOLE_MODEL]
-            raise ConfigError(
-                f"{loaded.description} has no {result.new[0]}, which the evaluator {name!r} of "
-                f"config.objective.name={config.objective.name!r} needs; --evaluators="
-                f"{','.join(others)} need the backbone alone"
-            )
+    if whole and result.new:
+        others = [name for name in EVALUATORS if name not in _NEED_THE_WHOLE_MODEL]
+        raise ConfigError(
+            f"{loaded.description} has no {result.new[0]}, which the evaluator {whole[0]!r} of "
+            f"config.objective.name={config.objective.name!r} needs; --evaluators="
+            f"{','.join(others)} need the backbone alone"
+        )
     return place(result.params, initial)

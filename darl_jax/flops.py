@@ -106,12 +106,14 @@ def backbone_flops(*, width: int, depth: int, mlp_dim: int, patches: int, patch_
     return patches * _linear(patch_dim, width) + depth * tokens * token
 
 
-def probe_flops(*, kind: str, width: int, patches: int, num_classes: int) -> int:
+def probe_flops(*, kind: str, width: int, num_heads: int, patches: int, num_classes: int) -> int:
     """FLOPs of one probe's forward pass on an image.
 
     Args:
-        kind: "linear" or "attentive", which has a key and a value for each patch.
+        kind: "linear", or "attentive": for each patch a score and a share of each head's mean, then
+            the value of that mean; the query meets the key's matrix once for a batch.
         width: of the features.
+        num_heads: of an attentive probe.
         patches: of an image.
         num_classes: of the linear classifier.
 
@@ -120,8 +122,10 @@ def probe_flops(*, kind: str, width: int, patches: int, num_classes: int) -> int
     """
     if kind not in ("linear", "attentive"):
         raise ValueError(f"kind must be 'linear' or 'attentive', got {kind!r}")
-    attention = patches * (2 * _linear(width, width) + 4 * width) if kind == "attentive" else 0
-    return attention + _linear(width, num_classes)
+    classifier = _linear(width, num_classes)
+    if kind == "linear":
+        return classifier
+    return patches * 2 * _linear(width, num_heads) + _linear(width, width) + classifier
 
 
 def train_step_flops(forward: int, batch_size: int) -> int:

@@ -3,11 +3,11 @@
     python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
 
 One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop. A new run may take
-its parameters from a checkpoint (`config.init`). Started again with
-the same workdir it goes on from its last checkpoint. Exit codes: 0 finished; 1 an error while it
-ran; 2 a config, dataset or checkpoint that cannot be used, found before training began;
-3 stopped because updates were not finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it
-again to go on; 130 and 143 the same before there was anything to save, or a second Ctrl-C.
+its parameters from a checkpoint (`config.init`). Started again with the same workdir it goes on
+from its own last checkpoint. Exit codes: 0 finished; 1 an error while it ran; 2 a config, dataset
+or checkpoint that cannot be used, found before training began; 3 stopped because updates were not
+finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it again to go on; 130 and 143 the same
+before there was anything to save, or a second Ctrl-C.
 """
 
 import contextlib

@@ -1,12 +1,17 @@
 """Counted FLOPs against the multiplications in the jaxpr of a model written out plainly."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from darl_jax import flops
+from darl_jax.models.classifier import Classifier
+from darl_jax.models.probes import Probes, ProbesConfig
+from darl_jax.models.vit import ViTConfig
 from tests.jaxpr_flops import matmul_flops
 
 BATCH, HEADS = 3, 2
@@ -222,3 +227,48 @@ def test_jaxpr_counter_multiplies_scans_drops_dead_code_and_counts_recomputation
     assert matmul_flops(jax.value_and_grad(jax.checkpoint(body)), x) == 6 * once
     with pytest.raises(ValueError, match="while loop"):
         matmul_flops(lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ w, x), x)
+
+
+# --- transfer -------------------------------------------------------------------------------------
+
+VIT = ViTConfig(
+    width=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_dim=MLP_DIM, positions="none", dtype="float32"
+)
+PATCHES, CLASSES = 6, 5
+
+
+def _backbone_flops() -> int:
+    return flops.backbone_flops(
+        width=WIDTH, depth=DEPTH, mlp_dim=MLP_DIM, patches=PATCHES, patch_dim=PATCH_DIM
+    )
+
+
+def test_a_classifier_multiplies_what_is_counted() -> None:
+    vit = dataclasses.replace(VIT, patch_size=1)
+    model = Classifier(vit, num_classes=CLASSES, grid=(2, 3), channels=PATCH_DIM, rngs=nnx.Rngs(0))
+    patches = jnp.zeros((BATCH, PATCHES, PATCH_DIM))
+    made = matmul_flops(lambda x: model(x, mask="full", pooling="mean", grid=(2, 3)), patches)
+    head = flops.probe_flops(
+        kind="linear", width=WIDTH, num_heads=HEADS, patches=PATCHES, num_classes=CLASSES
+    )
+    assert made == BATCH * (_backbone_flops() + head)
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_probes_multiply_what_is_counted(kind: str) -> None:
+    vit = dataclasses.replace(VIT, patch_size=1)
+    model = Probes(
+        vit,
+        ProbesConfig(kind=kind),
+        num_classes=CLASSES,
+        grid=(2, 3),
+        channels=PATCH_DIM,
+        rngs=nnx.Rngs(0),
+    )
+    patches = jnp.zeros((BATCH, PATCHES, PATCH_DIM))
+    made = matmul_flops(lambda x: model(x, mask="causal", grid=(2, 3))[0], patches)
+    probe = flops.probe_flops(
+        kind=kind, width=WIDTH, num_heads=HEADS, patches=PATCHES, num_classes=CLASSES
+    )
+    once = DEPTH * 2 * WIDTH**2 if kind == "attentive" else 0  # query times key, for a batch
+    assert made == BATCH * (_backbone_flops() + DEPTH * probe) + once

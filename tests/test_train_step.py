@@ -1,5 +1,6 @@
 """One train step: accumulation, dropped updates, randomness, donation."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,27 @@ def test_micro_batches_of_diffusion_draw_noise_of_their_own() -> None:
     assert sum(counts) == float(metrics["loss"].count)
     # The same gammas in both would make every decile's count even.
     assert any(count % 2 for count in counts)
+
+
+def test_the_average_follows_the_parameters_and_not_a_dropped_update() -> None:
+    graphdef = nnx.split(make_model(False))[0]
+    step = jax.jit(make_train_step(graphdef, OBJECTIVES["poisoned"], SGD, ema_decay=0.9))
+    state = make_state("mse", SGD)
+    state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, state.params))
+    expected = jax.tree.map(np.float64, state.params)
+    for label in (0, 0, GRADIENT_IS_NAN, 0):
+        before = state
+        state, _ = step(state, make_batch(label=label), KEY)
+        if label:
+            assert equal(state.ema, before.ema)
+        else:
+            expected = jax.tree.map(
+                lambda a, p: 0.9 * a + 0.1 * np.float64(p), expected, state.params
+            )
+    for a, b in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert equal(state.evaluated_params, state.ema)
+    assert not equal(state.ema, state.params)
 
 
 @pytest.mark.parametrize("poison", [LOSS_IS_NAN, GRADIENT_IS_NAN])
