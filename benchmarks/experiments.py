@@ -4,7 +4,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
@@ -95,13 +95,18 @@ def train_all(groups: Sequence[Sequence[Run]], folder: pathlib.Path, *, jobs: in
         sys.exit(1)
 
 
+def history(workdir: pathlib.Path) -> Sequence[Mapping[str, int | float]]:
+    """What a run wrote; nothing where it has not begun."""
+    return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+
+
 def last_value(workdir: pathlib.Path, name: str) -> float:
     """The last value of a metric that a run wrote.
 
     Raises:
       SystemExit: it never wrote it.
     """
-    values = [line[name] for line in read_metrics(workdir) if name in line]
+    values = [line[name] for line in history(workdir) if name in line]
     if not values:
         sys.exit(f"{workdir} has no {name}")
     return float(values[-1])

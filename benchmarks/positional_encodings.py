@@ -58,7 +58,7 @@ def runs_of(encoding: str, data: dict[str, object], folder: pathlib.Path) -> lis
 def evaluate_at(run: Run, folder: pathlib.Path, size: int) -> float:
     """Top-1 accuracy of a run's last checkpoint on images of another size."""
     workdir = folder / run.name / f"at_{size}"
-    if not (workdir / "metrics.jsonl").exists():
+    if not any("validation/accuracy" in line for line in experiments.history(workdir)):
         keys = run.overrides | {"data.image_size": size, "model.trained_image_size": 32}
         arguments = [*experiments.flags(run._replace(overrides=keys)), "--evaluators=loss"]
         arguments += [f"--checkpoint={folder / run.name}", f"--workdir={workdir}"]

@@ -17,9 +17,7 @@ from darl_jax import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = recipes.fine_tuning("L")
-    config.total_epochs = 50.0
-    config.model.drop_path = 0.0
+    config = recipes.fine_tuning("L", epochs=50)
     config.objective.mask = "causal"
     config.objective.pooling = "mean"
     return config

@@ -17,8 +17,6 @@ from darl_jax import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = recipes.fine_tuning("L")
-    config.total_epochs = 50.0
-    config.model.drop_path = 0.0
+    config = recipes.fine_tuning("L", epochs=50)
     config.model.positions = "sincos2d"
     return config

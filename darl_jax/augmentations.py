@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> None:
     with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
         if _CONFIG.value is None:
             raise ValueError(f"--config is needed; usage: {_USAGE}")
-        config = config_lib.load(_CONFIG.value)
+        config = config_lib.load(_CONFIG.value, begins=False)
         mixing = getattr(config.objective, "mixing", MixingConfig())
         source = open_source(config.data, config.data.train_split, "train_split")
         rows = examples(source, config.data, mixing, config.seed)

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+import jax
 from absl import flags, logging
 
 from darl_jax import cluster
@@ -45,6 +46,25 @@ def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
         cluster.fail_together(str(error), code)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(code)
+
+
+@contextlib.contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Says what to change where a device runs out of memory.
+
+    Raises:
+      MemoryError: a device did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"a device has too little memory ({str(error).splitlines()[0]}). Lower "
+            "config.batch_size, raise config.accumulation_steps or config.mesh.fsdp, or set "
+            "config.model.remat to 'dots' or 'full'"
+        ) from error
 
 
 def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:

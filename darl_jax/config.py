@@ -14,6 +14,7 @@ Nothing behind this module sees a ConfigDict.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -172,6 +173,11 @@ class TrainConfig:
         return side, side
 
     @property
+    def tokens(self) -> int:
+        """Length of the sequence: the start token, and all patches but a last one to predict."""
+        return math.prod(self.grid) + (0 if self.predicts_patches else 1)
+
+    @property
     def predicts_patches(self) -> bool:
         """Whether patches are learnt, and not labels."""
         return issubclass(OBJECTIVES[self.objective.name][1], PatchObjective)
@@ -235,13 +241,19 @@ def _to_config_dict(value: Any) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(entries)
 
 
-def load(config: ml_collections.ConfigDict) -> TrainConfig:
+def load(config: ml_collections.ConfigDict, *, begins: bool = True) -> TrainConfig:
     """The run that a config describes.
+
+    Args:
+      config: from a config file.
+      begins: whether a run may begin with it; if not, `init.checkpoint` need not have a value.
 
     Raises:
       ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
     """
     values = config.to_dict()
+    if not begins and isinstance(values.get("init"), dict):
+        values["init"]["checkpoint"] = values["init"].get("checkpoint") or ""
     classes = {
         "objective": _named(
             values, "objective", {key: each[0] for key, each in OBJECTIVES.items()}

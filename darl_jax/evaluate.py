@@ -17,7 +17,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
-from darl_jax.cli import BAD_INPUT, EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
+from darl_jax.cli import (
+    BAD_INPUT,
+    EXIT_BAD_INPUT,
+    EXIT_ERROR,
+    advice_on_memory,
+    flags_parser,
+    one_line_errors,
+)
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.evaluation import EVALUATORS, asked, evaluate_checkpoint
 from darl_jax.interchange.loading import LoadedModel, load_model
@@ -47,8 +54,11 @@ def main(argv: list[str]) -> None:
         if not _CHECKPOINT.value:
             raise ValueError(f"--checkpoint is needed; usage: {_USAGE}")
         loaded = load_model(_CHECKPOINT.value, _STEP.value)
-        config = asked(read_config(_CONFIG.value, loaded), _EVALUATORS.value)
-        numbers = evaluate_checkpoint(config, loaded, _WORKDIR.value)
+        config = asked(
+            read_config(_CONFIG.value, loaded), _EVALUATORS.value, pictures=bool(_WORKDIR.value)
+        )
+        with advice_on_memory():
+            numbers = evaluate_checkpoint(config, loaded, _WORKDIR.value)
     width = max(map(len, numbers), default=0)
     for name, value in numbers.items():
         print(f"{name:<{width}}  {value:.5f}")
@@ -61,10 +71,7 @@ def read_config(given: ml_collections.ConfigDict | None, loaded: LoadedModel) ->
       ConfigError: neither is there, or it cannot be used.
     """
     if given is not None:
-        if "init" in given:
-            # Where the parameters come from is told by --checkpoint.
-            given.init.checkpoint = str(_CHECKPOINT.value)
-        return config_lib.load(given)
+        return config_lib.load(given, begins=False)
     if loaded.config is None:
         raise ConfigError(f"{loaded.description} holds no config: give --config")
     own: dict[str, Any] = {k: v for k, v in loaded.config.items() if k != "train_records"}

@@ -125,12 +125,7 @@ class Evaluation:
         if self._is_due("loss", step, last):
             values = dict(self._loss.run(params, key))
             numbers |= {f"validation/{name}": value for name, value in values.items()}
-            told = "".join(
-                f", {name.replace('_', ' ')} {values[name]:.4f}"
-                for name in ("accuracy", "top5_accuracy")
-                if name in values
-            )
-            logging.info("Step %d: validation loss %.5f%s", step, values["loss"], told)
+            logging.info("Step %d: validation loss %.5f%s", step, values["loss"], _told(values))
         if self._is_due("pictures", step, last):
             writer.images(step, self._pictures.run(params, key, step))
         if self._is_due("probe", step, last):
@@ -140,11 +135,24 @@ class Evaluation:
         if self._is_due("knn", step, last):
             values = dict(self._knn.run(params, key))
             numbers |= values
-            best = max(values, key=lambda name: values[name])
-            logging.info("Step %d: best k-NN accuracy %.4f (%s)", step, values[best], best)
+            logging.info("Step %d: k-NN%s", step, _told(values))
         # The last key, and never without the others: `made` looks for it.
         writer.scalars(step, numbers | {_SECONDS: time.monotonic() - began})
         return numbers
+
+
+def _told(values: Mapping[str, float]) -> str:
+    """The accuracies among some values; of those by block the best one."""
+    told = [
+        f", {name.replace('_', ' ')} {values[name]:.4f}"
+        for name in ("accuracy", "top5_accuracy")
+        if name in values
+    ]
+    blocks = [name for name in values if name.removeprefix("knn/").startswith("accuracy/block_")]
+    if blocks:
+        best = max(blocks, key=lambda name: values[name])
+        told.append(f", best {best} {values[best]:.4f}")
+    return "".join(told)
 
 
 def made(history: Iterable[Mapping[str, int | float]], step: int) -> bool:
@@ -152,12 +160,22 @@ def made(history: Iterable[Mapping[str, int | float]], step: int) -> bool:
     return any(line["step"] == step and _SECONDS in line for line in history)
 
 
-def asked(config: TrainConfig, names: list[str]) -> TrainConfig:
-    """The config with the named evaluators on and the others off; as it is where none is named.
+def asked(config: TrainConfig, names: list[str], *, pictures: bool) -> TrainConfig:
+    """The config with the named evaluators on and the others off.
+
+    Args:
+      config: whose own evaluators are meant where none is named.
+      names: of evaluators.
+      pictures: whether there is a place for pictures.
 
     Raises:
       ConfigError: a name is unknown, or nothing is asked.
     """
+    if not pictures:
+        if "pictures" in names:
+            raise ConfigError("--evaluators=pictures needs a --workdir, where the pictures go")
+        evaluation = dataclasses.replace(config.evaluation, pictures_every_steps=0)
+        config = dataclasses.replace(config, evaluation=evaluation)
     for name in names:
         if name not in EVALUATORS:
             raise ConfigError(f"--evaluators has {name!r}; choose from {', '.join(EVALUATORS)}")
@@ -229,6 +247,14 @@ def restored_params(config: TrainConfig, loaded: LoadedModel, mesh: Mesh) -> PyT
     ]
     behind = tuple(part for part in loaded.params if part != "backbone")
     result = transfer(initial, loaded, drop=() if whole else behind)
+    learnt = (loaded.config or {}).get("objective", {})
+    for key in ("mask", "pooling", "normalise_target") if whole else ():
+        here = getattr(config.objective, key, None)
+        if key in learnt and here not in (None, learnt[key]):
+            logging.warning(
+                "config.objective.%s is %r, and %s was trained with %r",
+                *(key, here, loaded.description, learnt[key]),
+            )
     logging.info("Parameters: %s", report(result, loaded))
     if whole and result.new:
         others = [name for name in EVALUATORS if name not in _NEED_THE_WHOLE_MODEL]

@@ -15,6 +15,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import PyTree
 
+from darl_jax import cluster
+from darl_jax.checkpoint.checksums import checksums
 from darl_jax.checkpoint.reading import arrays_by_name, shortened
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.interchange.loading import LoadedModel, load_model
@@ -52,15 +54,19 @@ class Transfer:
 
 
 def load_initial(config: TrainConfig) -> LoadedModel:
-    """The checkpoint that `config.init` names, if it is one of this config's model.
+    """The checkpoint that `config.init` names, if it is one of this config's model. A collective.
 
     Raises:
       ConfigError: it is of another model, or of images of another size than positions are
         counted on.
-      ValueError: the file cannot be used; FileNotFoundError: there is none.
+      ValueError: the file cannot be used, or processes have read different ones.
+      FileNotFoundError: there is none.
     """
     loaded = load_model(config.init.checkpoint, config.init.step)
     check_same_model(loaded, config)
+    # Each process reads for itself, and the newest step may have become another one meanwhile.
+    sums = checksums(arrays_by_name(loaded.params))
+    cluster.check_alike(sums, "parameters in config.init.checkpoint")
     return loaded
 
 
@@ -80,6 +86,15 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
             f"{loaded.description} was trained on images of {loaded.trained_image_size} pixels, "
             f"and here positions are counted on images of {trained}: set "
             f"config.model.trained_image_size={loaded.trained_image_size}"
+        )
+    if loaded.config is None:
+        logging.warning(
+            "%s does not say how images were standardised, nor how many heads it has: "
+            "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
+            loaded.description,
+            config.data.mean,
+            config.data.std,
+            config.model.num_heads,
         )
     data = (loaded.config or {}).get("data", {})
     for key in ("mean", "std"):
@@ -129,7 +144,7 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
         if path.startswith(_BACKBONE) and not any(_below(path, name) for name in drop)
     ]
     if wrong:
-        advice = "\nTo begin these anew, name them in config.init.drop, such as ('head',)"
+        advice = "\nTraining can begin these anew: name them in config.init.drop, such as ('head',)"
         raise ConfigError(
             f"{loaded.description} does not fit the model; arrays that differ: {len(wrong)}\n  "
             + "\n  ".join(shortened(wrong))

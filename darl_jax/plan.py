@@ -105,7 +105,7 @@ def read_flags() -> tuple[TrainConfig, str]:
         raise ValueError(f"--train_images={_TRAIN_IMAGES.value} must be at least 1")
     if _COMPILE_TOP.value < 1:
         raise ValueError(f"--compile_top={_COMPILE_TOP.value} must be at least 1")
-    return config_lib.load(_CONFIG.value), _TOPOLOGY.value
+    return config_lib.load(_CONFIG.value, begins=False), _TOPOLOGY.value
 
 
 def whole_numbers(flag: flags.FlagHolder) -> list[int]:

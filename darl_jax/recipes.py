@@ -10,10 +10,13 @@ from ml_collections import config_dict
 
 from darl_jax.config import default_config
 
-# Table 9 by size: (learning rate, drop path) of 90 epochs. ViT-L has a row of 50 epochs without
-# drop path as well.
-_FINE_TUNING = {"B": (1e-3, 0.0), "L": (1e-3, 0.1), "H": (3e-3, 0.2)}
-
+# Table 9: (learning rate, drop path) by size and epochs.
+_FINE_TUNING = {
+    ("B", 90): (1e-3, 0.0),
+    ("L", 50): (1e-3, 0.0),
+    ("L", 90): (1e-3, 0.1),
+    ("H", 90): (3e-3, 0.2),
+}
 
 # Models that 2 CPU cores train in minutes, to be given to `config.model.update`.
 _ON_A_CPU = {"dtype": "float32"}
@@ -32,21 +35,22 @@ def use_cifar10(config: ml_collections.ConfigDict) -> None:
     config.data.std = (0.2470, 0.2435, 0.2616)
 
 
-def fine_tuning(size: str) -> ml_collections.ConfigDict:
-    """Table 9: 90 epochs from a checkpoint, full attention, last token.
+def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
+    """Table 9: from a checkpoint, full attention, last token.
 
     Settled here: 5 warm-up epochs (the table's "4 5" is garbled); the rates are absolute, not for a
     batch of 256; the crop takes 8 to 100% of the area, as in MAE's fine-tuning.
 
     Args:
       size: 'B', 'L' or 'H'.
+      epochs: 90, or 50 for 'L'.
     """
     config = _classification(size)
     config.init.checkpoint = config_dict.placeholder(str)
-    config.total_epochs = 90.0
+    config.total_epochs = float(epochs)
     config.objective.mask = "full"
     config.objective.pooling = "last"
-    config.optimizer.learning_rate, config.model.drop_path = _FINE_TUNING[size]
+    config.optimizer.learning_rate, config.model.drop_path = _FINE_TUNING[size, epochs]
     config.optimizer.layer_decay = 0.75
     config.optimizer.weight_decay = 0.05
     config.optimizer.warmup_epochs = 5.0

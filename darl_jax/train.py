@@ -12,7 +12,6 @@ before there was anything to save, or a second Ctrl-C.
 
 import contextlib
 import logging as logging_lib
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,6 +35,7 @@ from darl_jax.cli import (
     EXIT_INTERRUPTED,
     EXIT_NOT_FINITE,
     USER_ERRORS,
+    advice_on_memory,
     flags_parser,
     one_line_errors,
 )
@@ -97,29 +97,10 @@ def choose_attention(config: TrainConfig) -> str:
         device=jax.devices()[0],
         dtype=model.dtype,
         head_dim=model.head_dim,
-        tokens=math.prod(config.grid),
+        tokens=config.tokens,
     )
     logging.info("Attention: %s (config.model.attention=%r)", chosen, model.attention)
     return chosen
-
-
-@contextlib.contextmanager
-def advice_on_memory() -> Iterator[None]:
-    """Says what to change where a device runs out of memory.
-
-    Raises:
-      MemoryError: a device did.
-    """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise MemoryError(
-            f"a device has too little memory ({str(error).splitlines()[0]}). Lower "
-            "config.batch_size, raise config.accumulation_steps or config.mesh.fsdp, or set "
-            "config.model.remat to 'dots' or 'full'"
-        ) from error
 
 
 @contextlib.contextmanager

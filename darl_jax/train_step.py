@@ -32,7 +32,8 @@ def make_train_step(
       objective: what is learnt.
       optimizer: turns gradients into updates.
       accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
-        squared error's result is that of the whole batch; diffusion draws other noise.
+        squared error's result is that of the whole batch; diffusion draws other noise, and
+        mixing and batch normalisation see one micro-batch at a time.
       ema_decay: of the parameters' exponential moving average, for a state that has one.
     """
 
@@ -60,7 +61,8 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda a, b: ema_decay * a + (1.0 - ema_decay) * b, ema, params)
+            # Not decay * a + (1 - decay) * b: rounded, the two do not add up to 1.
+            ema = jax.tree.map(lambda a, b: a + (1.0 - ema_decay) * (b - a), ema, params)
 
         loss = metrics["loss"].compute()
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)

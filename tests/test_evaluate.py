@@ -40,7 +40,7 @@ def last_values(workdir) -> dict[str, float]:
 @pytest.mark.parametrize("batch_size", [32, 7])
 def test_answers_are_those_that_the_run_itself_wrote(fine_tuned, batch_size):
     config = tiny(objective="classification", ema_decay=0.5, batch_size=batch_size)
-    config = evaluation.asked(config, ["loss"])
+    config = evaluation.asked(config, ["loss"], pictures=True)
     found = evaluation.evaluate_checkpoint(config, load_model(str(fine_tuned)), None)
     written = last_values(fine_tuned)
     assert found["validation/accuracy"] == written["validation/accuracy"]
@@ -52,13 +52,13 @@ def test_another_resolution_needs_nothing_but_its_keys(fine_tuned):
         objective="classification", data__image_size=12, model__trained_image_size=8
     )  # fmt: skip
     found = evaluation.evaluate_checkpoint(
-        evaluation.asked(config, ["loss"]), load_model(str(fine_tuned)), None
+        evaluation.asked(config, ["loss"], pictures=True), load_model(str(fine_tuned)), None
     )
     assert 0.0 < found["validation/accuracy"] < 1.0
 
 
 def test_answers_and_pictures_are_kept_where_a_workdir_is_given(pretrained, tmp_path):
-    config = evaluation.asked(tiny(), ["loss", "pictures", "knn"])
+    config = evaluation.asked(tiny(), ["loss", "pictures", "knn"], pictures=True)
     found = evaluation.evaluate_checkpoint(
         config, load_model(str(pretrained)), str(tmp_path / "answers")
     )
@@ -71,17 +71,21 @@ def test_a_backbone_alone_answers_what_needs_no_more(pretrained):
     config = tiny(objective="classification")
     loaded = load_model(str(pretrained))
     assert "knn/accuracy/block_02" in evaluation.evaluate_checkpoint(
-        evaluation.asked(config, ["knn"]), loaded, None
+        evaluation.asked(config, ["knn"], pictures=True), loaded, None
     )
     with pytest.raises(ConfigError, match="has no head/bias, which the evaluator 'loss'"):
-        evaluation.evaluate_checkpoint(evaluation.asked(config, ["loss"]), loaded, None)
+        evaluation.evaluate_checkpoint(
+            evaluation.asked(config, ["loss"], pictures=True), loaded, None
+        )
 
 
 def test_an_unknown_evaluator_and_none_at_all_are_named():
     with pytest.raises(ConfigError, match="--evaluators has 'accuracy'; choose from loss, "):
-        evaluation.asked(tiny(), ["accuracy"])
+        evaluation.asked(tiny(), ["accuracy"], pictures=True)
+    with pytest.raises(ConfigError, match="--evaluators=pictures needs a --workdir"):
+        evaluation.asked(tiny(), ["pictures"], pictures=False)
     with pytest.raises(ConfigError, match="the config runs no evaluator; name some"):
-        evaluation.asked(tiny(evaluation__loss_every_steps=0), [])
+        evaluation.asked(tiny(evaluation__loss_every_steps=0), [], pictures=True)
 
 
 def test_the_program_prints_a_number_for_each_answer(fine_tuned):

@@ -165,6 +165,12 @@ def test_the_average_follows_the_parameters_and_not_a_dropped_update() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert equal(state.evaluated_params, state.ema)
     assert not equal(state.ema, state.params)
+    # What does not move has the same bits in its average, however slow that is.
+    still = make_train_step(graphdef, OBJECTIVES["mse"], optax.sgd(0.0), ema_decay=0.9999)
+    state = make_state("mse", optax.sgd(0.0))
+    state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, state.params))
+    new, _ = jax.jit(still)(state, make_batch(), KEY)
+    assert equal(new.ema, new.params)
 
 
 @pytest.mark.parametrize("poison", [LOSS_IS_NAN, GRADIENT_IS_NAN])

@@ -9,7 +9,7 @@ whether pre-training has learnt something, and is no number to hold against the 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -39,6 +39,7 @@ class ProbeConfig:
     labels_per_class: int = 10
     seeds: int = 5  # disjoint training sets, each of labels_per_class of every class
     pooling: str = "mean"  # one of readout.POOLINGS
+    mask: Literal["causal", "full"] = "causal"  # the backbone's attention
     # Of the block whose output is read, 1 for the last one. Settled here: the middle one, near
     # which Figure 8b has its peak.
     relative_depth: float = 0.5
@@ -183,7 +184,7 @@ class LinearProbe:
     ):
         def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
             backbone = nnx.merge(graphdef, params).backbone
-            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask="causal")
+            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
             return readout(blocks[block_index(config.relative_depth, len(blocks))], config.pooling)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:

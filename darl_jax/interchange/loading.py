@@ -154,10 +154,11 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
 def _read_foreign(file: pathlib.Path) -> LoadedModel:
     with open(file, "rb") as opened:
         start = opened.read(4)
-    if start == _ZIP or start.startswith(_PICKLE):
-        tensors = _read_torch(file)
-    elif file.suffix == ".safetensors" or _has_header(file):
+    # By its header first: its length may begin with the byte that a pickle begins with.
+    if file.suffix == ".safetensors" or _has_header(file):
         tensors = read_safetensors(file)
+    elif start == _ZIP or start.startswith(_PICKLE):
+        tensors = _read_torch(file)
     else:
         raise ValueError(f"{file} is of no known kind; what can be read is {_KINDS}")
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}

@@ -128,7 +128,7 @@ def kernel(config: TrainConfig, topology: Topology) -> tuple[str, list[str]]:
         device=device,
         dtype=model.dtype,
         head_dim=model.head_dim,
-        tokens=math.prod(config.grid),
+        tokens=config.tokens,
     )
     return chosen, []
 
@@ -259,7 +259,7 @@ def splash_flops(config: TrainConfig, mesh: Mesh) -> int:
     products, of which rematerialisation makes 4, and backward 3 for the queries and 4 for keys and
     values, which compute the weights again.
     """
-    blocks = math.ceil(math.prod(config.grid) / _SPLASH_BLOCK)
+    blocks = math.ceil(config.tokens / _SPLASH_BLOCK)
     channels = math.ceil(config.model.head_dim / _SPLASH_BLOCK) * _SPLASH_BLOCK
     product = 2 * _SPLASH_BLOCK**2 * channels * blocks * (blocks + 1) // 2
     products = 2 + (0 if config.model.remat == "none" else 2) + 3 + 4
@@ -277,6 +277,11 @@ def compiler_notes(config: TrainConfig, topology: Topology) -> list[str]:
         )
         if config.model.dtype == "bfloat16":
             notes.append("this compiler computes bfloat16 in float32, so bytes are up to doubled")
+    if not config.predicts_patches:
+        notes.append(
+            "estimates of attention's kernels, and of what a sweep does not compile, are those of "
+            "causal pre-training: full attention takes more, a frozen backbone less"
+        )
     if config.model.dtype == "float32":
         notes.append("config.model.dtype is float32, and the peak rate is that of bfloat16")
     return notes

@@ -199,7 +199,7 @@ def estimate(
     The counts for each token were fitted to compiled steps of ViT-B/16 and ViT-H/14 for TPU v5e.
     """
     model, sizes = config.model, dict(mesh.shape)
-    tokens = math.prod(config.grid)
+    tokens = config.tokens
     local = config.batch_size / sizes["data"] / sizes["fsdp"] * tokens
     width, tensor = model.width, sizes["tensor"]
     hidden = model.mlp_dim / tensor

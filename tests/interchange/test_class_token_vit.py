@@ -33,6 +33,17 @@ def test_an_imported_vit_has_timms_features(tmp_path, kind, encoding):
     np.testing.assert_allclose(found, golden()[f"{kind}/8x8"], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["vit.safetensors", "vit.bin"])
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path, name):
+    path = tmp_path / name
+    for padding in range(0, 512, 8):
+        write_safetensors(path, golden_weights("vit"), {"padding": "x" * padding})
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert load_model(str(path)).model["width"] == 16
+
+
 def test_positions_that_are_not_quite_maes_are_learnable(tmp_path):
     tensors = golden_weights("mae")
     tensors["pos_embed"][0, 5, 3] += 1e-3
