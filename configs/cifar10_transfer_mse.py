@@ -2,6 +2,12 @@ r"""A small ViT (width 128, 6 blocks, patches of 8) on CIFAR-10, to be fine-tune
 
 python -m darl_jax.train --config=configs/cifar10_transfer_mse.py \
     --workdir=runs/cifar10_pretrained --config.data.data_dir=~/tensorflow_datasets
+
+Cost: 0.120 GFLOP an image for forward and backward, 72 TFLOP in all; 26 minutes on 2 CPU cores
+(385 images/s).
+
+Expected, from a run of this file: validation loss 0.576, of patches that are normalised each by its
+own mean and variance; docs/transfer.md has what fine-tuning and probes make of it.
 """
 
 import ml_collections

@@ -5,6 +5,12 @@ python -m darl_jax.train --config=configs/finetune_cifar10.py \
     --config.init.checkpoint=runs/cifar10_pretrained
 
 An empty checkpoint (--config.init.checkpoint=) trains the same from nothing.
+
+Cost: 0.125 GFLOP an image for forward and backward, 9.6 TFLOP in all; three and a half minutes on 2
+CPU cores.
+
+Expected, from runs of this file with three seeds: accuracy 0.539 +- 0.013 from a checkpoint of
+cifar10_transfer_mse.py, 0.465 +- 0.004 from nothing.
 """
 
 import ml_collections
