@@ -36,11 +36,6 @@ from darl_jax.objectives.mixing import MixingConfig, augment
 
 _USAGE = "python -m darl_jax.augmentations --config=configs/supervised_vit_l16_rope2d.py"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file; any key of it can be overridden as --config.key=value."
-)
-_OUTPUT = flags.DEFINE_string("output", "augmented.png", "The picture's file, a PNG.")
-
 ROWS = COLUMNS = 8
 _DPI = 100
 _SMALLEST_SIDE = 112  # Pixels; smaller images are magnified by a whole number, without smoothing.
@@ -166,9 +161,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
     with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
-        if _CONFIG.value is None:
+        if flags.FLAGS.config is None:
             raise ValueError(f"--config is needed; usage: {_USAGE}")
-        config = config_lib.load(_CONFIG.value, begins=False)
+        config = config_lib.load(flags.FLAGS.config, begins=False)
         mixing = getattr(config.objective, "mixing", MixingConfig())
         source = open_source(config.data, config.data.train_split, "train_split")
         rows = examples(source, config.data, mixing, config.seed)
@@ -179,10 +174,15 @@ def main(argv: Sequence[str]) -> None:
             f"{source.dataset}, split '{source.split}', as it is trained on",
             describe(config.data, mixing),
         )
-        output = pathlib.Path(_OUTPUT.value)
+        output = pathlib.Path(flags.FLAGS.output)
         figure.savefig(output, dpi=_DPI, format="png")
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
+    # Not where this module is imported: programs have flags of their own.
+    config_flags.DEFINE_config_file(
+        "config", None, "A config file; any key of it can be overridden as --config.key=value."
+    )
+    flags.DEFINE_string("output", "augmented.png", "The picture's file, a PNG.")
     app.run(main, flags_parser=flags_parser(_USAGE))

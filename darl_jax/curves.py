@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
 from darl_jax.metrics import read_metrics
 
-_OUTPUT = flags.DEFINE_string("output", "curves.png", "The picture's file, a PNG.")
 _COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#a16207", "#be185d")
 
 History = Sequence[Mapping[str, int | float]]
@@ -59,9 +58,11 @@ def main(argv: Sequence[str]) -> None:
         if len(argv) < 2:
             raise ValueError("name one workdir or several, as in runs/digits")
         runs = {pathlib.PurePath(workdir).name: read_metrics(workdir) for workdir in argv[1:]}
-        loss_figure(runs).savefig(_OUTPUT.value, dpi=110)
-    print(f"wrote {_OUTPUT.value}")
+        loss_figure(runs).savefig(flags.FLAGS.output, dpi=110)
+    print(f"wrote {flags.FLAGS.output}")
 
 
 if __name__ == "__main__":
+    # Not where this module is imported: programs have flags of their own.
+    flags.DEFINE_string("output", "curves.png", "The picture's file, a PNG.")
     app.run(main)

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
 from darl_jax.metrics import read_metrics
 
-_OUTPUT = flags.DEFINE_string("output", "depth.png", "The picture's file, a PNG.")
 _COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#a16207", "#be185d")
 
 # What a column is called behind the run's name, and what its metrics are called.
@@ -145,9 +144,11 @@ def main(argv: Sequence[str]) -> None:
             runs[workdir if name in runs else name] = read_metrics(workdir)
         found = columns(runs)
         print(table(found))
-        depth_figure(found).savefig(_OUTPUT.value, dpi=110)
-    print(f"wrote {_OUTPUT.value}")
+        depth_figure(found).savefig(flags.FLAGS.output, dpi=110)
+    print(f"wrote {flags.FLAGS.output}")
 
 
 if __name__ == "__main__":
+    # Not where this module is imported: programs have flags of their own.
+    flags.DEFINE_string("output", "depth.png", "The picture's file, a PNG.")
     app.run(main)
