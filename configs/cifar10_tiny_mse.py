@@ -1,4 +1,4 @@
-r"""A very small ViT (width 64, 4 blocks, patches of 4) on CIFAR-10, squared error, for comparisons.
+r"""A very small ViT (width 64, 4 blocks, patches of 8) on CIFAR-10, squared error, for comparisons.
 
 python -m darl_jax.train --config=configs/cifar10_tiny_mse.py \
     --workdir=runs/cifar10_tiny --config.data.data_dir=~/tensorflow_datasets
@@ -13,14 +13,14 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse")
     config.batch_size = 128
-    config.total_steps = 250
+    config.total_steps = 500
     config.objective.normalise_target = True
-    config.model.update(recipes.TINY, patch_size=4)
+    config.model.update(recipes.TINY, patch_size=8)
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 25
-    config.checkpoint.every_steps = 250
-    config.evaluation.loss_every_steps = 250
+    config.checkpoint.every_steps = 500
+    config.evaluation.loss_every_steps = 500
     config.evaluation.pictures_every_steps = 0
     return config

@@ -1,4 +1,4 @@
-r"""A very small ViT (width 64, 4 blocks, patches of 4) fine-tuned on CIFAR-10.
+r"""A very small ViT (width 64, 4 blocks, patches of 8) fine-tuned on CIFAR-10.
 
 python -m darl_jax.train --config=configs/finetune_cifar10_tiny.py \
     --workdir=runs/cifar10_tiny_finetuned --config.data.data_dir=~/tensorflow_datasets \
@@ -15,14 +15,14 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="classification")
     config.batch_size = 128
-    config.total_steps = 200
+    config.total_steps = 400
     config.init.checkpoint = config_dict.placeholder(str)
-    config.model.update(recipes.TINY, patch_size=4)
+    config.model.update(recipes.TINY, patch_size=8)
     config.objective.pooling = "mean"
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 25
-    config.checkpoint.every_steps = 200
-    config.evaluation.loss_every_steps = 200
+    config.checkpoint.every_steps = 400
+    config.evaluation.loss_every_steps = 400
     return config

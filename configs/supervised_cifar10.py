@@ -1,4 +1,4 @@
-r"""A very small ViT (width 64, 4 blocks, patches of 4) on CIFAR-10, supervised, from nothing.
+r"""A very small ViT (width 64, 4 blocks, patches of 8) on CIFAR-10, supervised, from nothing.
 
 python -m darl_jax.train --config=configs/supervised_cifar10.py \
     --workdir=runs/cifar10_supervised --config.data.data_dir=~/tensorflow_datasets
@@ -15,13 +15,13 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="classification")
     config.batch_size = 128
-    config.total_steps = 250
-    config.model.update(recipes.TINY, patch_size=4)
+    config.total_steps = 500
+    config.model.update(recipes.TINY, patch_size=8)
     config.objective.pooling = "mean"
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 25
-    config.checkpoint.every_steps = 250
-    config.evaluation.loss_every_steps = 250
+    config.checkpoint.every_steps = 500
+    config.evaluation.loss_every_steps = 500
     return config
