@@ -28,7 +28,8 @@ class StubModel(DARL, pytree=False):
         self.decode = decode
         self.encoded = 0
 
-    def encode(self, patches: jax.Array) -> jax.Array:
+    def encode(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        assert grid[0] * grid[1] == patches.shape[1]
         self.encoded += 1
         return patches
 

@@ -25,7 +25,8 @@ class StubModel(DARL, pytree=False):
     def __init__(self, decode: Callable[[jax.Array], jax.Array]):
         self.patch_decoder = decode
 
-    def encode(self, patches: jax.Array) -> jax.Array:
+    def encode(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
+        assert grid[0] * grid[1] == patches.shape[1]
         return patches
 
 
