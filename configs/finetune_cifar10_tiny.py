@@ -15,7 +15,7 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="classification")
     config.batch_size = 128
-    config.total_steps = 250
+    config.total_steps = 150
     config.init.checkpoint = config_dict.placeholder(str)
     config.model.update(recipes.TINY, patch_size=8)
     config.objective.pooling = "mean"
@@ -23,6 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 25
-    config.checkpoint.every_steps = 250
-    config.evaluation.loss_every_steps = 250
+    config.checkpoint.every_steps = 150
+    config.evaluation.loss_every_steps = 150
     return config

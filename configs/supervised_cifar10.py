@@ -15,13 +15,13 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="classification")
     config.batch_size = 128
-    config.total_steps = 300
+    config.total_steps = 200
     config.model.update(recipes.TINY, patch_size=8)
     config.objective.pooling = "mean"
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 25
-    config.checkpoint.every_steps = 300
-    config.evaluation.loss_every_steps = 300
+    config.checkpoint.every_steps = 200
+    config.evaluation.loss_every_steps = 200
     return config
