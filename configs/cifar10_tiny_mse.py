@@ -2,6 +2,8 @@ r"""A very small ViT (width 64, 4 blocks, patches of 8) on CIFAR-10, squared err
 
 python -m darl_jax.train --config=configs/cifar10_tiny_mse.py \
     --workdir=runs/cifar10_tiny --config.data.data_dir=~/tensorflow_datasets
+
+Cost: about a minute on 2 CPU cores. Expected: docs/transfer.md has what runs of it gave.
 """
 
 import ml_collections

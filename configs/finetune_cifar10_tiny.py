@@ -3,6 +3,8 @@ r"""A very small ViT (width 64, 4 blocks, patches of 8) fine-tuned on CIFAR-10.
 python -m darl_jax.train --config=configs/finetune_cifar10_tiny.py \
     --workdir=runs/cifar10_tiny_finetuned --config.data.data_dir=~/tensorflow_datasets \
     --config.init.checkpoint=runs/cifar10_tiny
+
+Cost: about a minute on 2 CPU cores. Expected: docs/transfer.md has what runs of it gave.
 """
 
 import ml_collections
