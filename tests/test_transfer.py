@@ -95,26 +95,27 @@ def test_a_run_is_not_resumed_from_another_beginning(fine_tuned, capsys):
     assert "init.checkpoint" in capsys.readouterr().err
 
 
-# LARS begins with steps that are small beside small kernels: 60 of them are too few to learn.
+# LARS begins with steps that are small beside small kernels, and needs more of them.
 @pytest.mark.parametrize(
-    ("kind", "optimizer", "rate", "least"),
+    ("kind", "optimizer", "rate", "batch_size", "steps"),
     [
-        ("linear", "adamw", 3e-2, 0.3),
-        ("linear", "lars", 0.1, 0.0),
-        ("attentive", "adamw", 3e-3, 0.3),
+        ("linear", "adamw", 3e-2, 32, 60),
+        ("linear", "lars", 3.0, 128, 300),
+        ("attentive", "adamw", 3e-3, 32, 60),
     ],
 )
 def test_probes_of_every_block_learn_and_the_backbone_does_not(
-    pretrained, tmp_path, kind, optimizer, rate, least
+    pretrained, tmp_path, kind, optimizer, rate, batch_size, steps
 ):
     config = tiny(
         objective="probes",
         optimizer=optimizer,
         objective__kind=kind,
         optimizer__learning_rate=rate,
-        total_steps=60,
-        evaluation__loss_every_steps=60,
-        evaluation__knn_every_steps=60,
+        batch_size=batch_size,
+        total_steps=steps,
+        evaluation__loss_every_steps=steps,
+        evaluation__knn_every_steps=steps,
         init__checkpoint=str(pretrained),
     )
     assert run(config, tmp_path) == 0
@@ -125,7 +126,7 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
         np.testing.assert_array_equal(a, b)
     last = {name: value for line in read_metrics(tmp_path) for name, value in line.items()}
     for block in ("block_01", "block_02"):
-        assert last[f"validation/accuracy/{block}"] > least, "chance is 0.1"
+        assert last[f"validation/accuracy/{block}"] > 0.3, "chance is 0.1"
         assert last[f"knn/accuracy/{block}"] > 0.3
     state = saved_state(tmp_path, config)
     assert not [name for name in state if "opt_state" in name and "backbone" in name]
