@@ -90,9 +90,19 @@ class Diffusion(PatchObjective):
         gamma = jnp.full((*noise.shape[:-1], 1), _SHOWN_GAMMA[self.config.prediction])
         x_s = corrupt(patches, noise, gamma)
         z = model.encode(patches, self.grid(batch))
-        output = model.patch_decoder(z, x_s, gamma).astype(jnp.float32)
-        x_0 = output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
+        x_0 = self.denoised(model, z, x_s, gamma)
         return Prediction(patches, x_0[0], squared_error(x_0[0], patches))
+
+    def denoised(
+        self,
+        model: DARL,
+        z: Float[Array, "batch patch width"],
+        x_s: Float[Array, "draw batch patch pixel"],
+        gamma: Float[Array, "draw batch patch 1"],
+    ) -> Float[Array, "draw batch patch pixel"]:
+        """The model's estimate of the clean patches x^0, whatever its decoder predicts, float32."""
+        output = model.patch_decoder(z, x_s, gamma).astype(jnp.float32)
+        return output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
 
 
 def corrupt(
