@@ -120,6 +120,7 @@ def step_flops(config: TrainConfig) -> int:
         decoder_layers=config.patch_decoder.layers,
         condition_on_gamma=config.patch_decoder.condition_on_gamma,
         noise_draws=getattr(objective, "draws", 1),
+        two_stream=model.two_stream,
     )
     return flops.train_step_flops(forward, config.batch_size)
 

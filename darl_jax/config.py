@@ -25,6 +25,7 @@ from ml_collections import config_dict
 
 from darl_jax.data.pipeline import DataConfig
 from darl_jax.evaluators.knn import KnnConfig
+from darl_jax.evaluators.likelihood import LikelihoodConfig, check_objective
 from darl_jax.evaluators.linear_probe import ProbeConfig
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.positions import Grid
@@ -64,9 +65,11 @@ class EvaluationConfig:
     pictures_every_steps: int = 5000
     probe_every_steps: int = 0
     knn_every_steps: int = 0
+    likelihood_every_steps: int = 0
     num_pictures: int = 8
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
     knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
+    likelihood: LikelihoodConfig = dataclasses.field(default_factory=LikelihoodConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,7 @@ class TrainConfig:
             "evaluation.pictures_every_steps": self.evaluation.pictures_every_steps,
             "evaluation.probe_every_steps": self.evaluation.probe_every_steps,
             "evaluation.knn_every_steps": self.evaluation.knn_every_steps,
+            "evaluation.likelihood_every_steps": self.evaluation.likelihood_every_steps,
             "profile.first_step": self.profile.first_step,
         }
         for key, value in not_negative.items():
@@ -151,6 +155,14 @@ class TrainConfig:
                 f"config.model.patch_size={self.model.patch_size} must divide "
                 f"config.data.image_size={self.data.image_size}"
             )
+        for grid in (self.grid, self.trained_grid):
+            self.model.order.check(grid)
+        if self.model.two_stream and not self.predicts_patches:
+            raise ConfigError(
+                "config.model.two_stream must be False with config.objective.name="
+                f"{self.objective.name!r}: the query stream asks for patches, and transfer takes "
+                "the content stream alone (in raster order: config.model.order.name='raster')"
+            )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"config.ema_decay={self.ema_decay} must be in [0, 1)")
         if self.evaluation.pictures_every_steps and not self.predicts_patches:
@@ -159,6 +171,14 @@ class TrainConfig:
                 f"must be 0 with config.objective.name={self.objective.name!r}: the pictures are "
                 "of predicted patches"
             )
+        if self.evaluation.likelihood_every_steps:
+            try:
+                check_objective(self.objective)
+            except ValueError as error:
+                raise ConfigError(
+                    "config.evaluation.likelihood_every_steps="
+                    f"{self.evaluation.likelihood_every_steps} must be 0 where config.{error}"
+                ) from error
 
     @property
     def grid(self) -> Grid:

@@ -54,6 +54,7 @@ def forward_flops(
     decoder_layers: int = 0,
     condition_on_gamma: bool = False,
     noise_draws: int = 1,
+    two_stream: bool = False,
 ) -> int:
     """FLOPs of one image's forward pass in pre-training, by the convention of this module.
 
@@ -69,6 +70,7 @@ def forward_flops(
         decoder_layers: layers or blocks of the patch decoder; 0 is a single linear layer.
         condition_on_gamma: whether gamma is one more channel of the corrupted patch.
         noise_draws: corrupted patches for each output of the backbone; 1 for "mse".
+        two_stream: whether a query stream goes beside the content: no keys and values of its own.
 
     Raises:
         ValueError: an unknown name, or a decoder that the squared error does not have.
@@ -82,6 +84,9 @@ def forward_flops(
     backbone = backbone_flops(
         width=width, depth=depth, mlp_dim=mlp_dim, patches=tokens - 1, patch_dim=patch_dim
     )
+    if two_stream:
+        query = 2 * _linear(width, width) + 2 * _linear(width, tokens) + mlp
+        backbone += depth * tokens * query
     to_pixels = _linear(width, patch_dim)
 
     if objective == "mse":

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from darl_jax.models.positions import Grid
 
-Order = Int[np.ndarray, " patch"] | Int[Array, "batch patch"]  # one for all images, or one for each
+Order = Int[np.ndarray, " place"] | Int[Array, "batch place"]  # one for all images, or one for each
 
 BLOCKED = ("nested_raster", "round_robin")
 FIXED = ("raster", *BLOCKED, "spiral", "checkerboard", "permutation")
@@ -124,6 +124,8 @@ def take(
       values: of the patches of one image, or of a batch of them.
       order: which patch stands where, for all images or for each.
     """
+    if isinstance(order, np.ndarray) and np.array_equal(order, np.arange(values.shape[-2])):
+        return values
     if order.ndim == 1:
         return values[..., order, :]
     if values.ndim == 2:

@@ -9,12 +9,15 @@ At another resolution than the trained one, coordinates are scaled back onto the
 (14/24 from 224 to 384 px with patches of 16), and learned positions are resampled bicubically.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 POSITIONS = ("none", "sincos2d", "learnable", "rope1d", "rope2d")
+ABSOLUTE = ("sincos2d", "learnable", "rope2d")  # tell where in the image a patch is
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -75,15 +78,22 @@ def rope_angles(
 
 
 def rotate(
-    x: Float[Array, "batch token head channel"], angles: Float[np.ndarray, "token pair"]
+    x: Float[Array, "batch token head channel"],
+    angles: Float[np.ndarray, "token pair"] | Float[Array, "*batch token pair"],
 ) -> Float[Array, "batch token head channel"]:
-    """Turns adjacent channel pairs (x_2i, x_2i+1) by the angles, in float32; keeps x's type."""
+    """Turns adjacent channel pairs (x_2i, x_2i+1) by the angles, in float32; keeps x's type.
+
+    Args:
+      x: queries or keys.
+      angles: of the tokens of all examples, or of each one's own.
+    """
     # Pairs are exchanged by a product, which XLA fuses on TPUs; to reshape x to (..., pair, 2), or
     # to shift its channels, it copies x in float32. Memory traffic of a step of ViT-L/16 as planned
     # for v6e:16x16 (data 8, fsdp 32): 9.6 GiB, 16.6 with reshapes, 16.2 with shifts; executed FLOPs
     # grow by 1.2%. One 1 in each column and full precision: channels are only moved.
-    cos, sin = (np.repeat(f(angles), 2, axis=1)[:, None] for f in (np.cos, np.sin))
-    sign = np.tile(np.array([-1, 1], np.float32), angles.shape[1])
+    xp: Any = np if isinstance(angles, np.ndarray) else jnp
+    cos, sin = (xp.repeat(f(angles), 2, axis=-1)[..., None, :] for f in (xp.cos, xp.sin))
+    sign = np.tile(np.array([-1, 1], np.float32), angles.shape[-1])
     swap = np.eye(x.shape[-1])[np.arange(x.shape[-1]) ^ 1].astype(x.dtype)
     swapped = jnp.matmul(x, swap, precision="highest", preferred_element_type=x.dtype)
     turned = x.astype(jnp.float32) * cos + swapped.astype(jnp.float32) * (sign * sin)

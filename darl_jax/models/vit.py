@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from darl_jax.models import attention as attention_lib
-from darl_jax.models import positions
+from darl_jax.models import orders, positions
+from darl_jax.models.orders import Order, OrderConfig
 from darl_jax.sharding import pin_batch
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -48,6 +49,8 @@ class ViTConfig:
     # Rows and columns of the images on whose grid positions are counted: those of pre-training,
     # where a model goes on at another resolution. None: data.image_size.
     trained_image_size: int | None = None
+    order: OrderConfig = dataclasses.field(default_factory=OrderConfig)  # of the patches
+    two_stream: bool = False  # pre-training: targets are asked for by their places (App. A.5)
     drop_path: float = 0.0  # of the last block; linear from 0 at the first, in training alone
     fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
     dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
@@ -67,6 +70,16 @@ class ViTConfig:
         for key in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "unroll"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.order.name == "random" and not self.two_stream:
+            raise ValueError(
+                "model.order.name='random' needs model.two_stream=True: without a query a model "
+                "cannot know which patch comes next"
+            )
+        if self.two_stream and self.positions not in positions.ABSOLUTE:
+            raise ValueError(
+                f"model.two_stream=True asks for patches by their places, which model.positions="
+                f"{self.positions!r} does not tell; choose from {list(positions.ABSOLUTE)}"
+            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.drop_path={self.drop_path} must be in [0, 1)")
         if self.trained_image_size is not None and (
@@ -172,6 +185,10 @@ def stack_blocks(create: Callable[[PRNGKeyArray], nnx.Module], number: int, key:
     return nnx.vmap(create, in_axes=0, out_axes=0)(jax.random.split(key, number))
 
 
+# Of the tokens of all examples, or of each; None where nothing is rotated.
+Angles = Float[np.ndarray, "token pair"] | Float[Array, "*batch token pair"] | None
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with separate query, key, value and output projections."""
 
@@ -192,22 +209,44 @@ class Attention(nnx.Module):
         self.out = project()
 
     def __call__(
+        self, x: Float[Array, "batch token width"], *, mask: attention_lib.Mask, angles: Angles
+    ) -> Float[Array, "batch token width"]:
+        return self.attend(self.queries(x, angles), *self.keys_values(x, angles), mask=mask)
+
+    def heads(
+        self, y: Float[Array, "batch token width"], angles: Angles = None
+    ) -> Float[Array, "batch token head channel"]:
+        """A projection cut into heads, and rotated where there are angles."""
+        y = y.reshape(*y.shape[:2], self.num_heads, -1)
+        return y if angles is None else positions.rotate(y, angles)
+
+    def queries(
+        self, x: Float[Array, "batch token width"], angles: Angles
+    ) -> Float[Array, "batch token head channel"]:
+        """What tokens look for."""
+        return self.heads(self.query(x), angles)
+
+    def keys_values(
+        self, x: Float[Array, "batch token width"], angles: Angles
+    ) -> tuple[
+        Float[Array, "batch token head channel"], Float[Array, "batch token head channel"]
+    ]:
+        """By what tokens are found, and what is found there."""
+        return self.heads(self.key(x), angles), self.heads(self.value(x))
+
+    def attend(
         self,
-        x: Float[Array, "batch token width"],
+        query: Float[Array, "batch token head channel"],
+        key: Float[Array, "batch token head channel"],
+        value: Float[Array, "batch token head channel"],
         *,
         mask: attention_lib.Mask,
-        angles: Float[np.ndarray, "token pair"] | None,
     ) -> Float[Array, "batch token width"]:
-        def heads(y: Array) -> Array:
-            return y.reshape(*y.shape[:2], self.num_heads, -1)
-
-        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
-        if angles is not None:
-            query, key = positions.rotate(query, angles), positions.rotate(key, angles)
+        """The output for each query."""
         y = attention_lib.attention(
             query, key, value, mask=mask, implementation=self.implementation
         )
-        return self.out(y.reshape(x.shape))
+        return self.out(y.reshape(*y.shape[:2], -1))
 
 
 class Mlp(nnx.Module):
@@ -246,17 +285,27 @@ class Block(nnx.Module):
         x: Float[Array, "batch token width"],
         *,
         mask: attention_lib.Mask,
-        angles: Float[np.ndarray, "token pair"] | None,
+        angles: Angles,
         branch_scales: Float[Array, "2 batch"] | None = None,
     ) -> Float[Array, "batch token width"]:
         """The block's output; `branch_scales` multiply the two branches of each example."""
+        attended = self.attention(self.norm_attention(x), mask=mask, angles=angles)
+        return self.finish(x, attended, branch_scales)
+
+    def finish(
+        self,
+        x: Float[Array, "batch token width"],
+        attended: Float[Array, "batch token width"],
+        branch_scales: Float[Array, "2 batch"] | None = None,
+    ) -> Float[Array, "batch token width"]:
+        """The block's output for its input and what attention made of that."""
 
         def scaled(branch: Array, index: int) -> Array:
             if branch_scales is None:
                 return branch
             return branch * branch_scales[index][:, None, None].astype(branch.dtype)
 
-        x = x + scaled(self.attention(self.norm_attention(x), mask=mask, angles=angles), 0)
+        x = x + scaled(attended, 0)
         return x + scaled(self.mlp(self.norm_mlp(x)), 1)
 
 
@@ -275,7 +324,7 @@ def drop_path_scales(
 
 
 class ViT(nnx.Module):
-    """[SOS, p_1 .. p_n] -> features; in pre-training n is one less than the image's patches.
+    """[SOS, p_1 .. p_T] -> features; in pre-training without p_T, which nothing is predicted from.
 
     Args:
       config: the backbone's shape.
@@ -305,42 +354,32 @@ class ViT(nnx.Module):
         *,
         mask: attention_lib.Mask = "causal",
         grid: positions.Grid | None = None,
+        order: Order | None = None,
+        without_last: bool = False,
         key: PRNGKeyArray | None = None,
     ) -> Features:
-        """Features of the start token and of the first patches of an image, in raster order.
+        """Features of the start token and of an image's patches, as they stand in the sequence.
 
         Args:
-          patches: standardised patches, all of an image's or the first of them.
+          patches: standardised patches of whole images, in raster order.
           mask: 'causal', 'full', or for each example the number of tokens, the start token's
             included, that everybody sees.
-          grid: (rows, columns) of patches of the whole image; the trained grid if not given.
+          grid: (rows, columns) of the patches; the trained grid if not given.
+          order: of the patches in the sequence; the config's if not given.
+          without_last: whether the last patch of the sequence is left out, as in pre-training.
           key: draws which branches drop path leaves out; None outside training.
 
         Raises:
-          ValueError: there are more patches than the grid has.
+          ValueError: these are not all the patches of an image, or the order does not fit them.
         """
         grid = grid or self.grid
-        number = patches.shape[1]
-        if number > math.prod(grid):
-            raise ValueError(f"{number} patches are more than a grid of {grid} holds")
-        x = self._embed(patches, grid)
+        order = self.order(grid) if order is None else order
+        x, angles = self.sequence(patches, grid, order, without_last=without_last)
         config = self.config
-        angles = None
-        if config.positions.startswith("rope"):
-            angles = positions.rope_angles(
-                config.positions,
-                grid,
-                self.grid,
-                config.head_dim,
-                max_wavelength=config.rope_max_wavelength,
-                y_first=config.rope_y_first,
-            )[: number + 1]
-
-        graphdef, stacked = nnx.split(self.blocks)
-
         scales = None
         if key is not None and config.drop_path:
             scales = drop_path_scales(key, config.drop_path, config.depth, len(x))
+        graphdef, stacked = nnx.split(self.blocks)
 
         def block(x: Array, per_block: tuple[nnx.State, Array | None]) -> tuple[Array, Array]:
             parameters, branch_scales = per_block
@@ -350,23 +389,82 @@ class ViT(nnx.Module):
             x = pin_batch(x)
             return x, x
 
-        policy = REMAT_POLICIES[config.remat]
-        if policy is not None:
-            block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-        x, blocks = jax.lax.scan(
-            block, x, (stacked, scales), unroll=min(config.unroll, config.depth)
-        )
+        x, blocks = scan_blocks(block, x, (stacked, scales), config)
         return Features(self.final_norm(x), blocks)
 
-    def _embed(
-        self, patches: Float[Array, "batch patch pixel"], grid: positions.Grid
-    ) -> Float[Array, "batch token width"]:
-        x = self.patch_embedding(patches)
-        batch, number, width = x.shape
+    def order(self, grid: positions.Grid) -> Int[np.ndarray, " patch"]:
+        """The config's order on a grid. Raises ValueError where its blocks do not divide it."""
+        return orders.fixed_order(self.config.order, grid)
+
+    def sequence(
+        self,
+        patches: Float[Array, "batch patch pixel"],
+        grid: positions.Grid,
+        order: Order,
+        *,
+        without_last: bool = False,
+    ) -> tuple[Float[Array, "batch token width"], Angles]:
+        """The start token and the embedded patches in order, with the angles that they turn by.
+
+        Raises:
+          ValueError: these are not all the patches of an image.
+        """
+        if patches.shape[1] != math.prod(grid):
+            raise ValueError(f"{patches.shape[1]} patches do not fill the grid of {grid}")
+        places = order[..., :-1] if without_last else order
+        x = self.patch_embedding(orders.take(patches, places))
+        table = self.position_table(grid)
+        if table is not None:
+            x = x + orders.take(table, places).astype(x.dtype)
+        sos = jnp.broadcast_to(self.sos[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        angles = self.angles(grid, order)
+        if angles is not None and without_last:
+            angles = angles[..., :-1, :]
+        return pin_batch(jnp.concatenate([sos, x], axis=1)), angles
+
+    def position_table(self, grid: positions.Grid) -> Any:
+        """What is added to embedded patches, by raster number; None where nothing is."""
         if self.config.positions == "sincos2d":
-            x = x + positions.sincos_2d(grid, self.grid, width)[:number].astype(x.dtype)
-        elif self.config.positions == "learnable":
-            table = positions.resample_positions(self.positions[...], self.grid, grid)
-            x = x + table[:number].astype(x.dtype)
-        sos = jnp.broadcast_to(self.sos[...].astype(x.dtype), (batch, 1, width))
-        return pin_batch(jnp.concatenate([sos, x], axis=1))
+            return positions.sincos_2d(grid, self.grid, self.config.width)
+        if self.config.positions == "learnable":
+            return positions.resample_positions(self.positions[...], self.grid, grid)
+        return None
+
+    def angles(self, grid: positions.Grid, order: Order) -> Angles:
+        """By what the start token (not at all) and the patches turn, as they stand in sequence.
+
+        1D RoPE counts places in the sequence, whatever patch stands there.
+        """
+        config = self.config
+        if not config.positions.startswith("rope"):
+            return None
+        angles = positions.rope_angles(
+            config.positions,
+            grid,
+            self.grid,
+            config.head_dim,
+            max_wavelength=config.rope_max_wavelength,
+            y_first=config.rope_y_first,
+        )
+        if config.positions == "rope1d":
+            return angles
+        if order.ndim == 1:
+            return angles[np.concatenate([[0], 1 + order])]
+        return orders.take(angles, jnp.pad(1 + order, ((0, 0), (1, 0))))
+
+
+def scan_blocks(
+    block: Callable[[Any, Any], tuple[Any, Any]], x: Any, per_block: Any, config: ViTConfig
+) -> tuple[Any, Any]:
+    """Applies stacked blocks one after the other, with what `remat` and `unroll` say.
+
+    Args:
+      block: (x, one block's share of `per_block`) to (x, what is kept of this block).
+      x: what the first block takes.
+      per_block: arrays with the block as their first dimension.
+      config: of the backbone.
+    """
+    policy = REMAT_POLICIES[config.remat]
+    if policy is not None:
+        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+    return jax.lax.scan(block, x, per_block, unroll=min(config.unroll, config.depth))

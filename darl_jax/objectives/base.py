@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from darl_jax.models.darl import DARL
+from darl_jax.models.orders import Order
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.models.positions import Grid
 
@@ -24,11 +25,12 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 class Prediction(NamedTuple):
-    """What a model says of each patch, given those before it; standardised pixels."""
+    """What a model says of each patch, given those before it; standardised, in raster order."""
 
     target: Float[Array, "batch patch pixel"]
     predicted: Float[Array, "batch patch pixel"]
     error: Float[Array, "batch patch"]  # squared error of what is predicted
+    order: Order  # in which they were predicted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,12 +65,14 @@ class Diffusion(PatchObjective):
 
         Decile 0 holds the tenth of the draws with most noise, whatever the schedule.
         """
-        patches = self.patches(batch)
+        patches, grid = self.patches(batch), self.grid(batch)
+        # An order, where one is drawn, has a key of its own beside the two.
+        order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         gamma_key, noise_key = jax.random.split(key)
         shape = (self.config.draws, *patches.shape)
         gamma = self.schedule.sample(gamma_key, (*shape[:-1], 1))
         noise = jax.random.normal(noise_key, shape, jnp.float32)
-        z = model.encode(patches, self.grid(batch))
+        z = model.encode(patches, grid, order)
         output = model.patch_decoder(z, corrupt(patches, noise, gamma), gamma)
         target = noise if self.config.prediction == "epsilon" else patches
         error = squared_error(output, jnp.broadcast_to(target, shape))
@@ -85,13 +87,14 @@ class Diffusion(PatchObjective):
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
         """x^0 as the model sees it in one step: from noise alone where it predicts x^0."""
-        patches = self.patches(batch)
+        patches, grid = self.patches(batch), self.grid(batch)
+        order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         noise = jax.random.normal(key, (1, *patches.shape), jnp.float32)
         gamma = jnp.full((*noise.shape[:-1], 1), _SHOWN_GAMMA[self.config.prediction])
         x_s = corrupt(patches, noise, gamma)
-        z = model.encode(patches, self.grid(batch))
+        z = model.encode(patches, grid, order)
         x_0 = self.denoised(model, z, x_s, gamma)
-        return Prediction(patches, x_0[0], squared_error(x_0[0], patches))
+        return Prediction(patches, x_0[0], squared_error(x_0[0], patches), order)
 
     def denoised(
         self,

@@ -29,18 +29,18 @@ class MSE(PatchObjective):
     def __call__(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss; nothing is random, so the key is not used."""
+        """The loss; nothing is random but an order that is drawn for each image."""
         error = self.predict(model, batch, key).error
         loss = average(error, batch["mask"])
         return loss.compute(), {"loss": loss}
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
         """Predictions as standardised pixels, errors against the target that is trained on."""
-        del key
-        patches = self.patches(batch)
-        output = model.patch_decoder(model.encode(patches, self.grid(batch)))
+        patches, grid = self.patches(batch), self.grid(batch)
+        order = model.draw_order(key, len(patches), grid)
+        output = model.patch_decoder(model.encode(patches, grid, order))
         if not self.config.normalise_target:
-            return Prediction(patches, output, squared_error(output, patches))
+            return Prediction(patches, output, squared_error(output, patches), order)
         mean, std = patch_statistics(patches)
         error = squared_error(output, normalise_patches(patches))
-        return Prediction(patches, output * std + mean, error)
+        return Prediction(patches, output * std + mean, error, order)
