@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,9 +17,12 @@ from darl_jax import build
 from darl_jax.checkpoint import absolute_path
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
+from darl_jax.data.memory import some_records
 from darl_jax.data.pipeline import Sources, eval_batches
 from darl_jax.evaluators import linear_probe
 from darl_jax.evaluators.knn import Knn, bank_records
+from darl_jax.evaluators.likelihood import Likelihood
+from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from darl_jax.evaluators.linear_probe import LinearProbe
 from darl_jax.evaluators.pictures import Pictures
 from darl_jax.evaluators.validation_loss import ValidationLoss
@@ -26,14 +30,16 @@ from darl_jax.initialisation import check_same_model, place, report, transfer
 from darl_jax.interchange.loading import LoadedModel
 from darl_jax.metrics import MetricWriter
 from darl_jax.objectives import Objective, PatchObjective
+from darl_jax.objectives.diffusion import Diffusion
+from darl_jax.objectives.mse import MSE
 from darl_jax.sharding import make_mesh
 from darl_jax.train_state import create_params, graph_definition
 
 # Each has a key <name>_every_steps in the config.
-EVALUATORS = ("loss", "pictures", "probe", "knn")
+EVALUATORS = ("loss", "pictures", "probe", "knn", "likelihood")
 
 # What only the parts behind the backbone can answer.
-_NEED_THE_WHOLE_MODEL = ("loss", "pictures")
+_NEED_THE_WHOLE_MODEL = ("loss", "pictures", "likelihood")
 
 _SECONDS = "evaluation/seconds"
 
@@ -108,6 +114,19 @@ class Evaluation:
                 mesh=mesh,
             )
 
+        if self._config.likelihood_every_steps and isinstance(objective, MSE | Diffusion):
+            settings = self._config.likelihood
+            to_fit = some_records(sources.train, settings.train_images)
+            to_measure = some_records(sources.validation, settings.images or sys.maxsize)
+            self._likelihood = Likelihood(
+                settings,
+                graphdef,
+                objective,
+                training_batches=functools.partial(batches, to_fit),
+                test_batches=functools.partial(batches, to_measure),
+                mesh=mesh,
+            )
+
     def due(self, step: int, *, last: bool) -> bool:
         """Whether anything is asked after this step."""
         return any(self._is_due(name, step, last) for name in EVALUATORS)
@@ -136,6 +155,12 @@ class Evaluation:
             values = dict(self._knn.run(params, key))
             numbers |= values
             logging.info("Step %d: k-NN%s", step, _told(values))
+        if self._is_due("likelihood", step, last):
+            measured = self._likelihood.measure(params, key)
+            numbers |= dict(measured.numbers())
+            writer.images(step, {"likelihood": draw_likelihood(measured, step)})
+            writer.arrays(step, "likelihood", measured.arrays())
+            logging.info("Step %d: %s", step, measured.told())
         # The last key, and never without the others: `made` looks for it.
         writer.scalars(step, numbers | {_SECONDS: time.monotonic() - began})
         return numbers

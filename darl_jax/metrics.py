@@ -1,7 +1,7 @@
 """What a run tells while it goes on: scalars and pictures in files, and a line on the terminal.
 
-In the workdir: `events.out.tfevents.*` for TensorBoard, `metrics.jsonl` for everything else, and
-`pictures/<name>_<step>.png`.
+In the workdir: `events.out.tfevents.*` for TensorBoard, `metrics.jsonl` for everything else,
+`pictures/<name>_<step>.png`, and `<name>_<step>.npz` for arrays.
 """
 
 import contextlib
@@ -115,6 +115,16 @@ class MetricWriter:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded.getvalue())
         self._write_summary(step, values)
+
+    def arrays(self, step: int, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes arrays to `<name>_<step>.npz`."""
+        if not self._active:
+            return
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, **arrays)
+        path = self._workdir / f"{name}_{step:08d}.npz"
+        with _naming(path):
+            path.write_bytes(content.getvalue())
 
     def flush(self) -> None:
         """Uploads what is only in memory yet, in a bucket; local files are up to date anyway."""

@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from typing import overload
 
 import numpy as np
 from absl import logging
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 
 from darl_jax.data.decoding import Decoded, decode_records
 from darl_jax.data.images import HostImage
-from darl_jax.data.sources import Dataset
+from darl_jax.data.sources import Dataset, Source, Subset
 
 _BLOCK = 256
 _THREADS = 4
@@ -79,6 +80,23 @@ class MemorySource:
     def fingerprint(self) -> str:
         """That of the source that the pixels were read from."""
         return self._fingerprint
+
+
+@overload
+def some_records(source: MemorySource, number: int) -> MemorySource: ...
+@overload
+def some_records(source: Source, number: int) -> Source | Subset: ...
+def some_records(source: Source | MemorySource, number: int) -> Source | MemorySource | Subset:
+    """`number` records spread over a source, or all, in its order; the same ones in every run.
+
+    They are the first of a fixed permutation, so that fewer are a part of more.
+    """
+    if len(source) <= number:
+        return source
+    index = np.sort(np.random.default_rng(0).permutation(len(source))[:number])
+    if not isinstance(source, MemorySource):
+        return Subset(source, index)
+    return source.subset(index)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
 
-from darl_jax.data.memory import MemorySource
+from darl_jax.data.memory import MemorySource, some_records
 from darl_jax.data.sources import Source, Subset
 from darl_jax.evaluators.base import HostBatches, block_outputs
 from darl_jax.models.readout import POOLINGS, readout
@@ -87,12 +87,7 @@ def bank_records(
         raise ValueError(
             f"{source.dataset}, split '{source.split}', has no labels, which neighbours vote for"
         )
-    if len(source) <= config.max_bank:
-        return source
-    index = np.sort(np.random.default_rng(0).permutation(len(source))[: config.max_bank])
-    if not isinstance(source, MemorySource):
-        return Subset(source, index)
-    return source.subset(index)
+    return some_records(source, config.max_bank)
 
 
 class _Examples(NamedTuple):

@@ -186,7 +186,7 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
     figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, extend="max", extendfrac=0.06)
     bar.set_ylabel("of a pixel's range", fontsize=8)
     bar.tick_params(labelsize=8)
-    return _rendered(figure)
+    return rendered(figure)
 
 
 def draw_error_by_position(
@@ -225,10 +225,11 @@ def draw_error_by_position(
     for axis in (image.xaxis, image.yaxis):
         axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.colorbar(shown, ax=image, label="squared error")
-    return _rendered(figure)
+    return rendered(figure)
 
 
-def _rendered(figure: Figure) -> UInt8[np.ndarray, "_ _ 3"]:
+def rendered(figure: Figure) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A figure's pixels."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
