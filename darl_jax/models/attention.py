@@ -112,6 +112,17 @@ def attention(
     raise ValueError(f"attention={implementation!r} names no kernel")
 
 
+def attention_to_first(
+    query: Float[Array, "batch 1 head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    number: Int[Array, ""],
+) -> Float[Array, "batch 1 head channel"]:
+    """Attention of one token to the first `number` of those that have been kept."""
+    visible = (jnp.arange(key.shape[1]) < number)[None, None, None]
+    return _xla_forward(query, key, value, visible)[0]
+
+
 def prefix_mask(prefix: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch 1 query key"]:
     """True where (key < prefix) or (key <= query)."""
     position = jnp.arange(tokens)

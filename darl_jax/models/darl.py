@@ -74,9 +74,7 @@ class DARL(nnx.Module):
             z = self.backbone(patches, grid=grid, order=order, without_last=True).tokens
         return orders.take(z, orders.inverse(order))
 
-    def draw_order(
-        self, key: PRNGKeyArray | None, batch: int, grid: Grid | None = None
-    ) -> Order:
+    def draw_order(self, key: PRNGKeyArray | None, batch: int, grid: Grid | None = None) -> Order:
         """The order that a batch is predicted in: the config's, or one drawn for each image."""
         config = self.backbone.config.order
         return orders.draw_orders(config, key, batch, grid or self.backbone.grid)

@@ -85,7 +85,7 @@ def fixed_order(config: OrderConfig, grid: Grid) -> Int[np.ndarray, " patch"]:
 
 
 def _spiral(raster: np.ndarray) -> Int[np.ndarray, " patch"]:
-    """Peels off the upper row and turns the rest by a quarter to the left, until nothing is left."""
+    """Peels off the upper row and turns the rest by a quarter to the left, while there is one."""
     rows = []
     while raster.size:
         rows.append(raster[0])
@@ -93,9 +93,7 @@ def _spiral(raster: np.ndarray) -> Int[np.ndarray, " patch"]:
     return np.concatenate(rows)
 
 
-def draw_orders(
-    config: OrderConfig, key: PRNGKeyArray | None, batch: int, grid: Grid
-) -> Order:
+def draw_orders(config: OrderConfig, key: PRNGKeyArray | None, batch: int, grid: Grid) -> Order:
     """The fixed order, or a permutation for each image, uniform over all of them.
 
     Args:
@@ -116,7 +114,8 @@ def draw_orders(
 
 
 def take(
-    values: Shaped[Array, "*batch patch channel"] | Shaped[np.ndarray, "patch channel"], order: Order
+    values: Shaped[Array, "*batch patch channel"] | Shaped[np.ndarray, "patch channel"],
+    order: Order,
 ) -> Any:
     """`values` of patches in raster order as they stand in the sequence.
 

@@ -5,6 +5,7 @@ corrupted patch x_t^s beside z_t and returns its estimate of the clean patch (or
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,12 @@ from jaxtyping import Array, Float
 from darl_jax.models.vit import Block, Mlp, ViTConfig, layer_norm, linear, stack_blocks
 
 KINDS = ("mlp", "transformer")
+
+# (x^s, gamma) -> what is made of it, for draws of all patches.
+Denoise = Callable[
+    [Float[Array, "draw batch patch pixel"], Float[Array, "draw batch patch 1"]],
+    Float[Array, "draw batch patch pixel"],
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +128,25 @@ class DenoisingPatchDecoder(nnx.Module):
         gamma: Float[Array, "draw batch patch 1"],
     ) -> Float[Array, "draw batch patch pixel"]:
         """Denoises several draws for each output of the backbone, which is paid once."""
-        if self.condition_on_gamma:
-            x_s = jnp.concatenate([x_s, gamma.astype(x_s.dtype)], axis=-1)
-        x = self.embedding(x_s)
-        if not self.layers:
-            return self.head(z + x)
-        z = self.from_backbone(z)
-        for block in unstack_blocks(self.blocks, self.layers):
-            z, x = two_token_block(block, z, x)
-        return self.to_pixels(self.norm(x))
+        return self.denoiser(z)(x_s, gamma)
+
+    def denoiser(self, z: Float[Array, "batch patch width"]) -> Denoise:
+        """What denoises again and again beside one z, with all that is the same each time done."""
+        if self.layers:
+            first, blocks = self.from_backbone(z), unstack_blocks(self.blocks, self.layers)
+
+        def denoise(x_s: Array, gamma: Array) -> Array:
+            if self.condition_on_gamma:
+                x_s = jnp.concatenate([x_s, gamma.astype(x_s.dtype)], axis=-1)
+            x = self.embedding(x_s)
+            if not self.layers:
+                return self.head(z + x)
+            token = first
+            for block in blocks:
+                token, x = two_token_block(block, token, x)
+            return self.to_pixels(self.norm(x))
+
+        return denoise
 
 
 def unstack_blocks(blocks: nnx.Module, number: int) -> list[Any]:

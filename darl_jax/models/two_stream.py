@@ -86,7 +86,7 @@ class QueryStream(nnx.Module):
     def queries(
         self, backbone: ViT, batch: int, grid: Grid, order: Order
     ) -> tuple[Float[Array, "batch patch width"], Angles]:
-        """A token for each patch as they stand in the sequence, and the angles that they turn by."""
+        """A token for each patch as they stand in the sequence, and the angles they turn by."""
         token = self.token[...].astype(DTYPES[backbone.config.dtype])
         queries = jnp.broadcast_to(token, (batch, order.shape[-1], len(token)))
         table = backbone.position_table(grid)

@@ -228,9 +228,7 @@ class Attention(nnx.Module):
 
     def keys_values(
         self, x: Float[Array, "batch token width"], angles: Angles
-    ) -> tuple[
-        Float[Array, "batch token head channel"], Float[Array, "batch token head channel"]
-    ]:
+    ) -> tuple[Float[Array, "batch token head channel"], Float[Array, "batch token head channel"]]:
         """By what tokens are found, and what is found there."""
         return self.heads(self.key(x), angles), self.heads(self.value(x))
 

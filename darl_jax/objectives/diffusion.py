@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.diffusion.schedules import Schedule, ScheduleConfig, make_schedule
 from darl_jax.models.darl import DARL
+from darl_jax.models.patch_decoders import Denoise
 from darl_jax.models.patches import squared_error
 from darl_jax.objectives.base import Batch, Metrics, PatchObjective, Prediction, average
 
@@ -104,8 +105,17 @@ class Diffusion(PatchObjective):
         gamma: Float[Array, "draw batch patch 1"],
     ) -> Float[Array, "draw batch patch pixel"]:
         """The model's estimate of the clean patches x^0, whatever its decoder predicts, float32."""
-        output = model.patch_decoder(z, x_s, gamma).astype(jnp.float32)
-        return output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
+        return self.denoiser(model, z)(x_s, gamma)
+
+    def denoiser(self, model: DARL, z: Float[Array, "batch patch width"]) -> Denoise:
+        """`denoised` for one z and many levels, with all that is the same each time done."""
+        decode = model.patch_decoder.denoiser(z)
+
+        def denoised(x_s: Array, gamma: Array) -> Array:
+            output = decode(x_s, gamma).astype(jnp.float32)
+            return output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
+
+        return denoised
 
 
 def corrupt(

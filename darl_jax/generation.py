@@ -1,0 +1,250 @@
+"""Images from a model, patch after patch (Section 4.5, Appendix F).
+
+One compiled function makes a whole batch of images: the backbone with its keys and values kept, and
+for each patch the reverse process from noise. Nothing goes to the host in between.
+
+An image's noise follows from the seed and its number alone, so it is the same image in a batch of
+any size and on any number of devices, up to the order of float32 sums.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt8
+
+from darl_jax.diffusion.samplers import SamplerConfig, Steps, make_steps, run_steps
+from darl_jax.models import orders
+from darl_jax.models.darl import DARL
+from darl_jax.models.decoding import SequenceDecoder
+from darl_jax.models.patches import patchify, standardise, unpatchify, unstandardise
+from darl_jax.models.positions import Grid
+from darl_jax.objectives import Objective, PatchObjective
+from darl_jax.objectives.diffusion import Diffusion
+from darl_jax.objectives.mse import MSE
+from darl_jax.sharding import global_array, pin_batch, replicated
+
+# (z, keys, which of the patches that are made) -> this patch for each image of the batch.
+DrawPatch = Callable[
+    [Float[Array, "batch width"], Key[Array, " batch"], Int[Array, ""]], Float[Array, "batch pixel"]
+]
+
+
+class Generator:
+    """Makes images with a model.
+
+    Args:
+      graphdef: the model without its parameters.
+      objective: that the model was trained with.
+      grid: (rows, columns) of patches.
+      sampler: how patches are drawn; None for a model of the squared error, whose patches are the
+        means that it predicts.
+      order: in which patches are made; the model's own if not given.
+      known: how many patches are given, the first ones of the order.
+      error: for the analytic variance: from a number of steps to the denoiser's mean squared error
+        at each of their levels.
+      mesh: where the model is.
+
+    Raises:
+      ValueError: the model cannot make images, has no decoder for the sampler, knows its own order
+        alone, or there are fewer patches than are given.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef[DARL],
+        objective: PatchObjective,
+        *,
+        grid: Grid,
+        sampler: SamplerConfig | None,
+        order: Int[np.ndarray, " place"] | None = None,
+        known: int = 0,
+        error: Callable[[int], np.ndarray] | None = None,
+        mesh: Mesh,
+    ):
+        check_can_generate(objective, sampler)
+        patches = math.prod(grid)
+        if not 0 <= known < patches:
+            raise ValueError(
+                f"{known} patches are given, and the model's grid of {grid[0]} x {grid[1]} has "
+                f"{patches}: give 0 to {patches - 1}, so that there is one to make"
+            )
+        self._mesh = mesh
+        mean, std = objective.mean, objective.std
+        tables = None
+        if sampler is not None:
+            tables = make_tables(sampler, sampler.counts(patches)[known:], error)
+
+        def images(
+            params: PyTree,
+            key: PRNGKeyArray,
+            numbers: Int[Array, " batch"],
+            given: UInt8[Array, "batch height width channel"],
+        ) -> UInt8[Array, "batch height width channel"]:
+            model = nnx.merge(graphdef, params)
+            sequence_order = model.backbone.order(grid) if order is None else order
+            start = patchify(standardise(given, mean, std), objective.patch_size)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+            made = _complete(
+                SequenceDecoder(model, grid, sequence_order),
+                orders.take(start, sequence_order)[:, :known],
+                _patch_drawer(model, objective, sampler, tables),
+                keys,
+                patches,
+            )
+            made = orders.take(made, orders.inverse(sequence_order))
+            return unstandardise(unpatchify(made, objective.patch_size, grid), mean, std)
+
+        # Whichever process writes the images has all of them.
+        self._images = jax.jit(images, out_shardings=replicated(mesh))
+
+    def __call__(
+        self,
+        params: PyTree,
+        key: PRNGKeyArray,
+        numbers: Int[np.ndarray, " rows"],
+        given: UInt8[np.ndarray, "rows height width channel"],
+    ) -> UInt8[Array, "batch height width channel"]:
+        """A batch of images.
+
+        Args:
+          params: of the model.
+          key: of all images.
+          numbers: of these ones, which decide their noise; this process's rows of the batch.
+          given: images whose first `known` patches are kept; nothing else of them is looked at.
+        """
+        rows = global_array({"numbers": numbers, "given": given}, self._mesh)
+        return self._images(params, key, rows["numbers"], rows["given"])
+
+
+class Tables(NamedTuple):
+    """The steps of all patches that are made.
+
+    Attributes:
+      steps: tables one above the other, filled up to the longest.
+      counts: how long each of them is.
+      row: which of them each patch takes.
+    """
+
+    steps: Steps
+    counts: Int[np.ndarray, " table"]
+    row: Int[np.ndarray, " patch"]
+
+
+def make_tables(
+    sampler: SamplerConfig,
+    counts: Sequence[int],
+    error: Callable[[int], Float[np.ndarray, "step _"]] | None = None,
+) -> Tables:
+    """The steps of each patch, by their number."""
+    different, row = np.unique(counts, return_inverse=True)
+    each = [make_steps(sampler, int(count), error) for count in different]
+
+    def stack(*columns: np.ndarray) -> Float[np.ndarray, "table step *pixel"]:
+        longest = max(map(len, columns))
+        rest = [((0, longest - len(c)), *((0, 0),) * (c.ndim - 1)) for c in columns]
+        padded = [np.pad(c, width) for c, width in zip(columns, rest, strict=True)]
+        return np.stack(padded).astype(np.float32)
+
+    steps = Steps(*(stack(*columns) for columns in zip(*each, strict=True)))
+    return Tables(steps, different, row)
+
+
+def check_can_generate(objective: Objective, sampler: SamplerConfig | None) -> None:
+    """Whether a model that was trained with an objective makes images, with this sampler.
+
+    Raises:
+      ValueError: it does not.
+    """
+    name = objective.config.name
+    if not isinstance(objective, PatchObjective):
+        raise ValueError(f"objective.name={name!r} predicts no patches: it makes no images")
+    if isinstance(objective, Diffusion) != (sampler is not None):
+        raise ValueError(
+            f"a model of objective.name={name!r} has no denoising patch decoder, which the sampler "
+            f"{sampler.name!r} needs: it gives its mean, without a sampler"
+            if sampler is not None
+            else f"a model of objective.name={name!r} needs a sampler"
+        )
+    if isinstance(objective, MSE) and objective.config.normalise_target:
+        raise ValueError(
+            "objective.normalise_target=True: the model predicts patches up to their own mean and "
+            "variance, which an image that is not there does not tell; it makes no images"
+        )
+
+
+def pixel_bounds(
+    objective: PatchObjective, pixels: int
+) -> tuple[Float[np.ndarray, " {pixels}"], Float[np.ndarray, " {pixels}"]]:
+    """The least and the greatest standardised value of each of a patch's pixels."""
+    mean, std = (np.asarray(value, np.float32) for value in (objective.mean, objective.std))
+    # A patch's values are (row, column, channel).
+    low, high = (np.tile((value - mean) / std, pixels // len(mean)) for value in (0.0, 1.0))
+    return low, high
+
+
+def _patch_drawer(
+    model: DARL, objective: PatchObjective, sampler: SamplerConfig | None, tables: Tables | None
+) -> DrawPatch:
+    if not isinstance(objective, Diffusion) or sampler is None or tables is None:
+        return lambda z, keys, number: model.patch_decoder(z).astype(jnp.float32)
+    steps = jax.tree.map(jnp.asarray, tables.steps)
+    pixels = objective.patch_size**2 * len(objective.mean)
+    noisy = bool(np.any(tables.steps.of_noise))
+    # A number of steps that is the same for all patches is told to the compiler.
+    same = int(tables.counts[0]) if len(tables.counts) == 1 else None
+
+    def draw(
+        z: Float[Array, "batch width"], keys: Key[Array, " batch"], number: Int[Array, ""]
+    ) -> Float[Array, "batch pixel"]:
+        denoise = objective.denoiser(model, z[:, None])
+        row = jnp.asarray(tables.row)[number]
+
+        def one_level(x: Array, gamma: Array) -> Float[Array, "batch pixel"]:
+            return denoise(x[None, :, None], jnp.full((1, len(x), 1, 1), gamma))[0, :, 0]
+
+        return run_steps(
+            one_level,
+            jax.tree.map(lambda column: column[row], steps),
+            jnp.asarray(tables.counts)[row] if same is None else same,
+            keys,
+            pixels,
+            pixel_bounds(objective, pixels) if sampler.clip else None,
+            noisy=noisy,
+        )
+
+    return draw
+
+
+def _complete(
+    decoder: SequenceDecoder,
+    given: Float[Array, "batch known pixel"],
+    draw: DrawPatch,
+    keys: Key[Array, " batch"],
+    patches: int,
+) -> Float[Array, "batch patch pixel"]:
+    """The patches that are given, and then those that are drawn, in the order of the sequence."""
+    batch, known, pixels = given.shape
+
+    def read(state: Any, place_and_patch: Any) -> tuple[Any, None]:
+        cache, previous = state
+        place, patch = place_and_patch
+        cache, _ = decoder(cache, place, previous)
+        return (cache, patch), None
+
+    def make(state: Any, place: Array) -> tuple[Any, Array]:
+        cache, previous = state
+        cache, z = decoder(cache, place, previous)
+        own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+        patch = pin_batch(draw(z, own_keys, place - known))
+        return (cache, patch), patch
+
+    state = decoder.empty_cache(batch), pin_batch(jnp.zeros((batch, pixels), jnp.float32))
+    state, _ = jax.lax.scan(read, state, (jnp.arange(known), given.swapaxes(0, 1)))
+    _, made = jax.lax.scan(make, state, jnp.arange(known, patches))
+    return jnp.concatenate([given, made.swapaxes(0, 1)], axis=1)
