@@ -2,10 +2,9 @@
 
 python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Cost: 77 MFLOP an image for forward and backward, 9.9 TFLOP in all; about a minute on 2 CPU cores.
-
-Expected, from a run of this file: validation loss 0.230; linear probe with 10 labels a class
-0.741 +- 0.015, at random initialisation 0.616 +- 0.022.
+Diffusion with the settings of generation (Appendix F): gamma ~ Beta(1, 1), a denoising decoder that
+knows gamma, here of 2 blocks. It ends with samples. Appendix F's sampler takes 1000 steps for a
+patch; here it is the second-order solver with 30.
 """
 
 import ml_collections
@@ -14,9 +13,10 @@ from darl_jax.config import default_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = default_config(objective="mse")
+    config = default_config(objective="diffusion")
     config.batch_size = 64
-    config.total_steps = 2000
+    config.total_steps = 3000
+    config.ema_decay = 0.998
     config.model.width = 128
     config.model.depth = 4
     config.model.num_heads = 4
@@ -24,10 +24,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.patch_size = 2
     config.model.dtype = "float32"
     config.model.unroll = 4
+    config.patch_decoder.kind = "transformer"
+    config.patch_decoder.layers = 2
+    config.patch_decoder.condition_on_gamma = True
+    config.objective.schedule.a = 1.0
+    config.objective.schedule.b = 1.0
+    config.sampler.name = "dpm_solver"
+    config.sampler.steps = 30
     config.data.source = "digits"
     config.data.image_size = 8
     config.data.channels = 1
-    config.data.crop_scale = (0.7, 1.0)
+    config.data.crop_scale = (0.9, 1.0)
     config.data.flip = False
     config.data.eval_crop = 1.0
     config.data.in_memory = True
@@ -37,7 +44,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.2
     config.optimizer.warmup_steps = 50
     config.checkpoint.every_steps = 500
-    config.evaluation.loss_every_steps = 250
-    config.evaluation.pictures_every_steps = 1000
-    config.evaluation.probe_every_steps = 1000
+    config.evaluation.loss_every_steps = 500
+    config.evaluation.pictures_every_steps = 2000
+    config.evaluation.samples_every_steps = 1000
+    config.evaluation.probe_every_steps = 2000
     return config

@@ -24,9 +24,11 @@ import ml_collections
 from ml_collections import config_dict
 
 from darl_jax.data.pipeline import DataConfig
+from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.likelihood import LikelihoodConfig, check_objective
 from darl_jax.evaluators.linear_probe import ProbeConfig
+from darl_jax.evaluators.samples import SamplesConfig
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.positions import Grid
 from darl_jax.models.vit import ViTConfig
@@ -66,10 +68,12 @@ class EvaluationConfig:
     probe_every_steps: int = 0
     knn_every_steps: int = 0
     likelihood_every_steps: int = 0
+    samples_every_steps: int = 0
     num_pictures: int = 8
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
     knn: KnnConfig = dataclasses.field(default_factory=KnnConfig)
     likelihood: LikelihoodConfig = dataclasses.field(default_factory=LikelihoodConfig)
+    samples: SamplesConfig = dataclasses.field(default_factory=SamplesConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,7 @@ class TrainConfig:
     model: ViTConfig = dataclasses.field(default_factory=ViTConfig)
     patch_decoder: PatchDecoderConfig = dataclasses.field(default_factory=PatchDecoderConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=OBJECTIVES["mse"][0])
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -141,6 +146,7 @@ class TrainConfig:
             "evaluation.probe_every_steps": self.evaluation.probe_every_steps,
             "evaluation.knn_every_steps": self.evaluation.knn_every_steps,
             "evaluation.likelihood_every_steps": self.evaluation.likelihood_every_steps,
+            "evaluation.samples_every_steps": self.evaluation.samples_every_steps,
             "profile.first_step": self.profile.first_step,
         }
         for key, value in not_negative.items():
@@ -165,11 +171,21 @@ class TrainConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise ConfigError(f"config.ema_decay={self.ema_decay} must be in [0, 1)")
-        if self.evaluation.pictures_every_steps and not self.predicts_patches:
+        for name in ("pictures", "samples"):
+            every = getattr(self.evaluation, f"{name}_every_steps")
+            if every and not self.predicts_patches:
+                raise ConfigError(
+                    f"config.evaluation.{name}_every_steps={every} must be 0 with "
+                    f"config.objective.name={self.objective.name!r}: the pictures are of predicted "
+                    "patches"
+                )
+        if self.evaluation.samples_every_steps and getattr(
+            self.objective, "normalise_target", False
+        ):
             raise ConfigError(
-                f"config.evaluation.pictures_every_steps={self.evaluation.pictures_every_steps} "
-                f"must be 0 with config.objective.name={self.objective.name!r}: the pictures are "
-                "of predicted patches"
+                f"config.evaluation.samples_every_steps={self.evaluation.samples_every_steps} must "
+                "be 0 with config.objective.normalise_target=True: patches are predicted up to "
+                "their own mean and variance, which an image that is not there does not tell"
             )
         if self.evaluation.likelihood_every_steps:
             try:
@@ -214,6 +230,7 @@ MAY_CHANGE_ON_RESUME = (
     "mesh",
     "checkpoint",
     "evaluation",
+    "sampler",
     "profile",
     "data.data_dir",
     "data.num_workers",

@@ -10,13 +10,10 @@ codes: 0 done; 1 an error while it ran; 2 a flag, config, dataset or checkpoint 
 """
 
 import logging as logging_lib
-from typing import Any
 
-import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from darl_jax import config as config_lib
 from darl_jax.cli import (
     BAD_INPUT,
     EXIT_BAD_INPUT,
@@ -25,9 +22,8 @@ from darl_jax.cli import (
     flags_parser,
     one_line_errors,
 )
-from darl_jax.config import ConfigError, TrainConfig
-from darl_jax.evaluation import EVALUATORS, asked, evaluate_checkpoint
-from darl_jax.interchange.loading import LoadedModel, load_model
+from darl_jax.evaluation import EVALUATORS, asked, evaluate_checkpoint, read_config
+from darl_jax.interchange.loading import load_model
 
 _USAGE = "python -m darl_jax.evaluate --config=configs/digits.py --checkpoint=runs/digits"
 
@@ -62,20 +58,6 @@ def main(argv: list[str]) -> None:
     width = max(map(len, numbers), default=0)
     for name, value in numbers.items():
         print(f"{name:<{width}}  {value:.5f}")
-
-
-def read_config(given: ml_collections.ConfigDict | None, loaded: LoadedModel) -> TrainConfig:
-    """The config of the command line, or the checkpoint's own.
-
-    Raises:
-      ConfigError: neither is there, or it cannot be used.
-    """
-    if given is not None:
-        return config_lib.load(given, begins=False)
-    if loaded.config is None:
-        raise ConfigError(f"{loaded.description} holds no config: give --config")
-    own: dict[str, Any] = {k: v for k, v in loaded.config.items() if k != "train_records"}
-    return config_lib.load(ml_collections.ConfigDict(own))
 
 
 if __name__ == "__main__":

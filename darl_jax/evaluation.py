@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import ml_collections
+import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree, UInt8
 
 from darl_jax import build
+from darl_jax import config as config_lib
 from darl_jax.checkpoint import absolute_path
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
@@ -25,6 +28,7 @@ from darl_jax.evaluators.likelihood import Likelihood
 from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from darl_jax.evaluators.linear_probe import LinearProbe
 from darl_jax.evaluators.pictures import Pictures
+from darl_jax.evaluators.samples import Samples
 from darl_jax.evaluators.validation_loss import ValidationLoss
 from darl_jax.initialisation import check_same_model, place, report, transfer
 from darl_jax.interchange.loading import LoadedModel
@@ -36,10 +40,10 @@ from darl_jax.sharding import make_mesh
 from darl_jax.train_state import create_params, graph_definition
 
 # Each has a key <name>_every_steps in the config.
-EVALUATORS = ("loss", "pictures", "probe", "knn", "likelihood")
+EVALUATORS = ("loss", "pictures", "samples", "probe", "knn", "likelihood")
 
 # What only the parts behind the backbone can answer.
-_NEED_THE_WHOLE_MODEL = ("loss", "pictures", "likelihood")
+_NEED_THE_WHOLE_MODEL = ("loss", "pictures", "samples", "likelihood")
 
 _SECONDS = "evaluation/seconds"
 
@@ -82,6 +86,17 @@ class Evaluation:
                 number=self._config.num_pictures,
                 mean=mean,
                 std=std,
+                mesh=mesh,
+            )
+        if self._config.samples_every_steps and isinstance(objective, PatchObjective):
+            self._samples = Samples(
+                self._config.samples,
+                config.sampler,
+                graphdef,
+                objective,
+                grid=config.grid,
+                originals=held_out(config, sources, self._config.samples.completed),
+                batch_size=config.batch_size // config.accumulation_steps,
                 mesh=mesh,
             )
         if self._config.probe_every_steps:
@@ -147,6 +162,8 @@ class Evaluation:
             logging.info("Step %d: validation loss %.5f%s", step, values["loss"], _told(values))
         if self._is_due("pictures", step, last):
             writer.images(step, self._pictures.run(params, key, step))
+        if self._is_due("samples", step, last):
+            writer.images(step, self._samples.run(params, key))
         if self._is_due("probe", step, last):
             values = dict(self._probe.run(params, key))
             numbers |= values
@@ -164,6 +181,23 @@ class Evaluation:
         # The last key, and never without the others: `made` looks for it.
         writer.scalars(step, numbers | {_SECONDS: time.monotonic() - began})
         return numbers
+
+
+def held_out(
+    config: TrainConfig, sources: Sources, number: int
+) -> UInt8[np.ndarray, "image height width channel"]:
+    """Some images of the validation split, the same in all processes.
+
+    Raises:
+      ValueError: the split holds none.
+    """
+    records = some_records(sources.validation, number)
+    data = dataclasses.replace(config.data, num_workers=0)
+    batches = [*eval_batches(records, data, batch_size=max(1, min(number, len(records))))]
+    images = np.concatenate([batch["image"][batch["mask"]] for batch in batches] or [[]])
+    if not len(images):
+        raise ValueError("the validation split holds no image; name one that does")
+    return images
 
 
 def _told(values: Mapping[str, float]) -> str:
@@ -197,9 +231,12 @@ def asked(config: TrainConfig, names: list[str], *, pictures: bool) -> TrainConf
       ConfigError: a name is unknown, or nothing is asked.
     """
     if not pictures:
-        if "pictures" in names:
-            raise ConfigError("--evaluators=pictures needs a --workdir, where the pictures go")
-        evaluation = dataclasses.replace(config.evaluation, pictures_every_steps=0)
+        for name in ("pictures", "samples"):
+            if name in names:
+                raise ConfigError(f"--evaluators={name} needs a --workdir, where the pictures go")
+        evaluation = dataclasses.replace(
+            config.evaluation, pictures_every_steps=0, samples_every_steps=0
+        )
         config = dataclasses.replace(config, evaluation=evaluation)
     for name in names:
         if name not in EVALUATORS:
@@ -214,6 +251,20 @@ def asked(config: TrainConfig, names: list[str], *, pictures: bool) -> TrainConf
             f"the config runs no evaluator; name some with --evaluators={','.join(EVALUATORS)}"
         )
     return config
+
+
+def read_config(given: ml_collections.ConfigDict | None, loaded: LoadedModel) -> TrainConfig:
+    """The config of the command line, or the checkpoint's own.
+
+    Raises:
+      ConfigError: neither is there, or it cannot be used.
+    """
+    if given is not None:
+        return config_lib.load(given, begins=False)
+    if loaded.config is None:
+        raise ConfigError(f"{loaded.description} holds no config: give --config")
+    own: dict[str, Any] = {k: v for k, v in loaded.config.items() if k != "train_records"}
+    return config_lib.load(ml_collections.ConfigDict(own))
 
 
 def evaluate_checkpoint(

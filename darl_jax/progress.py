@@ -28,6 +28,7 @@ class Progress:
         batch_size: images in a step, of all processes together.
         start_step: the step that this process goes on from.
         active: whether anything is shown; of several processes, one is active.
+        unit: what is counted, "step" or another word.
         plain_seconds: time between two lines where there is no terminal.
         clock: seconds from any origin.
     """
@@ -39,12 +40,14 @@ class Progress:
         batch_size: int,
         start_step: int = 0,
         active: bool = True,
+        unit: str = "step",
         plain_seconds: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._active = active
+        self._unit = unit
         self._stream = sys.stderr
         self._live = active and self._stream.isatty()
         self._every = _LIVE_SECONDS if self._live else plain_seconds
@@ -120,7 +123,8 @@ class Progress:
 
     def _line(self, now: float) -> str:
         parts = [
-            f"step {self._step:,}/{self._total_steps:,} ({self._step / self._total_steps:.1%})"
+            f"{self._unit} {self._step:,}/{self._total_steps:,} "
+            f"({self._step / self._total_steps:.1%})"
         ]
         if not math.isnan(self._loss):
             parts.append(f"loss {self._loss:.4f}")

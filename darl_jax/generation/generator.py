@@ -8,7 +8,7 @@ any size and on any number of devices, up to the order of float32 sums.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +87,7 @@ class Generator:
             given: UInt8[Array, "batch height width channel"],
         ) -> UInt8[Array, "batch height width channel"]:
             model = nnx.merge(graphdef, params)
-            sequence_order = model.backbone.order(grid) if order is None else order
+            sequence_order = _checked_order(model, grid, order)
             start = patchify(standardise(given, mean, std), objective.patch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             made = _complete(
@@ -120,6 +120,32 @@ class Generator:
         """
         rows = global_array({"numbers": numbers, "given": given}, self._mesh)
         return self._images(params, key, rows["numbers"], rows["given"])
+
+    def batches(
+        self,
+        params: PyTree,
+        key: PRNGKeyArray,
+        numbers: Int[np.ndarray, " image"],
+        given: UInt8[np.ndarray, "image height width channel"],
+        *,
+        batch_size: int,
+    ) -> Iterator[UInt8[np.ndarray, "made height width channel"]]:
+        """Any number of images, batch after batch; arguments are the same in all processes.
+
+        Args:
+          params: as in a call.
+          key: as in a call.
+          numbers: of all images.
+          given: for all images.
+          batch_size: a multiple of the devices that examples are split over.
+        """
+        rows = batch_size // jax.process_count()
+        own = np.arange(rows) + jax.process_index() * rows
+        for start in range(0, len(numbers), batch_size):
+            # The last batch is filled up with images that are made already.
+            index = (start + own) % len(numbers)
+            made = self(params, key, numbers[index], given[index])
+            yield np.asarray(made)[: len(numbers) - start]
 
 
 class Tables(NamedTuple):
@@ -186,6 +212,20 @@ def pixel_bounds(
     # A patch's values are (row, column, channel).
     low, high = (np.tile((value - mean) / std, pixels // len(mean)) for value in (0.0, 1.0))
     return low, high
+
+
+def _checked_order(
+    model: DARL, grid: Grid, order: Int[np.ndarray, " place"] | None
+) -> Int[np.ndarray, " place"]:
+    own = model.own_order(grid)
+    if order is None or np.array_equal(order, own):
+        return own
+    if model.query_stream is None:
+        raise ValueError(
+            f"the model knows the order {model.backbone.config.order.name!r} alone; another one "
+            "needs a model of two streams (model.two_stream=True)"
+        )
+    return order
 
 
 def _patch_drawer(

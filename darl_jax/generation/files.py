@@ -1,0 +1,69 @@
+"""Images that were made, as files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from darl_jax.generation.image_grid import image_grid, near_square
+from darl_jax.generation.request import Request
+
+GRID_FILE, ARRAYS_FILE, SETTINGS_FILE = "grid.png", "samples.npz", "settings.json"
+
+
+class SampleFolder:
+    """A folder that images go to as they are made, and in the end a picture of all of them.
+
+    Args:
+      path: does not exist yet, or is an empty folder.
+      request: what is made.
+      settings: how it is made, for settings.json.
+
+    Raises:
+      FileExistsError: there is something in it.
+    """
+
+    def __init__(self, path: str, request: Request, settings: Mapping[str, Any]):
+        self._path = Path(path).expanduser()
+        if self._path.exists() and not (self._path.is_dir() and not any(self._path.iterdir())):
+            raise FileExistsError(
+                f"--output={path} exists and is not an empty folder; name another one"
+            )
+        self._path.mkdir(parents=True, exist_ok=True)
+        (self._path / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n")
+        self._request = request
+        self._images: list[UInt8[np.ndarray, "height width channel"]] = []
+        for name, original in zip(request.names, request.originals, strict=False):
+            self._save(f"{name}_original.png", original)
+
+    def add(self, images: UInt8[np.ndarray, "image height width channel"]) -> None:
+        """Writes the next images, each a PNG."""
+        request = self._request
+        for image in images:
+            original, number = divmod(len(self._images), request.each)
+            prefix = f"{request.names[original]}_" if request.names else ""
+            self._save(f"{prefix}{number:04d}.png", image)
+            self._images.append(image)
+
+    def finish(self) -> Path:
+        """Writes all images as one picture and as arrays; returns the folder."""
+        request, images = self._request, np.stack(self._images)
+        arrays: dict[str, Any] = {"images": images}
+        if request.names:
+            rows = images.reshape(len(request.names), request.each, *images.shape[1:])
+            arrays = {"images": rows, "originals": request.originals, "names": request.names}
+            rows = np.concatenate([request.originals[:, None], rows], axis=1)
+            grid = image_grid(rows, frame_first=True)
+        else:
+            grid = image_grid(near_square(images))
+        Image.fromarray(grid).save(self._path / GRID_FILE)
+        np.savez_compressed(self._path / ARRAYS_FILE, **arrays)
+        return self._path
+
+    def _save(self, name: str, image: UInt8[np.ndarray, "height width channel"]) -> None:
+        grey = image.shape[-1] == 1
+        Image.fromarray(image[..., 0] if grey else image).save(self._path / name)

@@ -1,0 +1,142 @@
+"""From a checkpoint to a folder of images."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from darl_jax import build
+from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.data import pipeline
+from darl_jax.diffusion.samplers import SamplerConfig
+from darl_jax.evaluation import held_out, restored_params
+from darl_jax.generation.files import SampleFolder
+from darl_jax.generation.generator import Generator, check_can_generate
+from darl_jax.generation.request import (
+    Request,
+    from_nothing,
+    named_order,
+    read_images,
+    region_order,
+)
+from darl_jax.initialisation import check_same_model
+from darl_jax.interchange.loading import LoadedModel
+from darl_jax.objectives import PatchObjective
+from darl_jax.objectives.diffusion import Diffusion
+from darl_jax.progress import Progress
+from darl_jax.sharding import make_mesh
+from darl_jax.train_state import graph_definition
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What sample.py is asked for; its flags explain it.
+
+    Attributes:
+      sampler: the config's, with what the command line changed.
+      sampler_is_asked: whether the command line changed anything.
+    """
+
+    sampler: SamplerConfig
+    sampler_is_asked: bool = False
+    number: int = 16
+    images: tuple[str, ...] = ()
+    validation_images: int = 0
+    known: int | None = None
+    completions: int = 7
+    order: str | None = None
+    region: str | None = None
+    batch_size: int = 64
+    seed: int = 0
+
+
+def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str) -> Path:
+    """Makes the images, and returns the folder that they are in.
+
+    Raises:
+      ValueError: something that is asked for does not fit the model, or is not there.
+      FileExistsError: the output is not a new or empty folder.
+    """
+    mesh = make_mesh(config.mesh)
+    check_same_model(loaded, config)
+    objective = build.build_objective(config)
+    is_diffusion = isinstance(objective, Diffusion)
+    sampler = wanted.sampler if is_diffusion or wanted.sampler_is_asked else None
+    check_can_generate(objective, sampler)
+    assert isinstance(objective, PatchObjective)  # check_can_generate says so
+    request = make_request(config, wanted)
+    batch_size = _batch_size(wanted, request, mesh.shape["data"] * mesh.shape["fsdp"])
+    with jax.set_mesh(mesh):
+        generator = Generator(
+            graph_definition(build.model_builder(config)),
+            objective,
+            grid=config.grid,
+            sampler=sampler,
+            order=request.order,
+            known=request.known,
+            mesh=mesh,
+        )
+        params = restored_params(config, loaded, mesh)
+        settings: dict[str, Any] = dataclasses.asdict(wanted) | {
+            "checkpoint": loaded.description,
+            "sampler": None if sampler is None else dataclasses.asdict(sampler),
+            "known": request.known,
+            "order": None if request.order is None else request.order.tolist(),
+        }
+        folder = SampleFolder(output, request, settings)
+        given = np.repeat(request.originals, request.each, axis=0)
+        logging.info("%d images, %d at once, %s", len(given), batch_size, sampler or "the mean")
+        progress = Progress(len(given), batch_size=1, unit="image", plain_seconds=0.0)
+        progress.update(0)
+        made = 0
+        key = jax.random.key(wanted.seed)
+        for images in generator.batches(
+            params, key, np.arange(len(given)), given, batch_size=batch_size
+        ):
+            folder.add(images)
+            made += len(images)
+            progress.update(made)
+        progress.close()
+    return folder.finish()
+
+
+def make_request(config: TrainConfig, wanted: Wanted) -> Request:
+    """Which images, from which patches of which originals on. Raises ValueError."""
+    data, grid = config.data, config.grid
+    if wanted.region and (wanted.order or wanted.known is not None):
+        raise ValueError("--region says which patches are kept; leave --order and --known out")
+    if wanted.images and wanted.validation_images:
+        raise ValueError("give --images or --validation_images, not both")
+    order = named_order(wanted.order, grid) if wanted.order else None
+    if not wanted.images and not wanted.validation_images:
+        if wanted.region or wanted.known:
+            raise ValueError(
+                "--region and --known keep patches of images: give --images or --validation_images"
+            )
+        return from_nothing(wanted.number, (data.image_size, data.image_size, data.channels), order)
+    known = math.prod(grid) // 2 if wanted.known is None else wanted.known
+    if wanted.region:
+        order, known = region_order(wanted.region, grid)
+    if wanted.completions < 1:
+        raise ValueError(f"--completions={wanted.completions} must be at least 1")
+    if wanted.images:
+        originals, names = read_images(wanted.images, data.image_size, data.channels)
+    else:
+        originals = held_out(config, pipeline.open_sources(data), wanted.validation_images)
+        names = [f"validation_{i:03d}" for i in range(len(originals))]
+    return Request(originals, names, wanted.completions, known, order)
+
+
+def _batch_size(wanted: Wanted, request: Request, shards: int) -> int:
+    """No more than are wanted, and a multiple of the devices that they are split over."""
+    if wanted.batch_size < 1 or wanted.batch_size % shards:
+        raise ConfigError(
+            f"--batch_size={wanted.batch_size} must be a positive multiple of the {shards} devices "
+            "along mesh.data and mesh.fsdp"
+        )
+    wanted_images = len(request.originals) * request.each
+    return min(wanted.batch_size, math.ceil(wanted_images / shards) * shards)
