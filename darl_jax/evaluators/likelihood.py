@@ -19,6 +19,7 @@ from darl_jax.diffusion import likelihood
 from darl_jax.diffusion.likelihood import Bound, Variance
 from darl_jax.diffusion.reverse import posterior
 from darl_jax.evaluators.base import HostBatches
+from darl_jax.generation.generator import pixel_bounds
 from darl_jax.models.darl import DARL
 from darl_jax.models.patches import patchify
 from darl_jax.objectives import Batch
@@ -166,12 +167,9 @@ class DiffusionBound:
         """The estimate of x, for which the backbone is paid once."""
         objective = self.objective
         z = _encoded(objective, model, batch, jax.random.fold_in(key, self.replicates))
-        mean, std = np.asarray(objective.mean), np.asarray(objective.std)
-        low, high = (
-            jnp.asarray(np.tile((end - mean) / std, objective.patch_size**2), jnp.float32)
-            for end in (0.0, 1.0)
-        )
-        return lambda x_s, gamma: jnp.clip(objective.denoised(model, z, x_s, gamma), low, high)
+        denoised = objective.denoiser(model, z)
+        low, high = pixel_bounds(objective, objective.patch_size**2 * len(objective.std))
+        return lambda x_s, gamma: jnp.clip(denoised(x_s, gamma), low, high)
 
 
 @dataclasses.dataclass(frozen=True)
