@@ -217,7 +217,7 @@ def pixel_bounds(
 def _checked_order(
     model: DARL, grid: Grid, order: Int[np.ndarray, " place"] | None
 ) -> Int[np.ndarray, " place"]:
-    own = model.own_order(grid)
+    own = model.backbone.order(grid)
     if order is None or np.array_equal(order, own):
         return own
     if model.query_stream is None:

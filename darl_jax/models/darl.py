@@ -1,11 +1,9 @@
 """DARL: a causal backbone and a patch decoder (Figure 1)."""
 
-import math
 from typing import Any
 
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from darl_jax.models import orders
 from darl_jax.models.orders import Order
@@ -65,8 +63,7 @@ class DARL(nnx.Module):
             knows its own order alone.
 
         Raises:
-          ValueError: these are not all the patches of an image, or no order is given where each
-            image has one of its own.
+          ValueError: these are not all the patches of an image.
         """
         grid = grid or self.backbone.grid
         order = self.backbone.order(grid) if order is None else order
@@ -75,12 +72,6 @@ class DARL(nnx.Module):
         else:
             z = self.backbone(patches, grid=grid, order=order, without_last=True).tokens
         return orders.take(z, orders.inverse(order))
-
-    def own_order(self, grid: Grid) -> Int[np.ndarray, " place"]:
-        """The order that images are made in: the config's; raster where that is a random one."""
-        if self.backbone.config.order.name == "random":
-            return np.arange(math.prod(grid))
-        return self.backbone.order(grid)
 
     def draw_order(self, key: PRNGKeyArray | None, batch: int, grid: Grid | None = None) -> Order:
         """The order that a batch is predicted in: the config's, or one drawn for each image."""

@@ -391,7 +391,13 @@ class ViT(nnx.Module):
         return Features(self.final_norm(x), blocks)
 
     def order(self, grid: positions.Grid) -> Int[np.ndarray, " patch"]:
-        """The config's order on a grid. Raises ValueError where its blocks do not divide it."""
+        """The config's order on a grid; raster where in training each image had one of its own.
+
+        Raises:
+          ValueError: its blocks do not divide the grid.
+        """
+        if self.config.order.name == "random":
+            return np.arange(math.prod(grid))
         return orders.fixed_order(self.config.order, grid)
 
     def sequence(
