@@ -74,7 +74,7 @@ class Pictures:
 
         def look(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
             model = nnx.merge(graphdef, params)
-            target, predicted, error = objective.predict(model, batch, key)
+            target, predicted, error, _ = objective.predict(model, batch, key)
             # Rows that count first; the others are black.
             shown = jnp.argsort(~batch["mask"], stable=True)[:number]
             patch_size, grid = model.backbone.config.patch_size, objective.grid(batch)
