@@ -58,13 +58,16 @@ def test_another_resolution_needs_nothing_but_its_keys(fine_tuned):
 
 
 def test_answers_and_pictures_are_kept_where_a_workdir_is_given(pretrained, tmp_path):
-    config = evaluation.asked(tiny(), ["loss", "pictures", "knn"], pictures=True)
+    config = evaluation.asked(tiny(), ["loss", "pictures", "knn", "likelihood"], pictures=True)
     found = evaluation.evaluate_checkpoint(
         config, load_model(str(pretrained)), str(tmp_path / "answers")
     )
     assert last_values(tmp_path / "answers")["validation/loss"] == found["validation/loss"]
     assert list((tmp_path / "answers" / "pictures").glob("predictions_*.png"))
     assert "knn/accuracy/block_01" in found
+    assert list((tmp_path / "answers" / "pictures").glob("likelihood_*.png"))
+    assert list((tmp_path / "answers").glob("likelihood_*.npz"))
+    assert 0.0 < found["likelihood/gaussian/bits_per_dim"] < 8.0
 
 
 def test_a_backbone_alone_answers_what_needs_no_more(pretrained):

@@ -122,6 +122,18 @@ def test_pictures_are_the_same_in_tensorboard_and_as_files(tmp_path, channels):
         np.testing.assert_array_equal(pixels.reshape(image.shape), image)
 
 
+def test_arrays_are_in_a_file_of_their_step(tmp_path):
+    arrays = {"bits": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "bc"])}
+    MetricWriter(tmp_path).arrays(12, "likelihood", arrays)
+    MetricWriter(tmp_path, active=False).arrays(13, "likelihood", arrays)
+    (file,) = tmp_path.glob("*.npz")
+    assert file.name == "likelihood_00000012.npz"
+    with np.load(file) as found:
+        assert set(found) == set(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+
+
 def test_resumed_run_supersedes_what_the_killed_one_wrote_beyond_its_checkpoint(tmp_path):
     killed = MetricWriter(tmp_path, purge_step=1)
     for step in range(1, 6):

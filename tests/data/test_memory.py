@@ -11,7 +11,7 @@ from PIL import Image
 from darl_jax.data import memory
 from darl_jax.data.digits import DigitsSource
 from darl_jax.data.folder import FolderSource
-from darl_jax.data.memory import MemorySource
+from darl_jax.data.memory import MemorySource, some_records
 from darl_jax.data.pipeline import DataConfig, eval_batches, train_batches
 from darl_jax.data.sources import TfdsSource
 
@@ -117,3 +117,17 @@ def test_one_channel_and_no_augmentation_give_the_stored_digits() -> None:
     same = (flipped == stored).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~same], stored[~same][:, :, ::-1])
     assert 16 < same.sum() < 48
+
+
+def test_some_records_are_spread_over_the_split_and_fewer_are_a_part_of_more() -> None:
+    source = DigitsSource("validation")
+    names = {
+        number: [record.name for record in some_records(source, number).read(range(number))]
+        for number in (20, 50)
+    }
+    assert set(names[20]) < set(names[50])
+    every = [record.name for record in source.read(range(500))]
+    places = [every.index(name) for name in names[50]]
+    assert places == sorted(set(places))
+    assert places[0] < 100 and places[-1] >= 400
+    assert some_records(source, 500) is source
