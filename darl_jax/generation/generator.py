@@ -57,8 +57,8 @@ class Generator:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef[DARL],
-        objective: PatchObjective,
+        graphdef: nnx.GraphDef,
+        objective: Objective,
         *,
         grid: Grid,
         sampler: SamplerConfig | None,
@@ -205,7 +205,7 @@ def check_can_generate(objective: Objective, sampler: SamplerConfig | None) -> N
 
 
 def pixel_bounds(
-    objective: PatchObjective, pixels: int
+    objective: Objective, pixels: int
 ) -> tuple[Float[np.ndarray, " {pixels}"], Float[np.ndarray, " {pixels}"]]:
     """The least and the greatest standardised value of each of a patch's pixels."""
     mean, std = (np.asarray(value, np.float32) for value in (objective.mean, objective.std))
@@ -229,12 +229,13 @@ def _checked_order(
 
 
 def _patch_drawer(
-    model: DARL, objective: PatchObjective, sampler: SamplerConfig | None, tables: Tables | None
+    model: DARL, objective: Objective, sampler: SamplerConfig | None, tables: Tables | None
 ) -> DrawPatch:
-    if not isinstance(objective, Diffusion) or sampler is None or tables is None:
-        return lambda z, keys, number: model.patch_decoder(z).astype(jnp.float32)
-    steps = jax.tree.map(jnp.asarray, tables.steps)
     pixels = objective.patch_size**2 * len(objective.mean)
+    bounds = pixel_bounds(objective, pixels)
+    if not isinstance(objective, Diffusion) or sampler is None or tables is None:
+        return lambda z, keys, number: jnp.clip(model.patch_decoder(z).astype(jnp.float32), *bounds)
+    steps = jax.tree.map(jnp.asarray, tables.steps)
     noisy = bool(np.any(tables.steps.of_noise))
     # A number of steps that is the same for all patches is told to the compiler.
     same = int(tables.counts[0]) if len(tables.counts) == 1 else None
@@ -254,7 +255,7 @@ def _patch_drawer(
             jnp.asarray(tables.counts)[row] if same is None else same,
             keys,
             pixels,
-            pixel_bounds(objective, pixels) if sampler.clip else None,
+            bounds if sampler.clip else None,
             noisy=noisy,
         )
 
