@@ -4,7 +4,7 @@ python -m darl_jax.train --config=configs/linear_cifar10.py \
     --workdir=runs/cifar10_linear --config.data.data_dir=~/tensorflow_datasets \
     --config.init.checkpoint=runs/cifar10_pretrained
 
-python -m darl_jax.depth_figure runs/cifar10_linear runs/cifar10_attentive --output=depth.png
+python -m darl_jax.figures.depth runs/cifar10_linear runs/cifar10_attentive --output=depth.png
 
 Cost: 0.042 GFLOP an image (the backbone forward, and the probes), 8.4 TFLOP in all; about 4 minutes
 on 2 CPU cores.

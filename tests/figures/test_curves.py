@@ -2,7 +2,7 @@
 
 import pytest
 
-from darl_jax.curves import loss_figure
+from darl_jax.figures.curves import loss_figure
 from darl_jax.metrics import MetricWriter, read_metrics
 
 

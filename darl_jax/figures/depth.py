@@ -1,6 +1,6 @@
 """Draws accuracy over depth (Figure 8b) from the metrics of one or several runs, and a table of it.
 
-python -m darl_jax.depth_figure runs/linear runs/attentive --output=depth.png
+python -m darl_jax.figures.depth runs/linear runs/attentive --output=depth.png
 
 What is drawn of a run is the last evaluation of its probes, and the last one of k-NN where the run
 has any. The table goes to the terminal; a * marks the best block of each column.

@@ -1,6 +1,6 @@
 """Draws the losses of one or several runs over their steps.
 
-python -m darl_jax.curves runs/digits --output=curves.png
+python -m darl_jax.figures.curves runs/digits --output=curves.png
 """
 
 import pathlib

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from darl_jax.depth_figure import best_block, columns, depth_figure, table
+from darl_jax.figures.depth import best_block, columns, depth_figure, table
 from darl_jax.metrics import MetricWriter, read_metrics
 
 
@@ -84,7 +84,7 @@ def test_the_program_reads_what_runs_wrote_and_says_in_one_line_what_it_misses(t
     assert columns({"x": read_metrics(tmp_path / "a/linear")}) == columns({"x": LINEAR})
 
     def run(*arguments):
-        command = [sys.executable, "-m", "darl_jax.depth_figure", *map(str, arguments)]
+        command = [sys.executable, "-m", "darl_jax.figures.depth", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = run(tmp_path / "a/linear", tmp_path / "b/linear", f"--output={tmp_path / 'depth.png'}")

@@ -1,0 +1,1 @@
+"""Figures from runs and from the code itself: a program for each."""
