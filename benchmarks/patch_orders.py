@@ -83,19 +83,13 @@ def main() -> None:
     print(experiments.table(rows) + "\n")
 
     histories = [
-        {
-            line["step"]: line
-            for line in experiments.history(folder / run.name)
-            if PROBE in line
-        }
+        {line["step"]: line for line in experiments.history(folder / run.name) if PROBE in line}
         for run in streams
     ]
     rows = [["steps", *(f"{name}: error, probe in %" for name in STREAMS)]]
     for step in sorted(histories[0]):
         lines = [history[step] for history in histories]
-        cells = [
-            f"{line['validation/loss']:.4f}, {100 * line[PROBE]:.1f}" for line in lines
-        ]
+        cells = [f"{line['validation/loss']:.4f}, {100 * line[PROBE]:.1f}" for line in lines]
         rows.append([str(step), *cells])
     print(experiments.table(rows))
 

@@ -15,7 +15,7 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="diffusion")
     config.batch_size = 64
-    config.total_steps = 3000
+    config.total_steps = 2000
     config.ema_decay = 0.998
     config.model.width = 128
     config.model.depth = 4
@@ -45,7 +45,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 50
     config.checkpoint.every_steps = 500
     config.evaluation.loss_every_steps = 500
-    config.evaluation.pictures_every_steps = 2000
+    config.evaluation.pictures_every_steps = 1000
     config.evaluation.samples_every_steps = 1000
-    config.evaluation.probe_every_steps = 2000
+    config.evaluation.probe_every_steps = 1000
     return config

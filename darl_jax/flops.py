@@ -29,6 +29,8 @@ with one Transformer block in its decoder and one noise draw):
 | ViT-H/14 | 1.001 | 1.040 |
 """
 
+from collections.abc import Sequence
+
 import jax
 
 from darl_jax import chips
@@ -109,6 +111,41 @@ def backbone_flops(*, width: int, depth: int, mlp_dim: int, patches: int, patch_
     tokens = patches + 1
     token = 4 * _linear(width, width) + 2 * _linear(width, tokens) + 2 * _linear(width, mlp_dim)
     return patches * _linear(patch_dim, width) + depth * tokens * token
+
+
+def sampling_flops(
+    *,
+    width: int,
+    depth: int,
+    mlp_dim: int,
+    patch_dim: int,
+    steps: Sequence[int],
+    decoder_kind: str,
+    decoder_layers: int,
+    condition_on_gamma: bool,
+) -> int:
+    """FLOPs of making one image with keys and values kept, by the convention of this module.
+
+    Args:
+        width: channels of the backbone and of the patch decoder.
+        depth: blocks of the backbone.
+        mlp_dim: hidden channels of an MLP.
+        patch_dim: values in a patch.
+        steps: of the reverse process, for each patch.
+        decoder_kind: "mlp" or "transformer".
+        decoder_layers: layers or blocks of the patch decoder.
+        condition_on_gamma: whether gamma is one more channel of the corrupted patch.
+    """
+    patches, mlp = len(steps), 2 * _linear(width, mlp_dim)
+    # Each token meets all of the cache, the places that are not reached yet included.
+    backbone = backbone_flops(
+        width=width, depth=depth, mlp_dim=mlp_dim, patches=patches - 1, patch_dim=patch_dim
+    )
+    step = _linear(patch_dim + int(condition_on_gamma), width) + _linear(width, patch_dim)
+    if decoder_kind == "mlp" or decoder_layers == 0:
+        return backbone + sum(steps) * (step + decoder_layers * mlp)
+    once, each_draw = _two_token_blocks(decoder_layers, width, mlp)
+    return backbone + patches * (_linear(width, width) + once) + sum(steps) * (step + each_draw)
 
 
 def probe_flops(*, kind: str, width: int, num_heads: int, patches: int, num_classes: int) -> int:

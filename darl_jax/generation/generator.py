@@ -93,7 +93,7 @@ class Generator:
             made = _complete(
                 SequenceDecoder(model, grid, sequence_order),
                 orders.take(start, sequence_order)[:, :known],
-                _patch_drawer(model, objective, sampler, tables),
+                patch_drawer(model, objective, sampler, tables),
                 keys,
                 patches,
             )
@@ -228,9 +228,10 @@ def _checked_order(
     return order
 
 
-def _patch_drawer(
+def patch_drawer(
     model: DARL, objective: Objective, sampler: SamplerConfig | None, tables: Tables | None
 ) -> DrawPatch:
+    """A function that draws a patch for each image; without a sampler, the mean that is predicted."""
     pixels = objective.patch_size**2 * len(objective.mean)
     bounds = pixel_bounds(objective, pixels)
     if not isinstance(objective, Diffusion) or sampler is None or tables is None:

@@ -1,0 +1,221 @@
+"""How fast images are made, beside how fast the same device multiplies matrices.
+
+    python benchmarks/sampling.py --batch_sizes=1,16
+    python benchmarks/sampling.py --batch_sizes=1,16 --patches=1   # on a CPU
+    python benchmarks/sampling.py --config=configs/digits.py --batch_sizes=64
+
+Each row is a sampler and a batch size: the compiled function that sample.py runs, on random
+parameters. "prefix anew" is the same without a cache, a loop on the host that runs the backbone
+over the image so far for each patch. With --patches=N only the last N patches of an image are made
+(the others are given) and their time is scaled up to a whole image, which is exact for the cached
+rows with the same number of steps for each patch, but for the backbone's part in reading what is
+given. All rows and a large matrix product take turns.
+"""
+
+import argparse
+import importlib.util
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import contestants
+from benchmarks.experiments import table
+from darl_jax import build, flops
+from darl_jax import config as config_lib
+from darl_jax.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
+from darl_jax.config import TrainConfig
+from darl_jax.diffusion.samplers import SamplerConfig
+from darl_jax.generation.generator import Generator, make_tables, patch_drawer
+from darl_jax.models.patches import patchify, standardise
+from darl_jax.objectives import PatchObjective
+from darl_jax.sharding import make_mesh
+from darl_jax.train_state import create_params, graph_definition
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SAMPLERS = {
+    "DDPM, T = 1000": SamplerConfig(),
+    "DDPM, 1000 to 100": SamplerConfig(last_steps=100),
+    "DDIM, 50": SamplerConfig("ddim", steps=50),
+    "DDIM, 50 to 10": SamplerConfig("ddim", steps=50, last_steps=10),
+    "solver, 20": SamplerConfig("dpm_solver", steps=20),
+}
+
+
+class Sampling:
+    """One sampler and one batch size."""
+
+    def __init__(self, model: "Model", sampler: SamplerConfig, batch_size: int, known: int):
+        self._model, self.batch_size, self._known = model, batch_size, known
+        self.generator = Generator(
+            model.graphdef,
+            model.objective,
+            grid=model.config.grid,
+            sampler=sampler,
+            known=known,
+            mesh=model.mesh,
+        )
+        size = model.config.data.image_size
+        shape = (batch_size, size, size, model.config.data.channels)
+        self.given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+    def run(self, repeats: int) -> float:
+        """As Contestant says."""
+        began = time.perf_counter()
+        for _ in range(repeats):
+            images = self.generator(
+                self._model.params, jax.random.key(0), np.arange(self.batch_size), self.given
+            )
+        jax.block_until_ready(images)
+        return time.perf_counter() - began
+
+
+class Model:
+    """A config's model with random parameters, on one device."""
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.mesh = make_mesh(config.mesh, jax.devices()[:1])
+        builder = build.model_builder(config)
+        objective = build.build_objective(config)
+        if not isinstance(objective, PatchObjective) or not objective.denoising:
+            raise ValueError("--config must be of objective.name='diffusion'")
+        self.objective = objective
+        self.graphdef: Any = graph_definition(builder)
+        self.params = create_params(builder, jax.random.key(0), self.mesh)
+
+
+class PrefixAnew(Sampling):
+    """The same images with the backbone over all patches so far, for each patch."""
+
+    def __init__(self, model: Model, sampler: SamplerConfig, batch_size: int, known: int):
+        super().__init__(model, sampler, batch_size, known)
+        config, objective = model.config, model.objective
+        counts = sampler.counts(math.prod(config.grid))[known:]
+        tables = make_tables(sampler, counts)
+
+        @jax.jit
+        def next_patch(params: Any, patches: Any, keys: Any, place: Any) -> Any:
+            darl = nnx.merge(model.graphdef, params)
+            z = darl.encode(patches)
+            z = jax.lax.dynamic_index_in_dim(z, place, axis=1, keepdims=False)
+            own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+            draw = patch_drawer(darl, objective, sampler, tables)
+            return patches.at[:, place].set(draw(z, own_keys, place - known))
+
+        self._next_patch: Callable[..., Any] = next_patch
+
+    def run(self, repeats: int) -> float:
+        """As Contestant says."""
+        objective = self._model.objective
+        began = time.perf_counter()
+        for _ in range(repeats):
+            given = standardise(jnp.asarray(self.given), objective.mean, objective.std)
+            patches = patchify(given, objective.patch_size)
+            keys = jax.random.split(jax.random.key(0), self.batch_size)
+            for place in range(self._known, patches.shape[1]):
+                patches = self._next_patch(self._model.params, patches, keys, place)
+        jax.block_until_ready(patches)
+        return time.perf_counter() - began
+
+
+def image_flops(config: TrainConfig, counts: list[int]) -> int:
+    """Counted FLOPs of one image."""
+    model = config.model
+    return flops.sampling_flops(
+        width=model.width,
+        depth=model.depth,
+        mlp_dim=model.mlp_dim,
+        patch_dim=model.patch_size**2 * config.data.channels,
+        steps=counts,
+        decoder_kind=config.patch_decoder.kind,
+        decoder_layers=config.patch_decoder.layers,
+        condition_on_gamma=config.patch_decoder.condition_on_gamma,
+    )
+
+
+def load_config(path: pathlib.Path, dtype: str | None) -> TrainConfig:
+    spec = importlib.util.spec_from_file_location("config", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ValueError(f"--config={path}: there is no such file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.model.dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return config_lib.load(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--config", type=pathlib.Path, default=ROOT / "configs" / "darl_vit_l8_64px_generation.py"
+    )
+    parser.add_argument("--batch_sizes", default="1,16", help="of each row (1,16)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--patches", type=int, help="made of each image (all)")
+    parser.add_argument("--samplers", default="0,1,2,3,4", help=f"of {[*SAMPLERS]}, by number")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each row (3)")
+    arguments = parser.parse_args()
+    with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
+        config = load_config(arguments.config, arguments.dtype)
+        patches = math.prod(config.grid)
+        made = arguments.patches or patches
+        if not 1 <= made <= patches:
+            raise ValueError(f"--patches={made} must be between 1 and {patches}")
+        batch_sizes = [int(size) for size in arguments.batch_sizes.split(",")]
+        names = [[*SAMPLERS][int(number)] for number in arguments.samplers.split(",")]
+    model = Model(config)
+    print(f"{jax.devices()[0].device_kind}, {config.model.dtype}, {made} of {patches} patches made")
+    print(f"one image at T = 1000: {image_flops(config, [1000] * patches) / 1e12:.2f} TFLOP")
+    with jax.set_mesh(model.mesh):
+        rows: list[tuple[str, type[Sampling], Sampling]] = []
+        for batch_size in batch_sizes:
+            for name in names:
+                for kind in (
+                    (Sampling, PrefixAnew) if SAMPLERS[name].last_steps is None else (Sampling,)
+                ):
+                    contestant = kind(model, SAMPLERS[name], batch_size, patches - made)
+                    rows.append((name, kind, contestant))
+        product = contestants.Matmul(config.model.dtype)
+        runners: list[contestants.Contestant] = [*(row[-1] for row in rows), product]
+        for runner in runners:
+            contestants.tell("compiles")
+            runner.run(1)
+        seconds = np.array(
+            [[runner.run(1) for runner in runners] for _ in range(arguments.rounds)]
+        ).min(axis=0)
+    rate = product.flops / seconds[-1]
+    print(f"matrix product: {rate / 1e12:.3f} TFLOP/s")
+    lines = [["sampler", "backbone", "batch", "s an image", "images/s", "of matmul", "of cached"]]
+    cached = 0.0
+    for (name, kind, contestant), taken in zip(rows, seconds, strict=False):
+        counts = SAMPLERS[name].counts(patches)
+        work = image_flops(config, counts)
+        # Patches with few steps cost less: scaled by the steps that they have.
+        whole = taken * sum(counts) / sum(counts[patches - made :]) / contestant.batch_size
+        cached = whole if kind is Sampling else cached
+        lines.append(
+            [
+                name,
+                "cached" if kind is Sampling else "prefix anew",
+                str(contestant.batch_size),
+                f"{whole:.3g}",
+                f"{1 / whole:.3g}",
+                f"{work / whole / rate:.2f}",
+                f"{whole / cached:.2f}",
+            ]
+        )
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
