@@ -202,7 +202,7 @@ def test_workdir_that_cannot_be_made_is_named_with_its_flag(tmp_path):
 
 def command(workdir, *arguments: str) -> list[str]:
     return [
-        sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py",
+        sys.executable, "-m", "darl_jax.train", "--config=configs/digits_mse.py",
         f"--workdir={workdir}", "--config.batch_size=32", "--config.model.width=32",
         "--config.model.depth=2", "--config.evaluation.loss_every_steps=0",
         "--config.evaluation.pictures_every_steps=0", "--config.evaluation.probe_every_steps=0",
@@ -279,7 +279,7 @@ def test_ten_kills_leave_no_trace_in_parameters_or_optimiser(tmp_path):
         command(undisturbed, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2"),
         cwd=REPOSITORY, check=True, capture_output=True,
     )  # fmt: skip
-    spec = importlib.util.spec_from_file_location("digits", REPOSITORY / "configs" / "digits.py")
+    spec = importlib.util.spec_from_file_location("digits", REPOSITORY / "configs" / "digits_mse.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()

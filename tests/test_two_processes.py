@@ -75,7 +75,7 @@ def start(
     """A run of darl_jax.train on digits; `last` are further arguments of the last process alone."""
     cluster = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(process_count)}
     command = [
-        sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py",
+        sys.executable, "-m", "darl_jax.train", "--config=configs/digits_mse.py",
         f"--workdir={workdir}", "--config.batch_size=32", "--config.model.width=32",
         "--config.model.depth=2", "--config.total_steps=24", "--config.log_every_steps=6",
         "--config.log_examples=True", "--config.checkpoint.every_steps=6",
