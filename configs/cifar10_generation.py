@@ -16,7 +16,7 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="diffusion")
     config.batch_size = 128
-    config.total_steps = 1300
+    config.total_steps = 700
     config.ema_decay = 0.995
     config.model.update(recipes.SMALL, depth=4, unroll=4, patch_size=4)
     config.patch_decoder.kind = "transformer"
@@ -31,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.base_learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.checkpoint.every_steps = 200
-    config.evaluation.loss_every_steps = 650
-    config.evaluation.pictures_every_steps = 1300
-    config.evaluation.samples_every_steps = 1300
+    config.evaluation.loss_every_steps = 350
+    config.evaluation.pictures_every_steps = 700
+    config.evaluation.samples_every_steps = 700
     return config
