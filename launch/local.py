@@ -5,6 +5,7 @@ r"""Run darl_jax on this machine, in a virtual environment that is made when it 
         train --config=FILE --workdir=FOLDER ...
     python3 launch/local.py [--extra NAME] [--dry-run] plan --config=FILE --topology=NAME ...
     python3 launch/local.py [--extra NAME] [--dry-run] evaluate --checkpoint=WORKDIR ...
+    python3 launch/local.py [--extra NAME] [--dry-run] sample --checkpoint=WORKDIR --output=DIR ...
     python3 launch/local.py [--extra NAME] [--dry-run] export --checkpoint=WORKDIR --format=NAME ...
     python3 launch/local.py [--extra NAME] [--dry-run] test [PYTEST ARGUMENTS ...]
     python3 launch/local.py [--extra NAME] [--dry-run] install
@@ -56,6 +57,7 @@ PROGRAMS = {
     "train": "darl_jax.train",
     "evaluate": "darl_jax.evaluate",
     "plan": "darl_jax.plan",
+    "sample": "darl_jax.sample",
     "export": "darl_jax.export",
     "test": "pytest",
 }
@@ -271,7 +273,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description=__doc__.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [--extra NAME] [--dry-run] [--processes N] [--restarts N] "
-        "{train,evaluate,plan,export,test,install} ...",
+        "{train,evaluate,plan,sample,export,test,install} ...",
     )
     parser.add_argument(
         "--extra",

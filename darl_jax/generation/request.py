@@ -104,7 +104,8 @@ def read_images(
                 f"{size} x {size}: resize it first"
             )
         images.append(pixels)
-        names.append(path.stem)
+        # Two files of one name, from two folders, are told apart by where they stand.
+        names.append(path.stem if path.stem not in names else f"{path.stem}_{len(names)}")
     return np.stack(images), names
 
 
