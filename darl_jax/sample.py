@@ -18,9 +18,8 @@ import logging as logging_lib
 import typing
 from typing import Any
 
-import ml_collections
 from absl import app, flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
 from darl_jax.cli import (
     BAD_INPUT,
@@ -38,24 +37,29 @@ from darl_jax.interchange.loading import load_model
 _USAGE = "python -m darl_jax.sample --checkpoint=runs/digits --output=samples"
 
 
-def _nothing_given() -> ml_collections.ConfigDict:
-    """The sampler's keys with their types, and no values."""
-    types_of = typing.get_type_hints(SamplerConfig)
-    return ml_collections.ConfigDict(
-        {
-            field.name: config_dict.placeholder((typing.get_args(kind) or (kind,))[0])
-            for field in dataclasses.fields(SamplerConfig)
-            for kind in [types_of[field.name]]
-        }
-    )
+_DEFINE: dict[type, Any] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+}
+
+
+def _define_sampler_flags() -> dict[str, flags.FlagHolder]:
+    """A flag --sampler.KEY for each key of config.sampler, without a value of its own."""
+    holders = {}
+    for key, kind in typing.get_type_hints(SamplerConfig).items():
+        plain = (typing.get_args(kind) or (kind,))[0]
+        holders[key] = _DEFINE[plain](
+            f"sampler.{key}", None, f"In the place of config.sampler.{key}."
+        )
+    return holders
 
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file in the place of the checkpoint's own config."
 )
-_SAMPLER = config_flags.DEFINE_config_dict(
-    "sampler", _nothing_given(), "Keys of config.sampler that are to be otherwise."
-)
+_SAMPLER = _define_sampler_flags()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir.")
 _STEP = flags.DEFINE_integer("step", None, "Of the run's checkpoints; the newest if not given.")
 _OUTPUT = flags.DEFINE_string("output", None, "A folder that is new or empty.")
@@ -87,7 +91,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--checkpoint and --output are needed; usage: {_USAGE}")
         loaded = load_model(_CHECKPOINT.value, _STEP.value)
         config = read_config(_CONFIG.value, loaded)
-        changed: dict[str, Any] = {k: v for k, v in _SAMPLER.value.items() if v is not None}
+        changed: dict[str, Any] = {
+            key: flag.value for key, flag in _SAMPLER.items() if flag.value is not None
+        }
         wanted = Wanted(
             sampler=dataclasses.replace(config.sampler, **changed),
             sampler_is_asked=bool(changed),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from darl_jax.generation.image_grid import image_grid, near_square
 from darl_jax.generation.request import Request
+from darl_jax.interchange.exporting import check_new
 
 GRID_FILE, ARRAYS_FILE, SETTINGS_FILE = "grid.png", "samples.npz", "settings.json"
 
@@ -27,12 +28,9 @@ class SampleFolder:
       FileExistsError: there is something in it.
     """
 
-    def __init__(self, path: str, request: Request, settings: Mapping[str, Any]):
-        self._path = Path(path).expanduser()
-        if self._path.exists() and not (self._path.is_dir() and not any(self._path.iterdir())):
-            raise FileExistsError(
-                f"--output={path} exists and is not an empty folder; name another one"
-            )
+    def __init__(self, path: Path, request: Request, settings: Mapping[str, Any]):
+        self._path = path
+        check_new(path)
         self._path.mkdir(parents=True, exist_ok=True)
         (self._path / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n")
         self._request = request

@@ -22,8 +22,10 @@ from darl_jax.diffusion.samplers import SamplerConfig, Steps, make_steps, run_st
 from darl_jax.models import orders
 from darl_jax.models.darl import DARL
 from darl_jax.models.decoding import SequenceDecoder
+from darl_jax.models.orders import fixed_order
 from darl_jax.models.patches import patchify, standardise, unpatchify, unstandardise
 from darl_jax.models.positions import Grid
+from darl_jax.models.vit import ViTConfig
 from darl_jax.objectives import Objective, PatchObjective
 from darl_jax.objectives.diffusion import Diffusion
 from darl_jax.objectives.mse import MSE
@@ -87,7 +89,8 @@ class Generator:
             given: UInt8[Array, "batch height width channel"],
         ) -> UInt8[Array, "batch height width channel"]:
             model = nnx.merge(graphdef, params)
-            sequence_order = _checked_order(model, grid, order)
+            check_order(model.backbone.config, grid, order)
+            sequence_order = model.backbone.order(grid) if order is None else order
             start = patchify(standardise(given, mean, std), objective.patch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             made = _complete(
@@ -204,6 +207,20 @@ def check_can_generate(objective: Objective, sampler: SamplerConfig | None) -> N
         )
 
 
+def check_order(vit: ViTConfig, grid: Grid, order: Int[np.ndarray, " place"] | None) -> None:
+    """Whether a model makes patches in an order.
+
+    Raises:
+      ValueError: it knows its own alone.
+    """
+    if order is None or vit.two_stream or np.array_equal(order, fixed_order(vit.order, grid)):
+        return
+    raise ValueError(
+        f"the model knows the order {vit.order.name!r} alone; another one needs a model of two "
+        "streams (model.two_stream=True)"
+    )
+
+
 def pixel_bounds(
     objective: Objective, pixels: int
 ) -> tuple[Float[np.ndarray, " {pixels}"], Float[np.ndarray, " {pixels}"]]:
@@ -214,24 +231,10 @@ def pixel_bounds(
     return low, high
 
 
-def _checked_order(
-    model: DARL, grid: Grid, order: Int[np.ndarray, " place"] | None
-) -> Int[np.ndarray, " place"]:
-    own = model.backbone.order(grid)
-    if order is None or np.array_equal(order, own):
-        return own
-    if model.query_stream is None:
-        raise ValueError(
-            f"the model knows the order {model.backbone.config.order.name!r} alone; another one "
-            "needs a model of two streams (model.two_stream=True)"
-        )
-    return order
-
-
 def patch_drawer(
     model: DARL, objective: Objective, sampler: SamplerConfig | None, tables: Tables | None
 ) -> DrawPatch:
-    """A function that draws a patch for each image; without a sampler, the mean that is predicted."""
+    """A function that draws a patch for each image; without a sampler its predicted mean."""
     pixels = objective.patch_size**2 * len(objective.mean)
     bounds = pixel_bounds(objective, pixels)
     if not isinstance(objective, Diffusion) or sampler is None or tables is None:

@@ -91,7 +91,8 @@ def read_images(
       ValueError: a file is no image, or of another size.
       FileNotFoundError: there is no such file, or no image in a folder.
     """
-    images, names = [], []
+    images: list[np.ndarray] = []
+    names: list[str] = []
     for path in _files(paths):
         try:
             pixels = HostImage(path.read_bytes()).pixels(channels)

@@ -15,7 +15,7 @@ from darl_jax.data import pipeline
 from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.evaluation import held_out, restored_params
 from darl_jax.generation.files import SampleFolder
-from darl_jax.generation.generator import Generator, check_can_generate
+from darl_jax.generation.generator import Generator, check_can_generate, check_order
 from darl_jax.generation.request import (
     Request,
     from_nothing,
@@ -24,6 +24,7 @@ from darl_jax.generation.request import (
     region_order,
 )
 from darl_jax.initialisation import check_same_model
+from darl_jax.interchange.exporting import check_new
 from darl_jax.interchange.loading import LoadedModel
 from darl_jax.objectives import PatchObjective
 from darl_jax.objectives.diffusion import Diffusion
@@ -68,6 +69,8 @@ def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str
     sampler = wanted.sampler if is_diffusion or wanted.sampler_is_asked else None
     check_can_generate(objective, sampler)
     assert isinstance(objective, PatchObjective)  # check_can_generate says so
+    folder_path = Path(output).expanduser()
+    check_new(folder_path)
     request = make_request(config, wanted)
     batch_size = _batch_size(wanted, request, mesh.shape["data"] * mesh.shape["fsdp"])
     with jax.set_mesh(mesh):
@@ -81,13 +84,15 @@ def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str
             mesh=mesh,
         )
         params = restored_params(config, loaded, mesh)
-        settings: dict[str, Any] = dataclasses.asdict(wanted) | {
+        asked = dataclasses.asdict(wanted)
+        del asked["sampler_is_asked"]
+        settings: dict[str, Any] = asked | {
             "checkpoint": loaded.description,
             "sampler": None if sampler is None else dataclasses.asdict(sampler),
             "known": request.known,
             "order": None if request.order is None else request.order.tolist(),
         }
-        folder = SampleFolder(output, request, settings)
+        folder = SampleFolder(folder_path, request, settings)
         given = np.repeat(request.originals, request.each, axis=0)
         logging.info("%d images, %d at once, %s", len(given), batch_size, sampler or "the mean")
         progress = Progress(len(given), batch_size=1, unit="image", plain_seconds=0.0)
@@ -113,6 +118,7 @@ def make_request(config: TrainConfig, wanted: Wanted) -> Request:
         raise ValueError("give --images or --validation_images, not both")
     order = named_order(wanted.order, grid) if wanted.order else None
     if not wanted.images and not wanted.validation_images:
+        check_order(config.model, grid, order)
         if wanted.region or wanted.known:
             raise ValueError(
                 "--region and --known keep patches of images: give --images or --validation_images"
@@ -121,6 +127,7 @@ def make_request(config: TrainConfig, wanted: Wanted) -> Request:
     known = math.prod(grid) // 2 if wanted.known is None else wanted.known
     if wanted.region:
         order, known = region_order(wanted.region, grid)
+    check_order(config.model, grid, order)
     if wanted.completions < 1:
         raise ValueError(f"--completions={wanted.completions} must be at least 1")
     if wanted.images:
