@@ -110,11 +110,14 @@ def spread_levels(steps: int, number: int) -> Int[np.ndarray, " level"]:
 
 
 def interpolate_error(
-    s: Int[np.ndarray, " level"],
+    s: Int[np.ndarray, " level"] | Float[np.ndarray, " level"],
     levels: Int[np.ndarray, " measured"],
     error: Float[np.ndarray, "measured variance"],
 ) -> Float[np.ndarray, "level variance"]:
-    """The mean squared error at some s: between the measured levels log m is linear in log s."""
+    """The mean squared error at some s: between the measured levels log m is linear in log s.
+
+    `s` need not be whole: level s of T is level s K / T of K.
+    """
     log_error = np.log(np.maximum(error, _SMALLEST_ERROR))
     places = np.log(s), np.log(levels)
     return np.exp(np.stack([np.interp(*places, column) for column in log_error.T], axis=1))

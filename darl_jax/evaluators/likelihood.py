@@ -337,7 +337,7 @@ class Likelihood:
           ValueError: there is no image to fit on or to measure.
         """
         training_key, test_key = jax.random.split(key)
-        error = self._mean_squared_error(params, training_key)
+        error = self.training_error(params, training_key)
         fitted = self._kind.fitted(error)
         parts = []
         for batch in self._test_batches():
@@ -358,10 +358,14 @@ class Likelihood:
             error,
         )
 
-    def _mean_squared_error(
+    def training_error(
         self, params: PyTree, key: PRNGKeyArray
     ) -> Float[np.ndarray, "measured variance"]:
-        """On training images, for each dimension of a patch or one for all."""
+        """Mean squared error at the levels, for each dimension of a patch or one for all.
+
+        Raises:
+          ValueError: there is no training image.
+        """
         total, count = np.zeros(()), 0.0
         for batch in self._training_batches():
             sums, patches = jax.device_get(

@@ -1,19 +1,27 @@
 """From a checkpoint to a folder of images."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
 
 from darl_jax import build
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
+from darl_jax.data.memory import some_records
+from darl_jax.diffusion.likelihood import interpolate_error, spread_levels
 from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.evaluation import held_out, restored_params
+from darl_jax.evaluators.likelihood import Likelihood
 from darl_jax.generation.files import SampleFolder
 from darl_jax.generation.generator import Generator, check_can_generate, check_order
 from darl_jax.generation.request import (
@@ -73,17 +81,22 @@ def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str
     check_new(folder_path)
     request = make_request(config, wanted)
     batch_size = _batch_size(wanted, request, mesh.shape["data"] * mesh.shape["fsdp"])
+    graphdef = graph_definition(build.model_builder(config))
     with jax.set_mesh(mesh):
+        params = restored_params(config, loaded, mesh)
+        error = None
+        if sampler is not None and sampler.variance == "analytic":
+            error = measured_error(config, sampler, graphdef, params, mesh)
         generator = Generator(
-            graph_definition(build.model_builder(config)),
+            graphdef,
             objective,
             grid=config.grid,
             sampler=sampler,
             order=request.order,
             known=request.known,
+            error=error,
             mesh=mesh,
         )
-        params = restored_params(config, loaded, mesh)
         asked = dataclasses.asdict(wanted)
         del asked["sampler_is_asked"]
         settings: dict[str, Any] = asked | {
@@ -107,6 +120,42 @@ def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str
             progress.update(made)
         progress.close()
     return folder.finish()
+
+
+def measured_error(
+    config: TrainConfig,
+    sampler: SamplerConfig,
+    graphdef: nnx.GraphDef,
+    params: PyTree,
+    mesh: Mesh,
+) -> Callable[[int], Float[np.ndarray, "step variance"]]:
+    """The denoiser's mean squared error at the levels of any number of steps.
+
+    It is measured on training images with the settings of `config.evaluation.likelihood`.
+    """
+    settings = dataclasses.replace(config.evaluation.likelihood, steps=max(2, sampler.steps))
+    sources = pipeline.open_sources(config.data)
+    batches = functools.partial(
+        pipeline.eval_batches,
+        some_records(sources.train, settings.train_images),
+        config.data,
+        batch_size=config.batch_size // config.accumulation_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    objective = build.build_objective(config)
+    assert isinstance(objective, Diffusion)  # others have no sampler
+    likelihood = Likelihood(
+        settings, graphdef, objective, training_batches=batches, test_batches=batches, mesh=mesh
+    )
+    logging.info("The denoiser's error is measured on %d training images", settings.train_images)
+    measured = likelihood.training_error(params, jax.random.key(config.seed))
+
+    def error(count: int) -> Float[np.ndarray, "step variance"]:
+        levels = np.arange(1, count + 1) * (settings.steps / count)
+        return interpolate_error(levels, spread_levels(settings.steps, settings.levels), measured)
+
+    return error
 
 
 def make_request(config: TrainConfig, wanted: Wanted) -> Request:
