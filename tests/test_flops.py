@@ -272,3 +272,18 @@ def test_probes_multiply_what_is_counted(kind: str) -> None:
     )
     once = DEPTH * 2 * WIDTH**2 if kind == "attentive" else 0  # query times key, for a batch
     assert made == BATCH * (_backbone_flops() + DEPTH * probe) + once
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "gamma"),
+    [("mlp", 0, False), ("mlp", 2, True), ("transformer", 1, False), ("transformer", 3, True)],
+)
+def test_making_an_image_costs_a_forward_pass_with_as_many_draws_as_steps(kind, layers, gamma):
+    decoder = {"decoder_kind": kind, "decoder_layers": layers, "condition_on_gamma": gamma}
+    shape = {key: value for key, value in SHAPE.items() if key != "tokens"}
+    for steps in (1, 5):
+        made = flops.sampling_flops(**shape, **decoder, steps=[steps] * TOKENS)
+        forward = flops.forward_flops(**SHAPE, **decoder, objective="diffusion", noise_draws=steps)
+        assert made == forward
+    uneven = flops.sampling_flops(**shape, **decoder, steps=[3, 7, *[5] * (TOKENS - 2)])
+    assert uneven == made
