@@ -84,6 +84,7 @@ class Evaluation:
                 objective,
                 validation,
                 number=self._config.num_pictures,
+                order=config.model.order.title,
                 mean=mean,
                 std=std,
                 mesh=mesh,

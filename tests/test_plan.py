@@ -18,7 +18,9 @@ from tests.planned import REPOSITORY, SIZE, fsdp_plan, run_plan
 
 
 def small(**changes: object) -> config.TrainConfig:
-    spec = importlib.util.spec_from_file_location("digits", REPOSITORY / "configs" / "digits_mse.py")
+    spec = importlib.util.spec_from_file_location(
+        "digits", REPOSITORY / "configs" / "digits_mse.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     values = module.get_config()

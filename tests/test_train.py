@@ -279,7 +279,9 @@ def test_ten_kills_leave_no_trace_in_parameters_or_optimiser(tmp_path):
         command(undisturbed, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2"),
         cwd=REPOSITORY, check=True, capture_output=True,
     )  # fmt: skip
-    spec = importlib.util.spec_from_file_location("digits", REPOSITORY / "configs" / "digits_mse.py")
+    spec = importlib.util.spec_from_file_location(
+        "digits", REPOSITORY / "configs" / "digits_mse.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()

@@ -18,6 +18,7 @@ from matplotlib.transforms import IdentityTransform
 
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
+from darl_jax.models.orders import take
 from darl_jax.models.patches import unpatchify, unstandardise
 from darl_jax.objectives import Batch, PatchObjective
 from darl_jax.sharding import global_array, replicated
@@ -38,6 +39,7 @@ class Comparison(NamedTuple):
     difference: Float[np.ndarray, "image height width"]  # absolute, mean over channels, black = 0
     record: Int[np.ndarray, " image"]  # each image's number in its split
     error: Float[np.ndarray, "rows columns"]  # squared, of each patch, mean over the batch
+    in_sequence: Float[np.ndarray, " patch"]  # the same by the place in the sequence
     examples: int  # in that mean
 
 
@@ -49,6 +51,7 @@ class Pictures:
       objective: gives the predictions.
       batches: one pass over the images; only the first batch is read, and kept.
       number: images that are shown; the error by position is a mean over the whole batch.
+      order: of the patches, in words.
       mean: of each channel, as the model was trained.
       std: of each channel, as the model was trained.
       mesh: where the model is.
@@ -64,6 +67,7 @@ class Pictures:
         batches: HostBatches,
         *,
         number: int,
+        order: str,
         mean: tuple[float, ...],
         std: tuple[float, ...],
         mesh: Mesh,
@@ -74,7 +78,7 @@ class Pictures:
 
         def look(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
             model = nnx.merge(graphdef, params)
-            target, predicted, error, _ = objective.predict(model, batch, key)
+            target, predicted, error, order = objective.predict(model, batch, key)
             # Rows that count first; the others are black.
             shown = jnp.argsort(~batch["mask"], stable=True)[:number]
             patch_size, grid = model.backbone.config.patch_size, objective.grid(batch)
@@ -89,11 +93,13 @@ class Pictures:
                 difference,
                 batch["index"][shown],
                 _mean_where(error, batch["mask"]).reshape(grid),
+                _mean_where(take(error[..., None], order)[..., 0], batch["mask"]),
                 jnp.sum(batch["mask"]),
             )
 
         # A copy everywhere: which process writes the pictures does not matter then.
         self._look = jax.jit(look, out_shardings=replicated(mesh))
+        self._order = order
         self._batch = dict(batch)
         self._mesh = mesh
 
@@ -102,7 +108,7 @@ class Pictures:
         *arrays, examples = jax.device_get(
             self._look(params, global_array(self._batch, self._mesh), key)
         )
-        target, predicted, difference, record, error = arrays
+        target, predicted, difference, record, error, in_sequence = arrays
         shown = min(len(target), int(examples))
         return Comparison(
             target[:shown],
@@ -110,6 +116,7 @@ class Pictures:
             difference[:shown],
             record[:shown],
             error,
+            in_sequence,
             int(examples),
         )
 
@@ -121,7 +128,11 @@ class Pictures:
         return {
             "predictions": draw_predictions(comparison, step),
             "error_by_position": draw_error_by_position(
-                comparison.error, examples=comparison.examples, step=step
+                comparison.error,
+                comparison.in_sequence,
+                order=self._order,
+                examples=comparison.examples,
+                step=step,
             ),
         }
 
@@ -190,12 +201,19 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
 
 
 def draw_error_by_position(
-    error: Float[np.ndarray, "rows columns"], *, examples: int, step: int
+    error: Float[np.ndarray, "rows columns"],
+    in_sequence: Float[np.ndarray, " patch"],
+    *,
+    order: str,
+    examples: int,
+    step: int,
 ) -> UInt8[np.ndarray, "_ _ 3"]:
     """The error along the sequence, and beside it the same where the patches are in the image.
 
     Args:
       error: squared error of each patch.
+      in_sequence: the same by the place in the sequence.
+      order: the sequence's name.
       examples: images that it is a mean over.
       step: of training, for the title.
     """
@@ -209,10 +227,10 @@ def draw_error_by_position(
     colour = _COLOURS(0.35)
     position = np.arange(1, error.size + 1)
     marker = "o" if error.size <= 64 else ""
-    line.plot(position, error.ravel(), color=colour, linewidth=1.4, marker=marker, markersize=3.5)
+    line.plot(position, in_sequence, color=colour, linewidth=1.4, marker=marker, markersize=3.5)
     mean = float(np.mean(error))
     line.axhline(mean, color="0.5", linewidth=1, linestyle="--", label=f"mean {mean:.3f}")
-    line.set(xlabel="patch in raster order", ylabel="squared error", xlim=(0.5, error.size + 0.5))
+    line.set(xlabel=f"patch in {order} order", ylabel="squared error", xlim=(0.5, error.size + 0.5))
     line.set_ylim(bottom=0)
     line.grid(color="0.92")
     line.set_axisbelow(True)

@@ -50,6 +50,12 @@ class OrderConfig:
         if self.seed < 0:
             raise ValueError(f"model.order.seed={self.seed} must not be negative")
 
+    @property
+    def title(self) -> str:
+        """The order in words."""
+        name = self.name.replace("_", " ").replace("round robin", "round-robin")
+        return f"{name} {self.block} x {self.block}" if self.name in BLOCKED else name
+
     def check(self, grid: Grid) -> None:
         """Raises ValueError where blocks do not divide the grid."""
         if self.name in BLOCKED and (grid[0] % self.block or grid[1] % self.block):

@@ -4,6 +4,9 @@ XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the c
 is. The query stream has a token for each patch to predict, which knows the patch's place but not
 its content: it attends to the content stream strictly before itself, the start token included.
 So the next patch may be any, and the order may be another one for each image.
+
+With RoPE a place shows only against another token's: the first target of a sequence, which sees the
+start token alone, does not know where it is.
 """
 
 from typing import Any

@@ -26,6 +26,7 @@ def make_pictures(tiny, images, *, batch_size, number, objective=None, **kwargs)
         objective or tiny.objective,
         make_batches(images, batch_size, **kwargs),
         number=number,
+        order="raster",
         mean=MEAN,
         std=STD,
         mesh=tiny.mesh,
@@ -48,7 +49,7 @@ def test_prediction_and_errors_are_the_objectives(tiny):
             del model, key
             target = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
             error = jnp.arange(16.0) + batch["index"][:, None]
-            return Prediction(target, target + 0.1 / STD[0], error)
+            return Prediction(target, target + 0.1 / STD[0], error, np.arange(16)[::-1])
 
     images = random_images(3) // 2
     objective = TooBright(**vars(tiny.objective))
@@ -59,6 +60,8 @@ def test_prediction_and_errors_are_the_objectives(tiny):
     np.testing.assert_allclose(comparison.difference, 0.1, atol=1e-5)
     # Records 0, 1, 2 have errors 0 .. 15, 1 .. 16, 2 .. 17, in raster order.
     np.testing.assert_allclose(comparison.error, 1 + np.arange(16.0).reshape(4, 4), rtol=1e-6)
+    # The last patch is the first of its sequence.
+    np.testing.assert_allclose(comparison.in_sequence, 1 + np.arange(16.0)[::-1], rtol=1e-6)
 
 
 def test_padding_is_not_shown_and_not_averaged(tiny):
@@ -77,7 +80,7 @@ def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, c
     rng = np.random.default_rng(0)
     target, predicted = rng.integers(0, 256, (2, 3, side, side, channels), np.uint8)
     comparison = pictures_lib.Comparison(
-        target, predicted, rng.random((3, side, side)), np.arange(3), np.ones((2, 2)), 3
+        target, predicted, rng.random((3, side, side)), np.arange(3), np.ones((2, 2)), np.ones(4), 3
     )
     picture = draw_predictions(comparison, 100)
     assert picture.dtype == np.uint8
@@ -98,6 +101,7 @@ def test_the_difference_is_darkest_where_the_prediction_is_right():
         np.array([[[0.0, 0.1], [0.3, 0.5]]]),
         np.arange(1),
         np.ones((1, 1)),
+        np.ones(1),
         1,
     )
     picture = draw_predictions(comparison, 0)
@@ -120,7 +124,9 @@ def test_run_gives_both_pictures_in_colour(tiny):
 
 @pytest.mark.parametrize("error", [np.zeros((4, 4)), np.full((1, 1), 2.0), np.ones((16, 16))])
 def test_any_grid_of_errors_can_be_drawn(error):
-    assert draw_error_by_position(error, examples=3, step=0).shape == (420, 1100, 3)
+    assert draw_error_by_position(
+        error, error.ravel(), order="raster", examples=3, step=0
+    ).shape == (420, 1100, 3)
 
 
 def test_no_image_is_an_error(tiny):

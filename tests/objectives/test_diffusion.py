@@ -1,5 +1,6 @@
 """The diffusion objective: what the decoder is given, and what is made of its answer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +29,23 @@ class StubModel(DARL, pytree=False):
         self.decode = decode
         self.encoded = 0
 
-    def encode(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        assert grid[0] * grid[1] == patches.shape[1]
+    def draw_order(self, key: jax.Array, batch: int, grid: tuple[int, int]) -> np.ndarray:
+        del key, batch
+        return np.arange(grid[0] * grid[1])
+
+    def encode(self, patches: jax.Array, grid: tuple[int, int], order: np.ndarray) -> jax.Array:
+        assert len(order) == grid[0] * grid[1] == patches.shape[1]
         self.encoded += 1
         return patches
 
-    def patch_decoder(self, z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:
-        self.given = tuple(np.asarray(x, np.float64) for x in (z, x_s, gamma))
-        return self.decode(z, x_s, gamma)
+    @property
+    def patch_decoder(self) -> Any:
+        def decode(z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:
+            self.given = tuple(np.asarray(x, np.float64) for x in (z, x_s, gamma))
+            return self.decode(z, x_s, gamma)
+
+        decode.denoiser = lambda z: functools.partial(decode, z)
+        return decode
 
 
 def clean(z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:

@@ -25,8 +25,12 @@ class StubModel(DARL, pytree=False):
     def __init__(self, decode: Callable[[jax.Array], jax.Array]):
         self.patch_decoder = decode
 
-    def encode(self, patches: jax.Array, grid: tuple[int, int]) -> jax.Array:
-        assert grid[0] * grid[1] == patches.shape[1]
+    def draw_order(self, key: jax.Array, batch: int, grid: tuple[int, int]) -> np.ndarray:
+        del key, batch
+        return np.arange(grid[0] * grid[1])
+
+    def encode(self, patches: jax.Array, grid: tuple[int, int], order: np.ndarray) -> jax.Array:
+        assert len(order) == grid[0] * grid[1] == patches.shape[1]
         return patches
 
 
@@ -64,7 +68,7 @@ def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) ->
     patches = exact_patches(batch)
     # The output at t for patch t, from the patches before it.
     output = np.asarray(
-        jax.jit(lambda p: model.patch_decoder(model.backbone(p[:, :-1]).tokens))(
+        jax.jit(lambda p: model.patch_decoder(model.backbone(p).tokens[:, :-1]))(
             jnp.asarray(patches, jnp.float32)
         ),
         np.float64,
