@@ -144,6 +144,7 @@ def test_fine_tuning_is_table_9(path):
     assert_says(loaded, FINE_TUNING)
     row = max((n for n in FINE_TUNING_BY_SIZE if path.stem.startswith(n)), key=len)
     epochs, rate, drop_path = FINE_TUNING_BY_SIZE[row]
+    pixels = re.search(r"_(\d+)px", path.stem)
     assert_says(
         loaded,
         {
@@ -152,10 +153,23 @@ def test_fine_tuning_is_table_9(path):
             "model.drop_path": drop_path,
             "objective.mask": "causal" if "causal" in path.stem else "full",
             "objective.pooling": "mean" if "mean" in path.stem else "last",
-            "data.image_size": 384 if "384px" in path.stem else 224,
+            "data.image_size": int(pixels[1]) if pixels else 224,
             "model.trained_image_size": 224 if "384px" in path.stem else None,
         },
     )
+
+
+ORDERED = [path for path in CONFIGS if "_256px_" in path.stem or "two_stream" in path.stem]
+
+
+@pytest.mark.parametrize("path", ORDERED, ids=lambda path: path.stem)
+def test_orders_are_those_of_table_7_and_figure_6(path):
+    name, block = re.search(r"_(?:256px|400ep)_([a-z_]+?)(?:_(\d))?$", path.stem).groups()
+    loaded = load(read_config_file(path))
+    assert (loaded.model.order.name, loaded.model.order.block) == (name, int(block or 2))
+    assert loaded.model.two_stream == ("two_stream" in path.stem)
+    if not loaded.model.two_stream:
+        assert loaded.grid == (16, 16)
 
 
 @pytest.mark.parametrize("path", configs("supervised_vit"))
