@@ -80,6 +80,14 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     ]
     if differences:
         raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
+    learnt, order = loaded.model.get("order"), config.model.order
+    if learnt is not None and order.name != "random" and learnt.title != order.title:
+        logging.warning(
+            "config.model.order is %s, and %s reads patches in the order %s",
+            order.title,
+            loaded.description,
+            learnt.title,
+        )
     trained = config.model.trained_image_size or config.data.image_size
     if loaded.trained_image_size not in (None, trained):
         raise ConfigError(

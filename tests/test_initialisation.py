@@ -9,9 +9,11 @@ from flax import nnx
 
 from darl_jax import initialisation
 from darl_jax.config import ConfigError, default_config, load
+from darl_jax.interchange import described
 from darl_jax.interchange.loading import LoadedModel
 from darl_jax.models.classifier import Classifier
 from darl_jax.models.darl import DARL, parameters
+from darl_jax.models.orders import OrderConfig
 from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.vit import ViTConfig
 from darl_jax.sharding import MeshConfig, make_mesh, tree_shardings
@@ -27,7 +29,7 @@ def pretrained(seed: int = 1, **changes) -> LoadedModel:
     return LoadedModel(
         params=jax.tree.map(np.asarray, parameters(model)),
         config=None,
-        model=dataclasses.asdict(vit),
+        model=dataclasses.asdict(vit) | {"order": vit.order},
         trained_image_size=8,
         description="step 3 of /runs/a",
     )
@@ -132,3 +134,34 @@ def test_images_of_another_size_need_the_trained_size() -> None:
     initialisation.check_same_model(pretrained(), config(**larger, model__trained_image_size=8))
     with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
         initialisation.check_same_model(pretrained(), config(model__trained_image_size=4))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "warns"),
+    [
+        ("raster", "raster", False),
+        ("spiral", "spiral", False),
+        ("spiral", "raster", True),
+        ("nested_raster", "raster", True),
+    ],
+)
+def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, warns):
+    loaded = pretrained(order=OrderConfig(theirs))
+    with caplog.at_level("WARNING"):
+        initialisation.check_same_model(loaded, config(model__order__name=ours))
+    assert ("config.model.order is raster" in caplog.text) == warns
+
+
+def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
+    theirs = pretrained(two_stream=True, order=OrderConfig("random"))
+    run = {
+        "model": dataclasses.asdict(
+            dataclasses.replace(VIT, two_stream=True, order=OrderConfig("random"))
+        )
+    }
+    theirs = dataclasses.replace(theirs, model=described.model_of(run))
+    with caplog.at_level("WARNING"):
+        initialisation.check_same_model(theirs, config())
+    assert "config.model.order" not in caplog.text
+    result = initialisation.transfer(classifier(), theirs)
+    assert {path.split("/")[0] for path in result.dropped} == {"patch_decoder", "query_stream"}

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darl_jax.interchange.names import ModelShape
+from darl_jax.models.orders import OrderConfig, fixed_order
 
 VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
 FORMAT_VERSION = 1
@@ -35,8 +36,13 @@ MODEL_KEYS = (
 
 
 def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run's `config.model` that decide what its arrays mean."""
-    return {key: config["model"][key] for key in MODEL_KEYS if key in config["model"]}
+    """The keys of a run's `config.model` that decide what its arrays mean, and `order`.
+
+    A backbone that was trained with an order of each image's own is read in raster order.
+    """
+    model = {key: config["model"][key] for key in MODEL_KEYS if key in config["model"]}
+    order = OrderConfig(**config["model"].get("order", {}))
+    return model | {"order": OrderConfig() if order.name == "random" else order}
 
 
 def trained_image_size(config: Mapping[str, Any]) -> int:
@@ -50,10 +56,14 @@ def describe(
     """The content of config.json for a run's parameters and config."""
     model, data, objective = model_of(config), config["data"], config.get("objective", {})
     side = trained_image_size(config) // model["patch_size"]
+    order = model.pop("order")
+    sequence = fixed_order(order, (side, side)).tolist()
     head = params.get("head")
     model |= {
         "channels": data["channels"],
         "grid": [side, side],
+        # The order spelt out, for whoever cannot compute it.
+        "sequence": None if order.name == "raster" else sequence,
         "num_classes": None if head is None else int(head["bias"].shape[-1]),
         # Pre-training is causal, and its features are read by the mean (Table 13).
         "pooling": None if head is None else objective.get("pooling", "mean"),
@@ -119,7 +129,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
         )
     missing = [
         key
-        for key in (*MODEL_KEYS, "channels", "grid", "num_classes")
+        for key in (*MODEL_KEYS, "sequence", "channels", "grid", "num_classes")
         if key not in config.get("model", {})
     ]
     if missing:

@@ -15,7 +15,7 @@ from darl_jax.checkpoint import Checkpointer
 from darl_jax.checkpoint.reading import arrays_by_name
 from darl_jax.interchange import described, timm_rope
 from darl_jax.interchange.model_card import Card, model_card
-from darl_jax.interchange.names import PATCH_DECODER, Tensors, to_torch
+from darl_jax.interchange.names import PRE_TRAINING, Tensors, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
 
 _HERE = "<folder>"
@@ -280,7 +280,9 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 
 def _dropped(params: Mapping[str, Any]) -> str:
-    if PATCH_DECODER not in params:
-        return ""
-    count = _count(arrays_by_name(params[PATCH_DECODER]))
-    return f"the patch decoder ({count:,} parameters)"
+    """The parts that only pre-training has."""
+    return ", ".join(
+        f"the {name.replace('_', ' ')} ({_count(arrays_by_name(params[name])):,} parameters)"
+        for name in PRE_TRAINING
+        if name in params
+    )

@@ -144,7 +144,7 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
     return LoadedModel(
         params=from_torch(read_safetensors(file)),
         config=config.get("darl_jax_config"),
-        model={key: model[key] for key in described.MODEL_KEYS},
+        model=described.model_of(config["darl_jax_config"]),
         trained_image_size=model["grid"][0] * model["patch_size"],
         description=f"the export {file.parent} (step {config.get('step')})",
         step=config.get("step"),

@@ -18,7 +18,8 @@ Tensors = dict[str, np.ndarray]
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NAMED = 5  # arrays that an error message names before it only counts
-PATCH_DECODER = "patch_decoder"
+# Groups of parameters that have no use after pre-training.
+PRE_TRAINING = ("patch_decoder", "query_stream")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +116,9 @@ def to_torch(params: Mapping[str, Any], patch_size: int) -> Tensors:
     """Backbone and head of nested parameters, float32, under flat names.
 
     Raises:
-        ValueError: a group of parameters other than the backbone, the head and a patch decoder.
+        ValueError: a group of parameters other than the backbone, the head and PRE_TRAINING's.
     """
-    unknown = set(params) - {"backbone", "head", PATCH_DECODER}
+    unknown = set(params) - {"backbone", "head", *PRE_TRAINING}
     if unknown:
         raise ValueError(
             f"parameters below {listed(sorted(unknown))!r} have no place in an export; those "

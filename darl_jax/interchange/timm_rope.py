@@ -27,6 +27,11 @@ _OTHER_SIZES = "vit_base_patch16_rope_224"  # every argument of its class can be
 
 def check_representable(model: Mapping[str, Any]) -> None:
     """Whether timm's class computes the same. Raises ValueError, which says why not."""
+    if model["sequence"] is not None:
+        raise ValueError(
+            "--format=timm: timm's ViT has its patches in raster order, and config.model.order is "
+            "another one; --format=safetensors keeps it"
+        )
     if model["positions"] == "rope1d":
         raise ValueError(
             "--format=timm: timm's ViT has no 1D RoPE, which config.model.positions='rope1d' asks "

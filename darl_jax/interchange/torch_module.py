@@ -113,6 +113,8 @@ class ViT(nn.Module):
         grid: (rows, columns) of patches of the images that positions are counted on.
         rope_max_wavelength: base of RoPE's frequencies.
         rope_y_first: whether the first half of a head's channels turns by the row.
+        sequence: which patch of the grid, in raster order, stands where in the sequence; None for
+            raster order.
         num_classes: of the head; None without one.
         pooling: what the head reads: "mean" over the patches' tokens or the "last" one.
         mask: what the head was trained with: "causal" or "full".
@@ -136,6 +138,7 @@ class ViT(nn.Module):
         grid: tuple[int, int],
         rope_max_wavelength: float,
         rope_y_first: bool,
+        sequence: list[int] | None,
         num_classes: int | None,
         pooling: str | None,
         mask: str,
@@ -146,7 +149,7 @@ class ViT(nn.Module):
         self.width, self.num_heads, self.patch_size = width, num_heads, patch_size
         self.encoding, self.grid = positions, (int(grid[0]), int(grid[1]))
         self.rope_max_wavelength, self.rope_y_first = rope_max_wavelength, rope_y_first
-        self.pooling, self.mask = pooling, mask
+        self.pooling, self.mask, self.sequence = pooling, mask, sequence
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
@@ -171,7 +174,8 @@ class ViT(nn.Module):
             mask: "causal", "full", or what the head was trained with if not given.
 
         Raises:
-            ValueError: patches do not fill the images, or there is no such mask.
+            ValueError: patches do not fill the images, there is no such mask, or the images have
+                another size than the order of the patches is known for.
         """
         mask = mask or self.mask
         rows, columns = images.shape[-2:]
@@ -182,11 +186,18 @@ class ViT(nn.Module):
         if mask not in ("causal", "full"):
             raise ValueError(f"mask={mask!r} is unknown; choose 'causal' or 'full'")
         grid = (rows // self.patch_size, columns // self.patch_size)
+        if self.sequence is not None and grid != self.grid:
+            raise ValueError(
+                f"the order of the patches is known for a grid of {self.grid}, and these images "
+                f"have one of {grid}"
+            )
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)
         if self.encoding == "sincos2d":
             x = x + sincos_2d(grid, self.grid, self.width).to(x)
         elif self.encoding == "learnable":
             x = x + resample_positions(self.positions, self.grid, grid).to(x)
+        if self.sequence is not None:
+            x = x[:, self.sequence]
         x = torch.cat([self.sos.to(x).expand(len(x), 1, -1), x], dim=1)
         rotation = self._rotation(grid, x.device)
         blocks = []
@@ -220,6 +231,8 @@ class ViT(nn.Module):
         exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
         frequencies = self.rope_max_wavelength**-exponents
         angles = torch.cat([torch.outer(axis, frequencies) for axis in axes], dim=-1)
+        if self.sequence is not None and self.encoding == "rope2d":
+            angles = angles[self.sequence]
         angles = F.pad(angles, (0, 0, 1, 0)).float().to(device)
         return angles.cos(), angles.sin()
 

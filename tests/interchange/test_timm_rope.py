@@ -134,6 +134,13 @@ def test_1d_rope_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_order_than_raster_is_refused_before_anything_is_written(tmp_path):
+    source = make_source(make_config(order={"name": "spiral"}))
+    with pytest.raises(ValueError, match="timm's ViT has its patches in raster order"):
+        export(source, "timm", tmp_path / "exported")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_a_head_is_kept_where_timm_can_read_it(tmp_path, pooling):
     source = make_source(classes=5)

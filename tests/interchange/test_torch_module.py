@@ -14,6 +14,7 @@ import darl_jax
 from darl_jax.interchange.exporting import export
 from darl_jax.interchange.loading import LoadedModel, build_backbone, load_model
 from darl_jax.interchange.names import from_torch
+from darl_jax.models.orders import OrderConfig
 from darl_jax.models.positions import POSITIONS, resample_positions
 from tests.interchange.small_run import (
     GOLDEN_MODEL,
@@ -89,6 +90,24 @@ def test_pytorch_loads_an_export_and_has_jax_features(tmp_path, encoding):
             expected = block_features(backbone, images, mask)
             found = torch.stack(features.blocks).numpy()
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("order", ["round_robin", "spiral"])
+@pytest.mark.parametrize("encoding", ["rope2d", "rope1d", "learnable"])
+def test_pytorch_has_the_order_of_the_patches(tmp_path, encoding, order):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    folder, loaded = exported(tmp_path, positions=encoding, order={"name": order})
+    assert load_model(str(folder)).model["order"] == OrderConfig(order)
+    model = module_in(folder).load()
+    images = golden()["images/8x8"]
+    with torch.no_grad():
+        features = model(torch.tensor(images).permute(0, 3, 1, 2), "causal")
+        with pytest.raises(ValueError, match=r"is known for a grid of \(4, 4\)"):
+            model(torch.zeros(1, 3, 4, 12), "causal")
+    expected = block_features(build_backbone(loaded), images, "causal")
+    np.testing.assert_allclose(
+        torch.stack(features.blocks).numpy(), expected, atol=TOLERANCE, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 6), (6, 4), (14, 24), (24, 14), (3, 16)])
