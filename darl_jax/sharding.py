@@ -23,8 +23,14 @@ BATCH_AXES = ("data", "fsdp")
 # The first pattern that is found in a parameter's path decides. Stacked blocks have a leading layer
 # dimension. A path that no pattern matches has its largest divisible dimension split over `fsdp`.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    (r"blocks/attention/(query|key|value)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/attention/(query|key|value)/bias$", PartitionSpec(None, "tensor")),
+    (
+        r"(blocks/attention/(query|key|value)|query_stream/query)/kernel$",
+        PartitionSpec(None, "fsdp", "tensor"),
+    ),
+    (
+        r"(blocks/attention/(query|key|value)|query_stream/query)/bias$",
+        PartitionSpec(None, "tensor"),
+    ),
     (r"blocks/attention/out/kernel$", PartitionSpec(None, "tensor", "fsdp")),
     (r"blocks/mlp/up/kernel$", PartitionSpec(None, "fsdp", "tensor")),
     (r"blocks/mlp/up/bias$", PartitionSpec(None, "tensor")),

@@ -59,6 +59,8 @@ TABLE: list[tuple[str, tuple[int, ...], list[str | None]]] = [
     ("patch_decoder/to_pixels/kernel", (769, 587), []),
     ("backbone/blocks/attention/query/kernel", (12, 769, 768), [None, None, "tensor"]),
     ("backbone/blocks/attention/query/kernel", (12, 768, 769), [None, "fsdp", None]),
+    ("query_stream/query/kernel", (12, 768, 768), [None, "fsdp", "tensor"]),
+    ("query_stream/query/bias", (12, 768), [None, "tensor"]),
     # Under 2^14 elements gathering costs more than it saves.
     ("patch_decoder/to_pixels/kernel", (128, 127), []),
     ("patch_decoder/to_pixels/kernel", (128, 128), ["fsdp", None]),
