@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_dir", required=True, help="where TFDS prepared cifar10")
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="where the runs go")
-    parser.add_argument("--steps", type=int, default=350, help="of each order (350)")
+    parser.add_argument("--steps", type=int, default=200, help="of each order (200)")
     parser.add_argument("--two_stream_steps", type=int, default=700, help="of each (700)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     arguments = parser.parse_args()

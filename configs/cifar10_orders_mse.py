@@ -16,16 +16,16 @@ from darl_jax.config import default_config
 def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse")
     config.batch_size = 128
-    config.total_steps = 350
+    config.total_steps = 200
     config.model.update(recipes.TINY, patch_size=4)
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 50
-    config.checkpoint.every_steps = 350
-    config.evaluation.loss_every_steps = 350
-    config.evaluation.pictures_every_steps = 350
-    config.evaluation.probe_every_steps = 350
+    config.optimizer.warmup_steps = 25
+    config.checkpoint.every_steps = 200
+    config.evaluation.loss_every_steps = 200
+    config.evaluation.pictures_every_steps = 200
+    config.evaluation.probe_every_steps = 200
     config.evaluation.probe.labels_per_class = 100
     config.evaluation.probe.seeds = 3
     config.evaluation.probe.baselines = ("random",)
