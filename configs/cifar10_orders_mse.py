@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
     recipes.use_cifar10(config)
     config.data.crop_scale = (0.6, 1.0)
     config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 25
+    config.optimizer.warmup_steps = 50
     config.checkpoint.every_steps = 200
     config.evaluation.loss_every_steps = 200
     config.evaluation.pictures_every_steps = 200
