@@ -20,8 +20,9 @@ from darl_jax import config as config_lib
 from darl_jax.checkpoint import absolute_path
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
-from darl_jax.data.memory import some_records
+from darl_jax.data.memory import MemorySource, some_records
 from darl_jax.data.pipeline import Sources, eval_batches
+from darl_jax.data.sources import Dataset
 from darl_jax.evaluators import linear_probe
 from darl_jax.evaluators.knn import Knn, bank_records
 from darl_jax.evaluators.likelihood import Likelihood
@@ -96,7 +97,7 @@ class Evaluation:
                 graphdef,
                 objective,
                 grid=config.grid,
-                originals=held_out(config, sources, self._config.samples.completed),
+                originals=held_out(config, sources.validation, self._config.samples.completed),
                 batch_size=config.batch_size // config.accumulation_steps,
                 mesh=mesh,
             )
@@ -185,14 +186,14 @@ class Evaluation:
 
 
 def held_out(
-    config: TrainConfig, sources: Sources, number: int
+    config: TrainConfig, validation: Dataset | MemorySource, number: int
 ) -> UInt8[np.ndarray, "image height width channel"]:
     """Some images of the validation split, the same in all processes.
 
     Raises:
       ValueError: the split holds none.
     """
-    records = some_records(sources.validation, number)
+    records = some_records(validation, number)
     data = dataclasses.replace(config.data, num_workers=0)
     batches = [*eval_batches(records, data, batch_size=max(1, min(number, len(records))))]
     images = np.concatenate([batch["image"][batch["mask"]] for batch in batches] or [[]])

@@ -134,10 +134,10 @@ def measured_error(
     It is measured on training images with the settings of `config.evaluation.likelihood`.
     """
     settings = dataclasses.replace(config.evaluation.likelihood, steps=max(2, sampler.steps))
-    sources = pipeline.open_sources(config.data)
+    train = pipeline.open_source(config.data, config.data.train_split, "train_split")
     batches = functools.partial(
         pipeline.eval_batches,
-        some_records(sources.train, settings.train_images),
+        some_records(train, settings.train_images),
         config.data,
         batch_size=config.batch_size // config.accumulation_steps,
         process_index=jax.process_index(),
@@ -182,7 +182,9 @@ def make_request(config: TrainConfig, wanted: Wanted) -> Request:
     if wanted.images:
         originals, names = read_images(wanted.images, data.image_size, data.channels)
     else:
-        originals = held_out(config, pipeline.open_sources(data), wanted.validation_images)
+        # Read one by one, also where training holds all of the split in memory.
+        source = pipeline.open_source(data, data.validation_split, "validation_split")
+        originals = held_out(config, source, wanted.validation_images)
         names = [f"validation_{i:03d}" for i in range(len(originals))]
     return Request(originals, names, wanted.completions, known, order)
 
