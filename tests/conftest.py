@@ -1,17 +1,36 @@
-"""Fixtures for all tests: shapes are checked at run time, and real data is found or skipped."""
+"""Fixtures for all tests: shapes are checked at run time, and real data is found or skipped.
 
+What is set here, before JAX is imported, holds for the programs that tests start too.
+"""
+
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of small models is XLA's, which needs as long for them as for large ones. Here
+# it makes slower code in less time, and nothing twice. What it makes by default is asked for by
+# the tests that read it or that load it from files (`tests/planned.py`).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="darl_jax_compiled_")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# The programs are those of this checkout, also where another one is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 import jaxtyping
 
 jaxtyping.install_import_hook("darl_jax", "beartype.beartype")
 
 import pytest
-
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ forced host devices are compiled in a process of their own: run as a program thi
 
 import dataclasses
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from darl_jax.sharding import MeshConfig, make_mesh
 from darl_jax.train_state import abstract_state, graph_definition
 from darl_jax.train_step import lower_step, make_train_step
 from tests.jaxpr_flops import matmul_flops
+from tests.planned import compiling_as_users_do
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 LAYERS, BATCH, WIDTH = 5, 64, 32
@@ -83,7 +83,7 @@ def measure(text: str, mesh: Mesh) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
     """What this file prints when it is run with eight devices."""
-    environment = os.environ | {
+    environment = compiling_as_users_do() | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
