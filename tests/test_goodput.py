@@ -206,16 +206,26 @@ def test_startup_counts_from_the_creation_of_the_process():
     assert before <= startup < before + 5
 
 
-def test_a_step_costs_microseconds():
+def test_a_step_costs_no_more_than_a_few_empty_context_managers():
+    """Those cost microseconds; a busy machine slows both."""
+
+    @contextlib.contextmanager
+    def empty(category):
+        yield
+
+    def best(spent):
+        """CPU seconds, of turns too short to be interrupted each time."""
+        turns = []
+        for _ in range(50):
+            began = time.thread_time()
+            for _ in range(100):
+                with spent("input"):
+                    pass
+            turns.append(time.thread_time() - began)
+        return min(turns)
+
     goodput = Goodput()
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        for _ in range(1000):
-            with goodput.spent("input"):
-                pass
-        best = min(best, (time.perf_counter() - began) / 1000)
-    assert best < 20e-6
+    assert best(goodput.spent) < 5 * best(empty)
 
 
 def two_attempts() -> list[dict]:
