@@ -18,7 +18,7 @@ from matplotlib.transforms import IdentityTransform
 
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.models.darl import DARL
-from darl_jax.models.orders import take
+from darl_jax.models.orders import Order, take
 from darl_jax.models.patches import unpatchify, unstandardise
 from darl_jax.objectives import Batch, PatchObjective
 from darl_jax.sharding import global_array, replicated
@@ -79,6 +79,7 @@ class Pictures:
         def look(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
             model = nnx.merge(graphdef, params)
             target, predicted, error, order = objective.predict(model, batch, key)
+            in_image, in_sequence = mean_errors(error, order, batch["mask"])
             # Rows that count first; the others are black.
             shown = jnp.argsort(~batch["mask"], stable=True)[:number]
             patch_size, grid = model.backbone.config.patch_size, objective.grid(batch)
@@ -92,8 +93,8 @@ class Pictures:
                 unstandardise(predicted, mean, std),
                 difference,
                 batch["index"][shown],
-                _mean_where(error, batch["mask"]).reshape(grid),
-                _mean_where(take(error[..., None], order)[..., 0], batch["mask"]),
+                in_image.reshape(grid),
+                in_sequence,
                 jnp.sum(batch["mask"]),
             )
 
@@ -135,6 +136,14 @@ class Pictures:
                 step=step,
             ),
         }
+
+
+def mean_errors(
+    error: Float[Array, "batch patch"], order: Order, mask: Bool[Array, " batch"]
+) -> tuple[Float[Array, " patch"], Float[Array, " patch"]]:
+    """Means over the examples that count, by raster number and by place in the sequence."""
+    in_sequence = take(error[..., None], order)[..., 0]
+    return _mean_where(error, mask), _mean_where(in_sequence, mask)
 
 
 def _mean_where(
