@@ -67,8 +67,13 @@ def advice_on_memory() -> Iterator[None]:
         ) from error
 
 
-def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
-    """A parser for `app.run` that says in one line what is wrong with a flag or a config file."""
+def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[str]], list[str]]:
+    """A parser for `app.run` that says in one line what is wrong with a flag or a config file.
+
+    Args:
+      usage: an example of a command line, for messages.
+      arguments: whether there are other arguments than flags.
+    """
 
     def parse(argv: Sequence[str]) -> list[str]:
         # ml_collections runs the config file and applies --config.key=value while it parses, so
@@ -81,7 +86,7 @@ def flags_parser(usage: str) -> Callable[[Sequence[str]], list[str]]:
                 raise ValueError(_unknown_key(error, argv, path)) from error
             except (flags.Error, NameError, ImportError, SyntaxError, TypeError) as error:
                 raise ValueError(_in_config_file(error, path)) from error
-            if len(rest) > 1:
+            if len(rest) > 1 and not arguments:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
         return rest
 

@@ -3,17 +3,12 @@
 python -m darl_jax.figures.curves runs/digits --output=curves.png
 """
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
 from darl_jax.metrics import read_metrics
-
-_COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#a16207", "#be185d")
 
 History = Sequence[Mapping[str, int | float]]
 Series = tuple[list[int], list[float]]
@@ -31,11 +26,10 @@ def loss_figure(runs: Mapping[str, History]) -> Figure:
     Raises:
       ValueError: a run has no losses yet.
     """
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 5)
     axes = figure.add_subplot()
     for i, (name, history) in enumerate(runs.items()):
-        color = _COLORS[i % len(_COLORS)]
+        color = COLORS[i % len(COLORS)]
         train, validation = series(history, "train/loss"), series(history, "validation/loss")
         if not train[0] and not validation[0]:
             raise ValueError(f"{name}: no losses have been written there yet")
@@ -46,23 +40,16 @@ def loss_figure(runs: Mapping[str, History]) -> Figure:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.yaxis.set_major_formatter("{x:.3g}")
     axes.yaxis.set_minor_formatter("{x:.3g}")
-    axes.grid(which="both", color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False)
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
-    """Reads each workdir's metrics and writes one picture."""
-    with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
-        if len(argv) < 2:
-            raise ValueError("name one workdir or several, as in runs/digits")
-        runs = {pathlib.PurePath(workdir).name: read_metrics(workdir) for workdir in argv[1:]}
-        loss_figure(runs).savefig(flags.FLAGS.output, dpi=110)
-    print(f"wrote {flags.FLAGS.output}")
+def draw(workdirs: Sequence[str]) -> Figure:
+    """The losses in each workdir's metrics."""
+    return loss_figure({name: read_metrics(workdir) for name, workdir in by_name(workdirs)})
 
 
 if __name__ == "__main__":
-    # Not where this module is imported: programs have flags of their own.
-    flags.DEFINE_string("output", "curves.png", "The picture's file, a PNG.")
-    app.run(main)
+    usage = "python -m darl_jax.figures.curves runs/digits --output=curves.png"
+    run(draw, usage, output="curves.png", workdirs=True)

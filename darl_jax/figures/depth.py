@@ -6,18 +6,13 @@ What is drawn of a run is the last evaluation of its probes, and the last one of
 has any. The table goes to the terminal; a * marks the best block of each column.
 """
 
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from absl import app, flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
 from darl_jax.metrics import read_metrics
-
-_COLORS = ("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#a16207", "#be185d")
 
 # What a column is called behind the run's name, and what its metrics are called.
 _METRICS = {"": r"validation/accuracy/block_(\d+)", ", k-NN": r"knn/accuracy/block_(\d+)"}
@@ -90,13 +85,12 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
 
     The best point of each line is marked and has its value beside it.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5)
     axes = figure.add_subplot()
     runs: dict[str, str] = {}  # a colour for each run, which its k-NN shares
     for name, column in found.items():
         knn = name.endswith(", k-NN")
-        color = runs.setdefault(name.removesuffix(", k-NN"), _COLORS[len(runs) % len(_COLORS)])
+        color = runs.setdefault(name.removesuffix(", k-NN"), COLORS[len(runs) % len(COLORS)])
         depth = len(column)
         x = [block / depth for block in sorted(column)]
         y = [100 * column[block] for block in sorted(column)]
@@ -125,30 +119,18 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
     axes.set(xlabel="relative depth of the block", ylabel="top-1 accuracy, %", xlim=(0, 1.03))
     axes.margins(y=0.1)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
-    axes.grid(color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False)
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
-    """Reads each workdir's metrics, prints the table and writes the picture."""
-    with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
-        if len(argv) < 2:
-            raise ValueError("name one workdir or several, as in runs/linear")
-        runs: dict[str, History] = {}
-        for workdir in argv[1:]:
-            name = pathlib.PurePath(workdir).name
-            # Two workdirs may have the same last part.
-            runs[workdir if name in runs else name] = read_metrics(workdir)
-        found = columns(runs)
-        print(table(found))
-        depth_figure(found).savefig(flags.FLAGS.output, dpi=110)
-    print(f"wrote {flags.FLAGS.output}")
+def draw(workdirs: Sequence[str]) -> Figure:
+    """The accuracies in each workdir's metrics; prints the table."""
+    found = columns({name: read_metrics(workdir) for name, workdir in by_name(workdirs)})
+    print(table(found))
+    return depth_figure(found)
 
 
 if __name__ == "__main__":
-    # Not where this module is imported: programs have flags of their own.
-    flags.DEFINE_string("output", "depth.png", "The picture's file, a PNG.")
-    app.run(main)
+    usage = "python -m darl_jax.figures.depth runs/linear runs/attentive --output=depth.png"
+    run(draw, usage, output="depth.png", workdirs=True)

@@ -3,17 +3,15 @@
 python -m darl_jax.figures.schedules --output=schedules.png
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
-from absl import app, flags
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
 from darl_jax.diffusion.schedules import FUNCTIONS, Beta, Schedule
+from darl_jax.figures.program import COLORS, new_figure, plain, run
 
 BETAS = ((0.03, 1.0), (0.1, 1.0), (0.5, 1.0), (1.0, 1.0), (2.0, 5.0), (1.0, 10.0))
 _BINS = 50
@@ -29,38 +27,30 @@ def shares(schedule: Schedule) -> Float[np.ndarray, f"{_BINS}"]:
 
 def schedules_figure() -> Figure:
     """Beta distributions on the left, and the paper's default beside other schedules."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_title("Beta(a, b)")
-    for a, b in BETAS:
-        _draw(left, Beta(a, b), f"a = {a:g}, b = {b:g}")
+    _draw(left, {f"a = {a:g}, b = {b:g}": Beta(a, b) for a, b in BETAS})
     right.set_title("Beside other schedules")
-    _draw(right, Beta(0.03, 1.0), "Beta(0.03, 1)")
-    for name, schedule in FUNCTIONS.items():
-        _draw(right, schedule, {"ddpm": "DDPM", "linear": "linear (l-DAE)"}.get(name, name))
+    names = {"ddpm": "DDPM", "linear": "linear (l-DAE)"}
+    others = {names.get(name, name): schedule for name, schedule in FUNCTIONS.items()}
+    _draw(right, {"Beta(0.03, 1)": Beta(0.03, 1.0), **others})
     left.set_ylabel(f"probability of a {100 / _BINS:g}% wide part")
     return figure
 
 
-def _draw(axes: Axes, schedule: Schedule, label: str) -> None:
-    middles = (np.arange(_BINS) + 0.5) / _BINS
-    axes.plot(middles, shares(schedule), drawstyle="steps-mid", linewidth=1.4, label=label)
+def _draw(axes: Axes, schedules: Mapping[str, Schedule]) -> None:
+    edges = np.linspace(0.0, 1.0, _BINS + 1)
+    for (label, schedule), color in zip(schedules.items(), COLORS, strict=False):
+        axes.stairs(
+            shares(schedule), edges, baseline=None, color=color, linewidth=1.4, label=label
+        )
     axes.set(xlabel="γ: 0 is noise alone, 1 the clean patch", yscale="log", ylim=(1e-4, 1.0))
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.02)
+    plain(axes)
     axes.legend(frameon=False, fontsize=9)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes one picture."""
-    with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
-        if len(argv) > 1:
-            raise ValueError(f"{' '.join(argv[1:])} is not understood; there is --output=FILE")
-        schedules_figure().savefig(flags.FLAGS.output, dpi=100)
-    print(f"wrote {flags.FLAGS.output}")
-
-
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "schedules.png", "The picture's file, a PNG.")
-    app.run(main)
+    usage = "python -m darl_jax.figures.schedules --output=schedules.png"
+    run(schedules_figure, usage, output="schedules.png")

@@ -1,4 +1,4 @@
-"""Images from a model, patch after patch (Section 4.5, Appendix F).
+"""Images from a model, patch after patch (Section 5, Appendix F).
 
 One compiled function makes a whole batch of images: the backbone with its keys and values kept, and
 for each patch the reverse process from noise. Nothing goes to the host in between.
