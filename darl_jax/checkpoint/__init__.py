@@ -3,6 +3,7 @@
 from darl_jax.checkpoint.reading import (
     DamagedCheckpointError,
     absolute_path,
+    restore_config,
     restore_params,
 )
 from darl_jax.checkpoint.saving import Checkpointer, SaveTimeoutError, config_differences
@@ -13,5 +14,6 @@ __all__ = [
     "SaveTimeoutError",
     "absolute_path",
     "config_differences",
+    "restore_config",
     "restore_params",
 ]

@@ -86,13 +86,7 @@ def restore_params(
         ValueError: another format version.
         DamagedCheckpointError: a damaged checkpoint.
     """
-    quieten_orbax()
-    folder = absolute_path(path)
-    if (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
-    step_path = path_of_step(folder, step)
-    metadata = read_metadata(step_path)
-    config = read_config(step_path, metadata)
+    step_path, metadata, config = _open_checkpoint(path, step)
     has_average = any(name.startswith("ema/") for name in metadata["arrays"])
     item = "ema" if averaged and has_average else "params"
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
@@ -111,6 +105,24 @@ def restore_params(
         )
     check_whole(step_path, metadata, restored, below=f"{item}/")
     return restored[item], config, int(step_path.name)
+
+
+def restore_config(path: os.PathLike | str, step: int | None = None) -> dict[str, Any]:
+    """The config of a checkpoint, as JSON kept it; arguments and errors are `restore_params`'s."""
+    return _open_checkpoint(path, step)[2]
+
+
+def _open_checkpoint(
+    path: os.PathLike | str, step: int | None
+) -> tuple[epath.Path, dict[str, Any], dict[str, Any]]:
+    """The folder of a run's checkpoint, with its metadata and its config."""
+    quieten_orbax()
+    folder = absolute_path(path)
+    if (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    step_path = path_of_step(folder, step)
+    metadata = read_metadata(step_path)
+    return step_path, metadata, read_config(step_path, metadata)
 
 
 def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:

@@ -3,17 +3,16 @@
 python -m darl_jax.figures.orders --grid=16 --output=orders.png
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from absl import app, flags
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from absl import flags
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from darl_jax.cli import EXIT_BAD_INPUT, one_line_errors
-from darl_jax.models.orders import BLOCKED, FIXED, OrderConfig, fixed_order
+from darl_jax.figures.program import new_figure, run
+from darl_jax.models.orders import BLOCKED, FIXED, OrderConfig, fixed_order, inverse
 
 BLOCKS = (2, 4, 8)
 _COLUMNS = 4
@@ -21,7 +20,10 @@ _LARGEST_NUMBERED = 8  # rows of patches up to which each has its number
 
 
 def orders_of(side: int) -> list[OrderConfig]:
-    """Every fixed order of a square grid, those of blocks with each of BLOCKS that divides it."""
+    """Every fixed order of a square grid, those of blocks with each of BLOCKS that divides it.
+
+    A block that is the whole grid is left out: it is the raster order.
+    """
     found = []
     for name in FIXED:
         blocks = [b for b in BLOCKS if side % b == 0 and b < side] if name in BLOCKED else [2]
@@ -29,51 +31,57 @@ def orders_of(side: int) -> list[OrderConfig]:
     return found
 
 
-def orders_figure(side: int) -> Figure:
-    """A panel for each order: the path from dark to light, and patches shaded by their place.
+def orders_figure(grid: int) -> Figure:
+    """A panel for each order: the path, from the dot on, over patches coloured by their place.
+
+    Args:
+      grid: rows and columns of patches.
 
     Raises:
       ValueError: a grid of a single patch has no order.
     """
-    if side < 2:
-        raise ValueError(f"--grid={side} must be at least 2")
-    orders = orders_of(side)
+    if grid < 2:
+        raise ValueError(f"--grid={grid} must be at least 2")
+    orders = orders_of(grid)
     rows = -(-len(orders) // _COLUMNS)
-    figure = Figure(figsize=(3 * _COLUMNS, 3.2 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
-    colours = colormaps["viridis"]
-    for panel, config in zip(panels, orders, strict=False):
-        order = fixed_order(config, (side, side))
-        y, x = np.divmod(order, side)
-        place = np.arange(len(order)) / (len(order) - 1)
-        shade = np.empty(len(order))
-        shade[order] = place
-        panel.imshow(shade.reshape(side, side), cmap=colours, alpha=0.35, vmin=0, vmax=1)
-        points = np.stack([x, y], axis=1)
-        segments = np.stack([points[:-1], points[1:]], axis=1)
-        panel.add_collection(LineCollection([*segments], colors=colours(place[:-1]), linewidths=1.3))
-        panel.plot(x[0], y[0], "o", color="black", markersize=4)
-        if side <= _LARGEST_NUMBERED:
-            for number, (column, row) in enumerate(points):
-                panel.text(column, row, str(number + 1), ha="center", va="center", fontsize=7)
+    figure = new_figure(3 * _COLUMNS + 0.7, 3.2 * rows)
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False)
+    scale = Normalize(1, grid * grid)
+    for panel, config in zip(panels.ravel(), orders, strict=False):
+        _draw_order(panel, fixed_order(config, (grid, grid)), grid, scale)
         panel.set_title(config.title, fontsize=11)
-        panel.set(xticks=[], yticks=[])
-    for panel in panels[len(orders) :]:
+    for panel in panels.ravel()[len(orders) :]:
         panel.set_axis_off()
+    mappable = ScalarMappable(scale, "viridis")
+    figure.colorbar(mappable, ax=panels, label="place in the sequence", fraction=0.02, aspect=40)
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
-    """Writes one picture."""
-    with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
-        if len(argv) > 1:
-            raise ValueError(f"{' '.join(argv[1:])} is not understood; see --grid and --output")
-        orders_figure(flags.FLAGS.grid).savefig(flags.FLAGS.output, dpi=80)
-    print(f"wrote {flags.FLAGS.output}")
+def _draw_order(panel: Axes, order: np.ndarray, side: int, scale: Normalize) -> None:
+    place = np.asarray(inverse(order)).reshape(side, side) + 1
+    panel.imshow(place, cmap="viridis", norm=scale)
+    points = np.stack([order % side, order // side], axis=1)
+    segments = np.stack([points[:-1], points[1:]], axis=1)
+    # Jumps are thin: those of the blocked orders would hide all else.
+    jump = np.abs(segments[:, 1] - segments[:, 0]).max(axis=1) > 1
+    for chosen, width, alpha in ((jump, 0.5, 0.45), (~jump, 1.4, 0.9)):
+        panel.add_collection(
+            LineCollection([*segments[chosen]], colors="white", linewidths=width, alpha=alpha)
+        )
+    panel.plot(*points[0], "o", color="white", markeredgecolor="black", markersize=6)
+    if side <= _LARGEST_NUMBERED:
+        for number, (column, row) in enumerate(points, start=1):
+            color = "black" if scale(number) > 0.6 else "white"
+            panel.text(
+                column + 0.42, row + 0.42, str(number), ha="right", va="bottom", color=color, size=7
+            )
+    panel.set(xticks=[], yticks=[])
 
 
 if __name__ == "__main__":
-    flags.DEFINE_integer("grid", 16, "Rows and columns of patches.")
-    flags.DEFINE_string("output", "orders.png", "The picture's file, a PNG.")
-    app.run(main)
+    run(
+        orders_figure,
+        "python -m darl_jax.figures.orders --grid=16 --output=orders.png",
+        output="orders.png",
+        grid=flags.DEFINE_integer("grid", 16, "Rows and columns of patches."),
+    )

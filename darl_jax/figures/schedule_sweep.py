@@ -3,85 +3,160 @@
 python -m darl_jax.figures.schedule_sweep runs/a003 runs/a01 runs/a1 --output=sweep.png
 
 A run of fine-tuning or of probes counts for the schedule of the pre-training run that it began
-from, which must still be where `config.init.checkpoint` says.
+from, which must still be where `config.init.checkpoint` says. The table goes to the terminal.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from absl import app, flags
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+import numpy as np
+from absl import flags
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from darl_jax.checkpoint import restore_params
-from darl_jax.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
+from darl_jax.checkpoint import restore_config
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
 from darl_jax.metrics import read_metrics
-
-_METRIC = "validation/accuracy"
 
 
 class Point(NamedTuple):
     """One run: its schedule Beta(a, b), and the last value of the metric."""
 
+    run: str
     a: float
     b: float
     value: float
 
 
-def read_point(workdir: str, metric: str) -> Point:
+def read_point(name: str, workdir: str, metric: str) -> Point:
     """A run's schedule and its last value of a metric.
 
     Raises:
       ValueError: it wrote no such metric, or was not pre-trained by diffusion with a Beta schedule.
-      FileNotFoundError: there is no such run.
+      FileNotFoundError: there is no such run, or none where it began from.
     """
+    a, b = schedule_of(workdir)
     lines = read_metrics(workdir)
-    values = [line[metric] for line in lines if metric in line]
+    values = [float(line[metric]) for line in lines if metric in line]
     if not values:
         names = sorted({name for line in lines for name in line if "/" in name})
-        raise ValueError(f"{workdir} has no metric {metric!r}; it has {', '.join(names)}")
-    config: Mapping[str, Any] = restore_params(workdir)[1]
-    beginning = config["init"]["checkpoint"]
-    if beginning:
-        config = restore_params(beginning)[1]
-    schedule = config["objective"].get("schedule", {})
-    if schedule.get("name") != "beta":
         raise ValueError(
-            f"{beginning or workdir} was not trained by diffusion with objective.schedule.name="
-            "'beta'"
+            f"{workdir} has no metric {metric!r}; there are: {', '.join(names) or 'none'}"
         )
-    return Point(float(schedule["a"]), float(schedule["b"]), float(values[-1]))
+    return Point(name, a, b, values[-1])
+
+
+def schedule_of(workdir: str) -> tuple[float, float]:
+    """(a, b) of the diffusion that a run's backbone was trained by, here or where it began from.
+
+    Raises:
+      ValueError: it was trained otherwise.
+      FileNotFoundError: there is no checkpoint, here or there.
+    """
+    config = restore_config(workdir)
+    seen = workdir
+    while "schedule" not in config["objective"] and config["init"]["checkpoint"]:
+        beginning, step = config["init"]["checkpoint"], config["init"]["step"]
+        try:
+            config = restore_config(beginning, step)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{seen} began from {beginning}, whose schedule is not known: {error}"
+            ) from error
+        seen = beginning
+    objective = config["objective"]
+    schedule = objective.get("schedule")
+    if schedule is None:
+        raise ValueError(f"{seen} was trained with objective.name={objective['name']!r}, not noise")
+    if schedule["name"] != "beta":
+        raise ValueError(
+            f"{seen} was trained with objective.schedule.name={schedule['name']!r}, which has no "
+            "a and b; 'beta' has"
+        )
+    return float(schedule["a"]), float(schedule["b"])
+
+
+def table(points: Sequence[Point], metric: str) -> str:
+    """A row for each run, by a and then b."""
+    rows = [("a", "b", metric, "run")]
+    rows += [
+        (f"{a:g}", f"{b:g}", f"{value:.4f}", name)
+        for name, a, b, value in sorted(points, key=lambda point: (point.a, point.b, point.run))
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "   ".join(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False))
+        + f"   {row[-1]}"
+        for row in rows
+    )
 
 
 def sweep_figure(points: Sequence[Point], metric: str) -> Figure:
-    """The metric over a, a line for each b."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    """A map over (a, b) where both vary, otherwise a line over the one that does.
+
+    Runs of the same (a, b) count by their mean.
+    """
+    values: dict[tuple[float, float], list[float]] = {}
+    for point in points:
+        values.setdefault((point.a, point.b), []).append(point.value)
+    means = {at: float(np.mean(each)) for at, each in sorted(values.items())}
+    figure = new_figure(7, 4.8)
     axes = figure.add_subplot()
-    for b in sorted({point.b for point in points}):
-        line = sorted(point for point in points if point.b == b)
-        axes.plot([p.a for p in line], [p.value for p in line], marker="o", label=f"b = {b:g}")
-    axes.set(xscale="log", xlabel="a of γ ~ Beta(a, b); more noise to the left", ylabel=metric)
-    axes.grid(which="both", color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    if all(len(set(each)) > 1 for each in zip(*means, strict=True)):
+        _draw_map(axes, means, metric)
+    else:
+        _draw_line(axes, means, metric)
     return figure
 
 
-def main(argv: Sequence[str]) -> None:
-    """Prints a line for each run and writes one picture."""
-    with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
-        if len(argv) < 2:
-            raise ValueError("name one workdir or several, as in runs/a003 runs/a1")
-        metric = flags.FLAGS.metric
-        points = [read_point(path, metric) for path in argv[1:]]
-        for path, point in zip(argv[1:], points, strict=True):
-            print(f"a={point.a:g} b={point.b:g} {metric}={point.value:.4f} {path}")
-        sweep_figure(points, metric).savefig(flags.FLAGS.output, dpi=110)
-    print(f"wrote {flags.FLAGS.output}")
+def _draw_map(axes: Axes, means: dict[tuple[float, float], float], metric: str) -> None:
+    """A cell for each (a, b), blank where there is no run; a and b by rank, as their grid is."""
+    a_s, b_s = (sorted(set(each)) for each in zip(*means, strict=True))
+    cells = np.full((len(b_s), len(a_s)), np.nan)
+    for (a, b), mean in means.items():
+        cells[b_s.index(b), a_s.index(a)] = mean
+    shown = axes.imshow(cells, cmap="viridis", origin="lower", aspect="auto")
+    middle = (np.nanmin(cells) + np.nanmax(cells)) / 2
+    for (row, column), mean in np.ndenumerate(cells):
+        if np.isfinite(mean):
+            color = "white" if mean < middle else "black"
+            axes.text(column, row, f"{mean:.4g}", ha="center", va="center", color=color, size=9)
+    axes.set_xticks(range(len(a_s)), [f"{a:g}" for a in a_s])
+    axes.set_yticks(range(len(b_s)), [f"{b:g}" for b in b_s])
+    axes.set(xlabel="a of γ ~ Beta(a, b)", ylabel="b")
+    axes.figure.colorbar(shown, ax=axes, label=metric)
+
+
+def _draw_line(axes: Axes, means: dict[tuple[float, float], float], metric: str) -> None:
+    a_s, b_s = zip(*means, strict=True)
+    if len(set(b_s)) == 1:
+        x, name, label = a_s, "a", f"b = {b_s[0]:g}"
+    else:
+        x, name, label = b_s, "b", f"a = {a_s[0]:g}"
+    axes.plot(x, [*means.values()], marker="o", color=COLORS[0], label=label)
+    noise = "left" if name == "a" else "right"
+    axes.set(xscale="log", xlabel=f"{name} of γ ~ Beta(a, b); more noise to the {noise}")
+    axes.set_ylabel(metric)
+    axes.set_xticks(x, [f"{value:g}" for value in x])
+    axes.minorticks_off()
+    plain(axes)
+    axes.legend(frameon=False)
+
+
+def draw(workdirs: Sequence[str], *, metric: str) -> Figure:
+    """The metric over the runs' schedules; prints the table."""
+    points = [read_point(name, workdir, metric) for name, workdir in by_name(workdirs)]
+    print(table(points, metric))
+    return sweep_figure(points, metric)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("metric", _METRIC, "A name in the runs' metrics.jsonl.")
-    flags.DEFINE_string("output", "sweep.png", "The picture's file, a PNG.")
-    app.run(main)
+    run(
+        draw,
+        "python -m darl_jax.figures.schedule_sweep runs/a003 runs/a01 --output=sweep.png",
+        output="sweep.png",
+        workdirs=True,
+        metric=flags.DEFINE_string(
+            "metric", "validation/accuracy", "A name in the runs' metrics.jsonl."
+        ),
+    )
