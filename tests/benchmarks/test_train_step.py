@@ -25,7 +25,7 @@ def test_what_is_not_measured_is_named_with_its_reason(tmp_path, capsys):
         "attention splash",
     ]
     assert all(len(row["seconds"]) == contestants.ROUNDS for row in rows.values())
-    assert list(traces.glob("digits_mse/**/*.xplane.pb"))
+    assert list(traces.glob("digits_mse_mse/**/*.xplane.pb"))
     printed = capsys.readouterr().out
     assert all(step in printed for step in rows)
     assert all(note in printed for note in record["notes"])
