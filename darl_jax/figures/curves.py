@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
 from darl_jax.metrics import read_metrics
 
 History = Sequence[Mapping[str, int | float]]
@@ -26,7 +26,7 @@ def loss_figure(runs: Mapping[str, History]) -> Figure:
     Raises:
       ValueError: a run has no losses yet.
     """
-    figure = new_figure(9, 5)
+    figure = new_figure(9.0, 5.0)
     axes = figure.add_subplot()
     for i, (name, history) in enumerate(runs.items()):
         color = COLORS[i % len(COLORS)]
@@ -52,4 +52,4 @@ def draw(workdirs: Sequence[str]) -> Figure:
 
 if __name__ == "__main__":
     usage = "python -m darl_jax.figures.curves runs/digits --output=curves.png"
-    run(draw, usage, output="curves.png", workdirs=True)
+    run_program(draw, usage, output="curves.png", workdirs=True)

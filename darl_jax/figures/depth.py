@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
 from darl_jax.metrics import read_metrics
 
 # What a column is called behind the run's name, and what its metrics are called.
@@ -85,7 +85,7 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
 
     The best point of each line is marked and has its value beside it.
     """
-    figure = new_figure(8, 5)
+    figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     runs: dict[str, str] = {}  # a colour for each run, which its k-NN shares
     for name, column in found.items():
@@ -133,4 +133,4 @@ def draw(workdirs: Sequence[str]) -> Figure:
 
 if __name__ == "__main__":
     usage = "python -m darl_jax.figures.depth runs/linear runs/attentive --output=depth.png"
-    run(draw, usage, output="depth.png", workdirs=True)
+    run_program(draw, usage, output="depth.png", workdirs=True)

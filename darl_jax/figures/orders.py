@@ -5,13 +5,14 @@ python -m darl_jax.figures.orders --grid=16 --output=orders.png
 
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import new_figure, run
+from darl_jax.figures.program import new_figure, run_program
 from darl_jax.models.orders import BLOCKED, FIXED, OrderConfig, fixed_order, inverse
 
 BLOCKS = (2, 4, 8)
@@ -52,23 +53,24 @@ def orders_figure(grid: int) -> Figure:
         panel.set_title(config.title, fontsize=11)
     for panel in panels.ravel()[len(orders) :]:
         panel.set_axis_off()
-    mappable = ScalarMappable(scale, "viridis")
-    figure.colorbar(mappable, ax=panels, label="place in the sequence", fraction=0.02, aspect=40)
+    colours = ScalarMappable(scale, "viridis")
+    figure.colorbar(colours, ax=panels, label="place in the sequence", fraction=0.02, pad=0.01)
     return figure
 
 
-def _draw_order(panel: Axes, order: np.ndarray, side: int, scale: Normalize) -> None:
+def _draw_order(panel: Axes, order: Int[np.ndarray, " patch"], side: int, scale: Normalize) -> None:
     place = np.asarray(inverse(order)).reshape(side, side) + 1
     panel.imshow(place, cmap="viridis", norm=scale)
     points = np.stack([order % side, order // side], axis=1)
     segments = np.stack([points[:-1], points[1:]], axis=1)
-    # Jumps are thin: those of the blocked orders would hide all else.
     jump = np.abs(segments[:, 1] - segments[:, 0]).max(axis=1) > 1
-    for chosen, width, alpha in ((jump, 0.5, 0.45), (~jump, 1.4, 0.9)):
+    # Jumps are thin, or they would hide all else; and so is the rest of a path of jumps.
+    thin = jump | (jump.mean() > 0.5)
+    for chosen, width, alpha in ((thin, 0.5, 0.45), (~thin, 1.4, 0.9)):
         panel.add_collection(
             LineCollection([*segments[chosen]], colors="white", linewidths=width, alpha=alpha)
         )
-    panel.plot(*points[0], "o", color="white", markeredgecolor="black", markersize=6)
+    panel.plot(*points[0], "o", color="white", markeredgecolor="black", markersize=4.5)
     if side <= _LARGEST_NUMBERED:
         for number, (column, row) in enumerate(points, start=1):
             color = "black" if scale(number) > 0.6 else "white"
@@ -79,7 +81,7 @@ def _draw_order(panel: Axes, order: np.ndarray, side: int, scale: Normalize) -> 
 
 
 if __name__ == "__main__":
-    run(
+    run_program(
         orders_figure,
         "python -m darl_jax.figures.orders --grid=16 --output=orders.png",
         output="orders.png",

@@ -51,7 +51,7 @@ def by_name(workdirs: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield (last if lasts.count(last) == 1 else workdir), workdir
 
 
-def run(
+def run_program(
     draw: Callable[..., Figure],
     usage: str,
     *,

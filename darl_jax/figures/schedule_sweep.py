@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from darl_jax.checkpoint import restore_config
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run
+from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
 from darl_jax.metrics import read_metrics
 
 
@@ -100,7 +100,7 @@ def sweep_figure(points: Sequence[Point], metric: str) -> Figure:
     for point in points:
         values.setdefault((point.a, point.b), []).append(point.value)
     means = {at: float(np.mean(each)) for at, each in sorted(values.items())}
-    figure = new_figure(7, 4.8)
+    figure = new_figure(7.0, 4.8)
     axes = figure.add_subplot()
     if all(len(set(each)) > 1 for each in zip(*means, strict=True)):
         _draw_map(axes, means, metric)
@@ -151,7 +151,7 @@ def draw(workdirs: Sequence[str], *, metric: str) -> Figure:
 
 
 if __name__ == "__main__":
-    run(
+    run_program(
         draw,
         "python -m darl_jax.figures.schedule_sweep runs/a003 runs/a01 --output=sweep.png",
         output="sweep.png",

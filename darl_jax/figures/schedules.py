@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from darl_jax.diffusion.schedules import FUNCTIONS, Beta, Schedule
-from darl_jax.figures.program import COLORS, new_figure, plain, run
+from darl_jax.figures.program import COLORS, new_figure, plain, run_program
 
 BETAS = ((0.03, 1.0), (0.1, 1.0), (0.5, 1.0), (1.0, 1.0), (2.0, 5.0), (1.0, 10.0))
 _BINS = 50
@@ -27,7 +27,7 @@ def shares(schedule: Schedule) -> Float[np.ndarray, f"{_BINS}"]:
 
 def schedules_figure() -> Figure:
     """Beta distributions on the left, and the paper's default beside other schedules."""
-    figure = new_figure(11, 4.2)
+    figure = new_figure(11.0, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     left.set_title("Beta(a, b)")
     _draw(left, {f"a = {a:g}, b = {b:g}": Beta(a, b) for a, b in BETAS})
@@ -42,9 +42,7 @@ def schedules_figure() -> Figure:
 def _draw(axes: Axes, schedules: Mapping[str, Schedule]) -> None:
     edges = np.linspace(0.0, 1.0, _BINS + 1)
     for (label, schedule), color in zip(schedules.items(), COLORS, strict=False):
-        axes.stairs(
-            shares(schedule), edges, baseline=None, color=color, linewidth=1.4, label=label
-        )
+        axes.stairs(shares(schedule), edges, baseline=None, color=color, linewidth=1.4, label=label)
     axes.set(xlabel="γ: 0 is noise alone, 1 the clean patch", yscale="log", ylim=(1e-4, 1.0))
     axes.margins(x=0.02)
     plain(axes)
@@ -53,4 +51,4 @@ def _draw(axes: Axes, schedules: Mapping[str, Schedule]) -> None:
 
 if __name__ == "__main__":
     usage = "python -m darl_jax.figures.schedules --output=schedules.png"
-    run(schedules_figure, usage, output="schedules.png")
+    run_program(schedules_figure, usage, output="schedules.png")

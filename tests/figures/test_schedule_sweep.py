@@ -1,0 +1,119 @@
+"""A run counts for the schedule that its backbone was trained by."""
+
+import numpy as np
+import pytest
+
+from darl_jax.checkpoint import restore_params
+from darl_jax.figures import schedule_sweep
+from darl_jax.figures.schedule_sweep import (
+    Point,
+    draw,
+    read_point,
+    schedule_of,
+    sweep_figure,
+    table,
+)
+from darl_jax.metrics import MetricWriter
+from tests.tiny_runs import run, tiny
+
+
+def config(schedule=None, beginning="", objective="diffusion"):
+    entries = {"name": objective}
+    if schedule:
+        entries["schedule"] = dict(zip(("name", "a", "b"), schedule, strict=True))
+    return {"objective": entries, "init": {"checkpoint": beginning, "step": None}}
+
+
+@pytest.fixture
+def configs(monkeypatch):
+    """Runs that are their configs alone."""
+    runs = {
+        "noise": config(("beta", 0.1, 10.0)),
+        "tuned": config(None, "noise", "classification"),
+        "probed": config(None, "tuned", "probes"),
+        "noise_from_noise": config(("beta", 3.0, 1.0), "noise"),
+        "squared": config(None, "", "mse"),
+        "squared_tuned": config(None, "squared", "classification"),
+        "cosine": config(("cosine", 0.03, 1.0)),
+        "moved": config(None, "elsewhere", "classification"),
+    }
+
+    def restore(path, step=None):
+        if path not in runs:
+            raise FileNotFoundError(f"no checkpoints: there is no folder {path}")
+        return runs[path]
+
+    monkeypatch.setattr(schedule_sweep, "restore_config", restore)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("noise", (0.1, 10.0)),
+        ("tuned", (0.1, 10.0)),
+        ("probed", (0.1, 10.0)),
+        ("noise_from_noise", (3.0, 1.0)),
+    ],
+)
+def test_the_schedule_is_that_of_the_nearest_run_that_had_one(configs, name, expected):
+    assert schedule_of(name) == expected
+
+
+def test_a_run_without_a_schedule_is_named(configs):
+    with pytest.raises(ValueError, match=r"^squared was trained with objective\.name='mse'"):
+        schedule_of("squared_tuned")
+    with pytest.raises(ValueError, match=r"cosine was .*name='cosine', which has no a and b"):
+        schedule_of("cosine")
+    with pytest.raises(FileNotFoundError, match=r"moved began from elsewhere, .*no folder elsewh"):
+        schedule_of("moved")
+
+
+def test_a_run_on_disk_gives_its_schedule_and_its_last_value(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    settings = tiny(
+        objective="diffusion", total_steps=1, objective__schedule__a=0.3,
+        evaluation__loss_every_steps=0,
+    )  # fmt: skip
+    assert run(settings, workdir) == 0
+    writer = MetricWriter(workdir, active=True)
+    for value in (0.125, 0.25):
+        writer.scalars(1, {"probe/accuracy": value})
+    writer.close()
+    assert schedule_sweep.restore_config(workdir) == restore_params(workdir)[1]
+    assert read_point("run", str(workdir), "probe/accuracy") == ("run", 0.3, 1.0, 0.25)
+    with pytest.raises(ValueError, match=r"run has no metric 'accuracy'; there are: .*probe/acc"):
+        read_point("run", str(workdir), "accuracy")
+    axes = draw([str(workdir)], metric="probe/accuracy").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0.3, 0.25]]
+    assert "0.3   1           0.2500   run" in capsys.readouterr().out
+
+
+def test_the_table_has_a_row_for_each_run_by_a_and_b():
+    points = [Point("late", 1.0, 1.0, 0.5), Point("early", 0.03, 10.0, 0.25)]
+    assert table(points, "accuracy").splitlines() == [
+        "   a    b   accuracy   run",
+        "0.03   10     0.2500   early",
+        "   1    1     0.5000   late",
+    ]
+
+
+def test_where_one_of_both_varies_there_is_a_line_over_it():
+    over_a = [Point("x", 1.0, 1.0, 0.5), Point("y", 0.1, 1.0, 0.75), Point("z", 0.1, 1.0, 0.25)]
+    axes = sweep_figure(over_a, "accuracy").axes[0]
+    # Two runs of one schedule count by their mean.
+    assert axes.lines[0].get_xydata().tolist() == [[0.1, 0.5], [1.0, 0.5]]
+    assert axes.get_xscale() == "log"
+    over_b = [Point("x", 1.0, 1.0, 0.5), Point("y", 1.0, 10.0, 0.75)]
+    axes = sweep_figure(over_b, "accuracy").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.5], [10.0, 0.75]]
+    assert axes.get_xlabel().startswith("b of γ")
+
+
+def test_where_both_vary_there_is_a_map_with_blanks():
+    points = [Point("x", 1.0, 1.0, 0.5), Point("y", 0.1, 1.0, 0.75), Point("z", 0.1, 10.0, 0.25)]
+    axes = sweep_figure(points, "accuracy").axes[0]
+    cells = axes.images[0].get_array()
+    np.testing.assert_array_equal(cells.filled(np.nan), [[0.75, 0.5], [0.25, np.nan]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "1"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "10"]
+    assert [text.get_text() for text in axes.texts] == ["0.75", "0.5", "0.25"]
