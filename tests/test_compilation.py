@@ -18,7 +18,7 @@ from darl_jax.sharding import global_array, make_mesh
 from darl_jax.train_state import create_state
 from darl_jax.optimizers import learning_rate_schedule, make_optimizer
 sys.path.insert(0, "configs")
-import digits
+import digits_mse
 
 folder = pathlib.Path(sys.argv[1])
 
@@ -29,7 +29,7 @@ def same(config):
 
 @functools.cache
 def lowered_step(change, total_steps):
-    values = digits.get_config()
+    values = digits_mse.get_config()
     values.model.update(json.loads(sys.argv[2]))
     values.mesh.data, values.mesh.fsdp = 2, 2
     change(values)

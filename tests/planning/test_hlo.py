@@ -56,9 +56,9 @@ def scan_of_matmuls() -> dict[str, Any]:
 def train_step(sizes: tuple[int, int, int]) -> dict[str, Any]:
     """The train step of configs/digits_mse.py, as loops, on a mesh, and its FLOPs by its jaxpr."""
     sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-    from configs import digits
+    from configs import digits_mse
 
-    raw = digits.get_config()
+    raw = digits_mse.get_config()
     raw.model.unroll = 1
     config = load(raw)
     mesh = make_mesh(MeshConfig(*sizes))
