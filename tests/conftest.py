@@ -43,3 +43,13 @@ def tfds_dir() -> str:
     if missing:
         pytest.skip(f"no TFDS dataset {' or '.join(missing)} in {path}; set DARL_TFDS_DIR")
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of a finished run of `tiny_runs.tiny()`; tests leave it as it is."""
+    from tests.tiny_runs import run, tiny
+
+    workdir = tmp_path_factory.mktemp("tiny_run")
+    assert run(tiny(), workdir) == 0
+    return workdir

@@ -16,17 +16,10 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("pretrained")
-    assert run(tiny(), workdir) == 0
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def fine_tuned(pretrained, tmp_path_factory):
+def fine_tuned(tiny_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("fine_tuned")
     config = tiny(
-        objective="classification", init__checkpoint=str(pretrained), ema_decay=0.5,
+        objective="classification", init__checkpoint=str(tiny_run), ema_decay=0.5,
         optimizer__learning_rate=3e-3,
     )  # fmt: skip
     assert run(config, workdir) == 0
@@ -57,10 +50,10 @@ def test_another_resolution_needs_nothing_but_its_keys(fine_tuned):
     assert 0.0 < found["validation/accuracy"] < 1.0
 
 
-def test_answers_and_pictures_are_kept_where_a_workdir_is_given(pretrained, tmp_path):
+def test_answers_and_pictures_are_kept_where_a_workdir_is_given(tiny_run, tmp_path):
     config = evaluation.asked(tiny(), ["loss", "pictures", "knn", "likelihood"], pictures=True)
     found = evaluation.evaluate_checkpoint(
-        config, load_model(str(pretrained)), str(tmp_path / "answers")
+        config, load_model(str(tiny_run)), str(tmp_path / "answers")
     )
     assert last_values(tmp_path / "answers")["validation/loss"] == found["validation/loss"]
     assert list((tmp_path / "answers" / "pictures").glob("predictions_*.png"))
@@ -70,9 +63,9 @@ def test_answers_and_pictures_are_kept_where_a_workdir_is_given(pretrained, tmp_
     assert 0.0 < found["likelihood/gaussian/bits_per_dim"] < 8.0
 
 
-def test_a_backbone_alone_answers_what_needs_no_more(pretrained):
+def test_a_backbone_alone_answers_what_needs_no_more(tiny_run):
     config = tiny(objective="classification")
-    loaded = load_model(str(pretrained))
+    loaded = load_model(str(tiny_run))
     assert "knn/accuracy/block_02" in evaluation.evaluate_checkpoint(
         evaluation.asked(config, ["knn"], pictures=True), loaded, None
     )

@@ -1,6 +1,7 @@
 """Every second of a run is in one category, over all attempts; the picture shows these numbers."""
 
 import contextlib
+import importlib.util
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from darl_jax import goodput as goodput_module
 from darl_jax.goodput import (
     CATEGORIES,
     Goodput,
@@ -207,29 +209,26 @@ def test_startup_counts_from_the_creation_of_the_process():
 
 
 def test_a_step_costs_no_more_than_a_few_empty_context_managers():
-    """Those cost about 2 us; a busy machine slows both.
-
-    The ratio is 1.4 in a run, and 18 here, where signatures are checked. A file that is written in
-    each step, or a process that is asked for its memory, is far above 50.
-    """
+    """Of the thread's own time, beside others on the machine; without the checks of shapes."""
+    spec = importlib.util.spec_from_file_location("as_users_run_it", goodput_module.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
     @contextlib.contextmanager
-    def empty(category):
+    def nothing(category):
         yield
 
-    def best(spent):
-        """CPU seconds, of turns too short to be interrupted each time."""
-        turns = []
-        for _ in range(50):
-            began = time.thread_time()
-            for _ in range(100):
-                with spent("input"):
-                    pass
-            turns.append(time.thread_time() - began)
-        return min(turns)
+    def cost(spent):
+        began = time.thread_time()
+        for _ in range(200):
+            with spent("input"):
+                pass
+        return time.thread_time() - began
 
-    goodput = Goodput()
-    assert best(goodput.spent) < 50 * best(empty)
+    pairs = [(cost(module.Goodput().spent), cost(nothing)) for _ in range(20)]
+    ours, empty = (min(each) for each in zip(*pairs, strict=True))
+    # 1.4 times; one question to the operating system costs as much as 15.
+    assert ours < 5 * empty
 
 
 def two_attempts() -> list[dict]:

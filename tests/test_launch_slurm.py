@@ -127,7 +127,7 @@ def test_a_sigterm_to_the_whole_batch_step_reaches_the_tasks_and_not_srun(cluste
     )
     wait_for(cluster.folder / "started")
     os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait(30) == 75
+    assert process.wait(120) == 75
     assert cluster.calls("scancel") == [["scancel", "--signal=TERM", "7"]]
     assert cluster.calls("scontrol", "requeue") == [["scontrol", "requeue", "7"]]
 

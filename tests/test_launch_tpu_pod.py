@@ -108,7 +108,7 @@ def test_stopping_a_pods_launcher_saves_and_does_not_start_again(number, cluster
     wait_for(cluster.folder / "started")
     # A terminal sends Ctrl-C to the whole group.
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    assert process.wait(30) == 75
+    assert process.wait(120) == 75
     assert actions(cluster) == ["create", "scp", "install", "train", "stop"]
 
 
@@ -175,7 +175,7 @@ def test_a_host_whose_connection_broke_is_not_started_alone(cluster, host):
 @pytest.mark.parametrize(("name", "killed"), [("darl_jax.train", True), ("another", False)])
 def test_a_host_ends_what_is_left_of_the_last_attempt_and_nothing_else(name, killed, cluster, host):
     # A process id of before a reboot may belong to anything.
-    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", name])
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(290)", name])
     (host / "darl_jax" / "process").write_text(f"{left.pid}\n")
     # Reaped here, as init does on a host.
     command = subprocess.Popen(
@@ -183,8 +183,8 @@ def test_a_host_ends_what_is_left_of_the_last_attempt_and_nothing_else(name, kil
     )
     try:
         if killed:
-            assert left.wait(20) == -signal.SIGKILL
-        assert command.wait(20) == 75
+            assert left.wait(120) == -signal.SIGKILL
+        assert command.wait(120) == 75
         assert (left.poll() is not None) == killed
     finally:
         left.kill()

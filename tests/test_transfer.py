@@ -25,34 +25,27 @@ FINE_TUNING = {
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("pretrained")
-    assert run(tiny(), workdir) == 0
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def fine_tuned(pretrained, tmp_path_factory):
+def fine_tuned(tiny_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("fine_tuned")
-    assert run(tiny(**FINE_TUNING, init__checkpoint=str(pretrained)), workdir) == 0
+    assert run(tiny(**FINE_TUNING, init__checkpoint=str(tiny_run)), workdir) == 0
     return workdir
 
 
-def test_training_starts_from_the_checkpoint_s_backbone(pretrained, tmp_path, caplog):
+def test_training_starts_from_the_checkpoint_s_backbone(tiny_run, tmp_path, caplog):
     caplog.set_level("INFO")
     still = tiny(
         objective="classification", total_steps=1, optimizer__learning_rate=0.0,
-        init__checkpoint=str(pretrained),
+        init__checkpoint=str(tiny_run),
     )  # fmt: skip
     assert run(still, tmp_path) == 0
-    ours, theirs = restore_params(tmp_path)[0], restore_params(pretrained)[0]
+    ours, theirs = restore_params(tmp_path)[0], restore_params(tiny_run)[0]
     for a, b in zip(
         jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     assert ours["head"]["kernel"].shape == (32, 10)
     told = "\n".join(caplog.messages)
-    assert f"come from step 12 of {pretrained}" in told
+    assert f"come from step 12 of {tiny_run}" in told
     assert "new: head/bias, head/kernel" in told
     assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in told
 
@@ -67,10 +60,10 @@ def test_fine_tuning_reports_accuracy_and_its_average_of_parameters(fine_tuned):
 
 
 def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint_it_began_from(
-    fine_tuned, pretrained, tmp_path, monkeypatch
+    fine_tuned, tiny_run, tmp_path, monkeypatch
 ):
     begun = tmp_path / "begun"
-    begun.symlink_to(pretrained)
+    begun.symlink_to(tiny_run)
     # No evaluation before the stop: a signal in one ends the process.
     config = tiny(**FINE_TUNING, init__checkpoint=str(begun), evaluation__loss_every_steps=12)
     add = train.StepMetrics.add
@@ -105,7 +98,7 @@ def test_a_run_is_not_resumed_from_another_beginning(fine_tuned, capsys):
     ],
 )
 def test_probes_of_every_block_learn_and_the_backbone_does_not(
-    pretrained, tmp_path, kind, optimizer, rate, batch_size, steps
+    tiny_run, tmp_path, kind, optimizer, rate, batch_size, steps
 ):
     config = tiny(
         objective="probes",
@@ -116,10 +109,10 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
         total_steps=steps,
         evaluation__loss_every_steps=steps,
         evaluation__knn_every_steps=steps,
-        init__checkpoint=str(pretrained),
+        init__checkpoint=str(tiny_run),
     )
     assert run(config, tmp_path) == 0
-    ours, theirs = restore_params(tmp_path)[0], restore_params(pretrained)[0]
+    ours, theirs = restore_params(tmp_path)[0], restore_params(tiny_run)[0]
     for a, b in zip(
         jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
     ):
@@ -132,10 +125,10 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
     assert not [name for name in state if "opt_state" in name and "backbone" in name]
 
 
-def test_what_begins_from_another_model_ends_with_one_line(pretrained, tmp_path, capsys):
+def test_what_begins_from_another_model_ends_with_one_line(tiny_run, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         run(
-            tiny(objective="classification", model__width=64, init__checkpoint=str(pretrained)),
+            tiny(objective="classification", model__width=64, init__checkpoint=str(tiny_run)),
             tmp_path,
         )
     assert caught.value.code == 2

@@ -1,6 +1,7 @@
 """Mixing and erasing as timm does them: its algorithms in plain NumPy, Beta's moments, areas."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -40,12 +41,13 @@ def marked() -> tuple[jax.Array, jax.Array]:
     return images, jnp.eye(BATCH, CLASSES)
 
 
+@functools.cache
 def many(config: MixingConfig, count: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
     """For many batches: which pixels of the first image are its own, and its label's weight."""
     images, targets = marked()
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mixed, labels = mix(key, images, targets, config)
+        mixed, labels = mix(key, images[..., :1], targets, config)
         return (mixed[0, ..., 0] - BATCH) / (1.0 - BATCH), labels[0, 0]
 
     own, weight = jax.jit(jax.vmap(one))(keys(count))
@@ -228,8 +230,10 @@ def timm_erasing(rng: random.Random, config: MixingConfig) -> tuple[int, int, in
     return None
 
 
-def erased(config: MixingConfig, count: int = DRAWS) -> np.ndarray:
-    images = jnp.full((count, HEIGHT, WIDTH, 2), 100.0)
+@functools.cache
+def erased(config: MixingConfig) -> np.ndarray:
+    """Which pixels of many images are no longer what they were."""
+    images = jnp.full((DRAWS, HEIGHT, WIDTH, 2), 100.0)
     result = np.asarray(jitted_erase(jax.random.key(3), images, config))
     changed = result != 100.0
     np.testing.assert_array_equal(changed[..., 0], changed[..., 1])

@@ -59,22 +59,26 @@ def make_batch(images=None) -> dict[str, jax.Array]:
     }
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def loss_and_gradient(objective, graphdef, params, batch):
     def loss_fn(params):
         return objective(nnx.merge(graphdef, params), batch, KEY)
 
-    (loss, metrics), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return loss, metrics, gradient
 
 
-def pooled_features(graphdef, params, batch):
+@functools.cache
+def pooled_features():
     """Of every block, in float64."""
-    backbone = nnx.split(nnx.merge(graphdef, params).backbone)
-    patches = make_objective().patches(batch)
-    blocks = jax.jit(lambda s: nnx.merge(backbone[0], s)(patches, mask="causal").blocks)(
-        backbone[1]
-    )
-    return np.float64(readout(blocks, "mean"))
+    graphdef, params = make_model()
+
+    @jax.jit
+    def blocks(params, batch):
+        backbone = nnx.merge(graphdef, params).backbone
+        return backbone(make_objective().patches(batch), mask="causal").blocks
+
+    return np.float64(readout(blocks(params, make_batch()), "mean"))
 
 
 def alone_in_float64(params, x, smoothing):
@@ -103,7 +107,7 @@ def test_each_probe_has_the_loss_and_gradient_that_it_has_alone(smoothing):
     batch = make_batch()
     objective = make_objective(label_smoothing=smoothing)
     loss, metrics, gradient = loss_and_gradient(objective, graphdef, params, batch)
-    x = pooled_features(graphdef, params, batch)
+    x = pooled_features()
     alone = [
         alone_in_float64(jax.tree.map(lambda leaf, i=i: leaf[i], params["probes"]), x[i], smoothing)
         for i in range(VIT.depth)
@@ -161,7 +165,7 @@ def test_running_statistics_are_torchs_with_micro_batches_too():
     objective = make_objective()
     optimizer = make_optimizer(LarsConfig(), 0.0, frozen=("backbone",), stacked="probes")
     batch = make_batch()
-    x = pooled_features(graphdef, params, batch)
+    x = pooled_features()
     norm = params["probes"]["norm"]
     for steps in (1, 2):
         step = jax.jit(make_train_step(graphdef, objective, optimizer, accumulation_steps=steps))
@@ -186,7 +190,7 @@ def test_validation_has_each_blocks_accuracy_over_all_examples_once(batch_size):
     batches = make_batches(images, batch_size, labels, padding=255)
     found = dict(ValidationLoss(graphdef, make_objective(), batches, mesh).run(params, KEY))
 
-    x = pooled_features(graphdef, params, make_batch())[:, labels >= 0]
+    x = pooled_features()[:, labels >= 0]
     labels = labels[labels >= 0]
     losses = []
     for i in range(VIT.depth):
