@@ -105,8 +105,9 @@ def errors_figure(runs: Sequence[Errors]) -> Figure:
     """A line for each run along its own sequence, and under them a map of the image for each."""
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
-    figure = new_figure(11.0, 4.0 + 3.0 * rows)
-    parts: Any = figure.subfigures(2, 1, height_ratios=(4, 3 * rows))
+    heights = 3.8 + 0.2 * -(-len(runs) // 2), 2.9 * rows  # the legend has two columns
+    figure = new_figure(11.0, sum(heights))
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
     upper, lower = parts
     axes = upper.subplots()
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
