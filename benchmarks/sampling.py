@@ -7,9 +7,9 @@
 Each row is a sampler and a batch size: the compiled function that sample.py runs, on random
 parameters. "prefix anew" is the same without a cache, a loop on the host that runs the backbone
 over the image so far for each patch. With --patches=N only the last N patches of an image are made
-(the others are given) and their time is scaled up to a whole image, which is exact for the cached
-rows with the same number of steps for each patch, but for the backbone's part in reading what is
-given. All rows and a large matrix product take turns.
+(the others are given) and their time is scaled up to a whole image. The cached rows then count the
+reading of what is given as many times too often: for them it is an upper bound, far off where a
+patch has few steps, and "of cached" says nothing. All rows and a large matrix product take turns.
 """
 
 import argparse
