@@ -7,15 +7,19 @@ import atexit
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of small models is XLA's, which needs as long for them as for large ones. Here
-# it makes slower code in less time, and nothing twice. What it makes by default is asked for by
-# the tests that read it or that load it from files (`tests/planned.py`).
+# it makes slower code in a sixth of the time, and nothing twice. What it makes by default is asked
+# for by the tests that read it or that load it from files (`tests/planned.py`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "XLA_FLAGS" not in os.environ:
+    # A JAX that no longer knows this flag says so and ends: then it can go.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="darl_jax_compiled_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
@@ -25,6 +29,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# A shell has what it runs in the background ignore Ctrl-C, and Bash could not trap it any more.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jaxtyping
 

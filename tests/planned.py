@@ -22,7 +22,7 @@ def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def compiling_as_users_do() -> dict[str, str]:
     """The environment without what `conftest.py` sets to have XLA spend less time."""
-    dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR")
+    dropped = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
     return {key: value for key, value in os.environ.items() if key not in dropped}
 
 

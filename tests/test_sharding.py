@@ -161,7 +161,7 @@ def eight_devices() -> dict[str, Any]:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "PYTHONPATH": str(pathlib.Path(__file__).resolve().parent.parent),
     }
     process = subprocess.run(

@@ -107,6 +107,7 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
         optimizer__learning_rate=rate,
         batch_size=batch_size,
         total_steps=steps,
+        checkpoint__every_steps=steps,
         evaluation__loss_every_steps=steps,
         evaluation__knn_every_steps=steps,
         init__checkpoint=str(tiny_run),

@@ -96,7 +96,7 @@ def run_python(code: str, *arguments, devices: int = 1, check: bool = True):
     environment = dict(
         os.environ,
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}",
+        JAX_NUM_CPU_DEVICES=str(devices),
         PYTHONPATH=str(REPOSITORY),
     )
     return subprocess.run(

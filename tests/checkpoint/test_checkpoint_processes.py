@@ -54,7 +54,7 @@ def start(workdir: pathlib.Path, *action: object) -> list[subprocess.Popen]:
         address = f"localhost:{probe.getsockname()[1]}"
     environment = dict(
         os.environ,
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        JAX_NUM_CPU_DEVICES="2",
         PYTHONPATH=str(REPOSITORY),
     )
     return [

@@ -182,10 +182,9 @@ print(json.dumps(dict(evaluator.run(t.parameters(model), jax.random.key(0)))))
 
 
 def test_accuracy_does_not_depend_on_the_number_of_devices() -> None:
-    flags = "--xla_force_host_platform_device_count=4"
     result = subprocess.run(
         [sys.executable, "-c", _ON_DEVICES],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         check=True,

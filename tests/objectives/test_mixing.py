@@ -322,7 +322,7 @@ def test_result_does_not_depend_on_the_number_of_devices() -> None:
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
         "PYTHONPATH": str(REPOSITORY),
     }
     printed = subprocess.run(
