@@ -20,6 +20,7 @@ from darl_jax.checkpoint.checksums import checksums
 from darl_jax.checkpoint.reading import arrays_by_name, shortened
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.interchange.loading import LoadedModel, load_model
+from darl_jax.models.orders import OrderConfig
 from darl_jax.train_state import TrainState
 
 # Keys of `model` that decide what a parameter means, whether or not its shape shows it.
@@ -81,12 +82,12 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     if differences:
         raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
     learnt, order = loaded.model.get("order"), config.model.order
-    if learnt is not None and order.name != "random" and learnt.title != order.title:
+    if learnt is not None and order.name != "random" and _in_words(learnt) != _in_words(order):
         logging.warning(
             "config.model.order is %s, and %s reads patches in the order %s",
-            order.title,
+            _in_words(order),
             loaded.description,
-            learnt.title,
+            _in_words(learnt),
         )
     trained = config.model.trained_image_size or config.data.image_size
     if loaded.trained_image_size not in (None, trained):
@@ -205,6 +206,10 @@ def place(params: PyTree, like: PyTree) -> PyTree:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
 
     return jax.tree.map(put, params, like)
+
+
+def _in_words(order: OrderConfig) -> str:
+    return f"{order.title} of seed {order.seed}" if order.name == "permutation" else order.title
 
 
 def _below(path: str, name: str) -> bool:

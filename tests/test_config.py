@@ -215,6 +215,18 @@ def test_config_survives_the_round_trip_through_a_config_dict():
         ({"evaluation.probe.pooling": "max"}, "config.evaluation.probe.pooling='max' is unknown"),
         ({"model.positions": "rope"}, "config.model.positions='rope' is unknown"),
         ({"model.patch_size": 15}, "config.model.patch_size=15 must divide"),
+        (
+            {"model.order.name": "nested_raster", "model.order.block": 3},
+            "config.model.order.block=3 must divide the grid of 14 x 14",
+        ),
+        (
+            {"model.order.name": "random"},
+            "config.model.order.name='random' needs model.two_stream=True",
+        ),
+        (
+            {"model.two_stream": True, "model.positions": "rope1d"},
+            "config.model.two_stream=True asks for patches by their places, which model.positions=",
+        ),
         ({"batch_size": 0}, "config.batch_size=0 must be at least 1"),
         ({"total_steps": 0}, "config.total_steps=0 must be at least 1"),
     ],
@@ -230,6 +242,15 @@ def test_error_names_the_key_and_what_would_be_right(change, message):
     with pytest.raises(ConfigError) as caught:
         load(ml_collections.ConfigDict(values))
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("objective", ["classification", "probes"])
+def test_two_streams_are_for_pre_training_alone(objective):
+    values = default_config(objective=objective)
+    values.model.two_stream = True
+    message = f"config.model.two_stream must be False with config.objective.name='{objective}'"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(values)
 
 
 def test_missing_key_is_an_error():

@@ -10,6 +10,9 @@ from flax import nnx
 
 from darl_jax import flops
 from darl_jax.models.classifier import Classifier
+from darl_jax.models.darl import DARL
+from darl_jax.models.orders import OrderConfig
+from darl_jax.models.patch_decoders import PatchDecoderConfig
 from darl_jax.models.probes import Probes, ProbesConfig
 from darl_jax.models.vit import ViTConfig
 from tests.jaxpr_flops import matmul_flops
@@ -23,6 +26,9 @@ SHAPE: dict[str, Any] = {
     "tokens": TOKENS,
     "patch_dim": PATCH_DIM,
 }
+VIT = ViTConfig(
+    width=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_dim=MLP_DIM, positions="none", dtype="float32"
+)
 
 
 def _weights(*shape: int) -> jax.Array:
@@ -229,11 +235,27 @@ def test_jaxpr_counter_multiplies_scans_drops_dead_code_and_counts_recomputation
         matmul_flops(lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ w, x), x)
 
 
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_two_streams_multiply_what_is_counted(order: str) -> None:
+    vit = dataclasses.replace(
+        VIT, patch_size=1, positions="learnable", two_stream=True, order=OrderConfig(order)
+    )
+    model = DARL(
+        vit,
+        PatchDecoderConfig("mlp", 0),
+        denoising=False,
+        grid=(1, TOKENS),
+        channels=PATCH_DIM,
+        rngs=nnx.Rngs(0),
+    )
+    drawn = model.draw_order(jax.random.key(0), BATCH)
+    patches = jnp.zeros((BATCH, TOKENS, PATCH_DIM))
+    made = matmul_flops(lambda x: model.patch_decoder(model.encode(x, order=drawn)), patches)
+    assert made == BATCH * flops.forward_flops(**SHAPE, objective="mse", two_stream=True)
+
+
 # --- transfer -------------------------------------------------------------------------------------
 
-VIT = ViTConfig(
-    width=WIDTH, depth=DEPTH, num_heads=HEADS, mlp_dim=MLP_DIM, positions="none", dtype="float32"
-)
 PATCHES, CLASSES = 6, 5
 
 

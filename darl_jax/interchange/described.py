@@ -128,10 +128,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
             f"reads version {FORMAT_VERSION}"
         )
     missing = [
-        key
-        for key in (*MODEL_KEYS, "sequence", "channels", "grid", "num_classes")
+        f"model.{key}"
+        for key in (*MODEL_KEYS, "channels", "grid", "num_classes")
         if key not in config.get("model", {})
     ]
+    missing += ["darl_jax_config"] if "darl_jax_config" not in config else []
     if missing:
-        raise ValueError(f"{path} has no key model.{missing[0]}; export the model again")
+        raise ValueError(f"{path} has no key {missing[0]}; export the model again")
     return dict(config)

@@ -219,7 +219,7 @@ _NOTES: dict[str, Sequence[str]] = {
     "orbax": (),
     "safetensors": (
         "`darl_vit.py` needs PyTorch alone. The first token is the start of the sequence, then "
-        "come the patches in raster order.",
+        "come the patches in the order above.",
     ),
     "timm": (
         "Images of another size: give `img_size`, and leave `ref_feat_shape` as it is. With RoPE "

@@ -37,7 +37,7 @@ class LoadedModel:
 
     Attributes:
         params: nested dicts of numpy arrays: "backbone" and, where the file has them,
-            "patch_decoder" and "head".
+            "patch_decoder", "query_stream" and "head".
         config: of the run that made it, as checkpoints keep it; None where there was none.
         model: what is known of `config.model`; MAE's and timm's files do not say the number of
             heads.
@@ -143,7 +143,7 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
     check_arrays(str(file), found, expected_shapes(described.shape_of(model)))
     return LoadedModel(
         params=from_torch(read_safetensors(file)),
-        config=config.get("darl_jax_config"),
+        config=config["darl_jax_config"],
         model=described.model_of(config["darl_jax_config"]),
         trained_image_size=model["grid"][0] * model["patch_size"],
         description=f"the export {file.parent} (step {config.get('step')})",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darl_jax.interchange.described import model_of
+
 # Metrics that say how good a model is, by the end of their names.
 _TOLD = ("loss", "accuracy", "top1", "top5", "error")
 
@@ -47,6 +49,7 @@ def model_card(card: Card) -> str:
         ("width, depth, heads, MLP", _joined(model, "width", "depth", "num_heads", "mlp_dim")),
         ("patches", f"{model['patch_size']} pixels, trained on a grid of {_times(model['grid'])}"),
         ("positions", model["positions"]),
+        ("order of the patches", model_of(config)["order"].title),
         ("attention", f"{model['mask']} in training"),
         ("head", head + (f", of the {model['pooling']} token(s)" if model["pooling"] else "")),
     ]

@@ -3,7 +3,8 @@
 A path 'backbone/blocks/attention/query/kernel', whose array is stacked over the blocks, becomes
 'blocks.0.attention.query.weight', 'blocks.1. ...': kernels (in, out) are transposed to PyTorch's
 (out, in), and the patch embedding's, (row * column * channel, width), to a convolution's (width,
-channel, row, column). The head is 'head.weight' and 'head.bias'. A patch decoder has no place.
+channel, row, column). The head is 'head.weight' and 'head.bias'. What only pre-training has, a
+patch decoder and a query stream, has no place.
 """
 
 import dataclasses

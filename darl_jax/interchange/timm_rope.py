@@ -29,8 +29,8 @@ def check_representable(model: Mapping[str, Any]) -> None:
     """Whether timm's class computes the same. Raises ValueError, which says why not."""
     if model["sequence"] is not None:
         raise ValueError(
-            "--format=timm: timm's ViT has its patches in raster order, and config.model.order is "
-            "another one; --format=safetensors keeps it"
+            "--format=timm: timm's ViT has its patches in raster order, and "
+            "config.model.order.name asks for another one; --format=safetensors keeps it"
         )
     if model["positions"] == "rope1d":
         raise ValueError(

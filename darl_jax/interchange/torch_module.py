@@ -11,8 +11,9 @@ This file needs PyTorch and nothing else. It lies beside `config.json` and `mode
     features.blocks[-1]                              # (2, 1 + patches, width), before any norm
     features.tokens                                  # the same after the final norm
 
-The first token is the start of the sequence, then one for each patch in raster order. Images of
-another resolution than the trained one are taken too, if patches fill them.
+The first token is the start of the sequence, then one for each patch: in raster order, or in the
+model's own where config.json has a `sequence`. Images of another resolution than the trained one
+are taken too, if patches fill them and the order is raster order.
 """
 
 import json

@@ -12,7 +12,7 @@ def readout(
     """What a head sees of an image whose every patch was an input, in float32.
 
     Args:
-      tokens: the start token, then one for each patch in raster order.
+      tokens: the start token, then one for each patch as they stand in the sequence.
       pooling: 'mean' over the patches, which leaves the start token out, or the 'last' patch's
         token, the one that has seen the whole image under a causal mask.
 

@@ -11,6 +11,7 @@ from darl_jax.evaluators.pictures import (
     draw_error_by_position,
     draw_predictions,
     magnify,
+    mean_errors,
 )
 from darl_jax.models.patches import patchify, standardise
 from darl_jax.objectives import Prediction
@@ -62,6 +63,15 @@ def test_prediction_and_errors_are_the_objectives(tiny):
     np.testing.assert_allclose(comparison.error, 1 + np.arange(16.0).reshape(4, 4), rtol=1e-6)
     # The last patch is the first of its sequence.
     np.testing.assert_allclose(comparison.in_sequence, 1 + np.arange(16.0)[::-1], rtol=1e-6)
+
+
+def test_errors_of_orders_of_each_images_own_are_averaged_by_place_and_by_patch():
+    """The first two images' errors are their places in the sequence; the third is padding."""
+    order = jnp.array([[2, 0, 1], [0, 1, 2], [1, 2, 0]])
+    error = jnp.array([[1.0, 2.0, 0.0], [0.0, 1.0, 2.0], [jnp.nan] * 3])
+    in_image, in_sequence = mean_errors(error, order, jnp.array([True, True, False]))
+    np.testing.assert_array_equal(in_sequence, [0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(in_image, [0.5, 1.5, 1.0])
 
 
 def test_padding_is_not_shown_and_not_averaged(tiny):

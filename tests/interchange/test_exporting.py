@@ -11,7 +11,9 @@ import pytest
 
 from darl_jax.interchange import exporting
 from darl_jax.interchange.exporting import export, new_folder
-from tests.interchange.small_run import make_source
+from darl_jax.interchange.loading import build_backbone, load_model
+from darl_jax.models.orders import OrderConfig, fixed_order
+from tests.interchange.small_run import make_config, make_source
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -94,6 +96,29 @@ def test_the_card_tells_the_model_the_data_and_the_numbers(tmp_path):
         assert text in card
     config = card[card.index("## Config") :].split("```json\n")[1].split("\n```")[0]
     assert json.loads(config) == source.config
+
+
+@pytest.mark.parametrize(
+    ("model", "read"),
+    [
+        ({"order": {"name": "spiral"}}, OrderConfig("spiral")),
+        ({"order": {"name": "spiral"}, "two_stream": True}, OrderConfig("spiral")),
+        ({"order": {"name": "random"}, "two_stream": True}, OrderConfig()),
+    ],
+)
+def test_the_order_of_the_patches_is_spelt_out_and_random_orders_are_read_as_raster(
+    tmp_path, model, read
+):
+    result = export(make_source(make_config(**model)), "safetensors", tmp_path / "exported")
+    assert ("the query stream (" in result.dropped) == ("two_stream" in model)
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    sequence = None if read == OrderConfig() else fixed_order(read, (4, 4)).tolist()
+    assert config["model"]["sequence"] == sequence
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert f"| order of the patches | {read.name} |" in card
+    loaded = load_model(str(tmp_path / "exported"))
+    assert set(loaded.params) == {"backbone"}
+    assert build_backbone(loaded).config.order == read
 
 
 def test_what_is_left_out_is_counted(tmp_path):

@@ -13,6 +13,7 @@ from darl_jax.checkpoint import Checkpointer
 from darl_jax.interchange.exporting import export
 from darl_jax.interchange.loading import build_backbone, load_model, load_run
 from darl_jax.interchange.safetensors_files import read_safetensors
+from darl_jax.models.orders import OrderConfig
 from tests.interchange.small_run import (
     as_loaded,
     assert_same,
@@ -125,9 +126,22 @@ def test_a_config_that_is_missing_cut_or_short_of_a_key_is_an_error(exported):
     path.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"has no key model\.grid"):
         load_model(str(exported))
+    config = json.loads(text)
+    del config["darl_jax_config"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has no key darl_jax_config"):
+        load_model(str(exported))
     path.unlink()
     with pytest.raises(ValueError, match=r"there is no config\.json of one beside it"):
         load_model(str(exported))
+
+
+def test_an_export_that_names_no_order_is_in_raster_order(exported):
+    path = exported / "config.json"
+    config = json.loads(path.read_text())
+    del config["model"]["sequence"], config["darl_jax_config"]["model"]["order"]
+    path.write_text(json.dumps(config))
+    assert load_model(str(exported)).model["order"] == OrderConfig()
 
 
 def test_what_is_no_model_says_what_can_be_read(folders, tmp_path):

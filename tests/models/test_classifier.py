@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from darl_jax.models.classifier import Classifier
+from darl_jax.models.orders import OrderConfig, fixed_order
 from darl_jax.models.vit import Block, ViT, ViTConfig, drop_path_scales
 from tests.random_modules import random_module
 
@@ -69,6 +70,19 @@ def test_another_resolution_reads_all_of_its_patches() -> None:
         ).max()
         > 1e-5
     )
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("grid", [GRID, (6, 8)])
+def test_an_image_is_read_in_the_models_order_on_its_own_grid(pooling, grid) -> None:
+    """Without positions that is raster order of a permuted image, and 'last' is its last patch."""
+    spiral = make_classifier(positions="none", order=OrderConfig("spiral"))
+    raster = make_classifier(positions="none")  # the same parameters
+    patches = make_patches(number=grid[0] * grid[1])
+    logits = spiral(patches, mask="causal", pooling=pooling, grid=grid)
+    permuted = patches[:, fixed_order(OrderConfig("spiral"), grid)]
+    expected = raster(permuted, mask="causal", pooling=pooling, grid=grid)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
 # Drop path.

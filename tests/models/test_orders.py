@@ -36,6 +36,21 @@ def test_the_papers_orders_on_a_grid_of_4_by_4():
     ]
 
 
+def test_the_papers_orders_on_a_grid_of_4_by_6():
+    assert place_of("nested_raster", (4, 6)) == [
+        [0, 1, 4, 5, 8, 9],
+        [2, 3, 6, 7, 10, 11],
+        [12, 13, 16, 17, 20, 21],
+        [14, 15, 18, 19, 22, 23],
+    ]
+    assert place_of("round_robin", (4, 6)) == [
+        [0, 6, 1, 7, 2, 8],
+        [12, 18, 13, 19, 14, 20],
+        [3, 9, 4, 10, 5, 11],
+        [15, 21, 16, 22, 17, 23],
+    ]
+
+
 def test_orders_on_a_grid_that_is_not_square():
     assert place_of("raster", (2, 3)) == [[0, 1, 2], [3, 4, 5]]
     assert place_of("spiral", (3, 4)) == [[0, 1, 2, 3], [9, 10, 11, 4], [8, 7, 6, 5]]

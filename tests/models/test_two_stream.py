@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy.special import erf
 
 from darl_jax.models import orders, positions
 from darl_jax.models.darl import DARL, parameters
 from darl_jax.models.orders import FIXED, OrderConfig
 from darl_jax.models.patch_decoders import PatchDecoderConfig
+from darl_jax.models.readout import readout
 from darl_jax.models.vit import ViT, ViTConfig
 from tests.random_modules import random_module
 
@@ -156,27 +158,49 @@ def plain(model: DARL, patches: np.ndarray, order: np.ndarray) -> np.ndarray:
     return norm(backbone["final_norm"], queries)
 
 
-@pytest.mark.parametrize("encoding", positions.ABSOLUTE)
-def test_outputs_are_those_of_plain_numpy_in_float64(encoding):
-    model, patches = two_streams(encoding), images(2)
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [*((encoding, "random") for encoding in positions.ABSOLUTE), ("rope2d", "raster")],
+)
+def test_outputs_are_those_of_plain_numpy_in_float64(encoding, name):
+    model, patches = two_streams(encoding, name), images(2)
     order = model.draw_order(jax.random.key(5), 2, GRID)
     z = orders.take(model.encode(patches, GRID, order), order)
-    for image in range(2):
-        expected = plain(model, np.asarray(patches[image], np.float64), np.asarray(order[image]))
+    for image, sequence in enumerate(np.broadcast_to(order, (2, PATCHES))):
+        expected = plain(model, np.asarray(patches[image], np.float64), sequence)
         np.testing.assert_allclose(z[image], expected, atol=2e-5)
+
+
+def test_the_content_stream_is_the_plain_causal_backbone():
+    """Queries that look at what the backbone alone gives come out as those of the two streams."""
+    model, patches = two_streams(), images(2)
+    backbone, stream = model.backbone, model.query_stream
+    order = model.draw_order(jax.random.key(5), 2, GRID)
+    start, angles = backbone.sequence(patches, GRID, order, without_last=True)
+    blocks = backbone(patches, grid=GRID, order=order, without_last=True).blocks
+    x, query_angles = stream.queries(backbone, 2, GRID, order)
+    graphdef, stacked = nnx.split((backbone.blocks, stream.query))
+    for i, content in enumerate([start, *blocks[:-1]]):
+        block, query = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+        attention = block.attention
+        looking = attention.heads(query(block.norm_attention(x)), query_angles)
+        found = attention.keys_values(block.norm_attention(content), angles)
+        x = block.finish(x, attention.attend(looking, *found, mask="causal"))
+    z = orders.take(model.encode(patches, GRID, order), order)
+    np.testing.assert_allclose(z, backbone.final_norm(x), atol=1e-5)
 
 
 # --- one stream in other orders ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in FIXED if name != "raster"])
-@pytest.mark.parametrize("encoding", ["rope2d", "learnable"])
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("encoding", ["rope2d", "rope1d", "learnable"])
 def test_one_stream_in_an_order_sees_the_patches_before_a_patch_and_no_other(name, encoding):
     model = make_darl(positions=encoding, order=OrderConfig(name))
     patches, sequence = images(1), orders.fixed_order(OrderConfig(name), GRID)
     encode = jax.jit(model.encode)
     base = np.asarray(encode(patches))[0]
-    for place in (0, 3, 6):
+    for place in range(PATCHES):
         changed = np.asarray(encode(patches.at[:, sequence[place]].add(1.0)))[0]
         moved = np.abs(changed - base).max(axis=-1)
         assert (moved[sequence[: place + 1]] == 0).all()
@@ -193,14 +217,17 @@ def test_what_counts_places_in_the_sequence_is_raster_order_of_a_permuted_image(
     np.testing.assert_allclose(model.encode(patches)[:, spiral], expected, atol=1e-6)
 
 
-def test_with_full_attention_and_places_in_the_image_the_order_does_not_matter():
-    def features(name: str) -> np.ndarray:
-        config = dataclasses.replace(CONFIG, order=OrderConfig(name))
+@pytest.mark.parametrize("encoding", positions.ABSOLUTE)
+def test_with_full_attention_and_places_in_the_image_the_order_does_not_matter(encoding):
+    def features(name: str) -> tuple[np.ndarray, np.ndarray]:
+        config = dataclasses.replace(CONFIG, positions=encoding, order=OrderConfig(name))
         vit = random_module(lambda rngs: ViT(config, patch_dim=PIXELS, grid=GRID, rngs=rngs))
-        tokens = vit(images(), mask="full").tokens[:, 1:]
-        return np.asarray(orders.take(tokens, orders.inverse(vit.order(GRID))))
+        tokens = vit(images(), mask="full").tokens
+        patches = orders.take(tokens[:, 1:], orders.inverse(vit.order(GRID)))
+        return np.asarray(patches), np.asarray(readout(tokens, "mean"))
 
-    np.testing.assert_allclose(features("spiral"), features("raster"), atol=1e-5)
+    for spiral, raster in zip(features("spiral"), features("raster"), strict=True):
+        np.testing.assert_allclose(spiral, raster, atol=1e-5)
 
 
 def test_a_model_of_random_orders_reads_in_raster_order():
