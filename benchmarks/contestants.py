@@ -20,14 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from darl_jax import build, flops
 from darl_jax.config import TrainConfig
 from darl_jax.data.loading import Batches
-from darl_jax.optimizers import learning_rate_schedule
-from darl_jax.sharding import global_array, make_mesh
-from darl_jax.step_metrics import StepMetrics
-from darl_jax.train_state import abstract_state, create_state, graph_definition
-from darl_jax.train_step import lower_step, make_train_step
+from darl_jax.nn import flops
+from darl_jax.training import build
+from darl_jax.training.optimizers import learning_rate_schedule
+from darl_jax.training.sharding import global_array, make_mesh
+from darl_jax.training.state import abstract_state, create_state, graph_definition
+from darl_jax.training.step import lower_step, make_train_step
+from darl_jax.training.step_metrics import StepMetrics
 
 ROUNDS = 10
 

@@ -26,16 +26,16 @@ from sklearn.svm import SVC
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.experiments import table
-from darl_jax import build
-from darl_jax.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
 from darl_jax.config import TrainConfig
-from darl_jax.data.digits import DigitsSource
-from darl_jax.diffusion.samplers import SamplerConfig
-from darl_jax.evaluation import read_config, restored_params
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.evaluators.schedule import read_config, restored_params
 from darl_jax.generation import Generator
 from darl_jax.interchange.loading import LoadedModel, load_model
-from darl_jax.sharding import make_mesh
-from darl_jax.train_state import graph_definition
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
+from darl_jax.training import build
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import graph_definition
 
 NEIGHBOURS = 10
 FOLDS = 5

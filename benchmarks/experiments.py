@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _DONE = "finished"  # a file in the workdir of each run that has ended

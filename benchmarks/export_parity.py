@@ -22,13 +22,13 @@ import numpy as np
 from absl import app, flags
 from flax import nnx
 
-from darl_jax import build
 from darl_jax import config as config_lib
-from darl_jax.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
 from darl_jax.interchange.exporting import Source, export
-from darl_jax.models.darl import parameters
-from darl_jax.models.patches import patchify
-from darl_jax.models.vit import ViT
+from darl_jax.methods.darl.model import parameters
+from darl_jax.nn.patches import patchify
+from darl_jax.nn.vit import ViT
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
+from darl_jax.training import build
 
 _USAGE = "benchmarks/export_parity.py --torch_python=/path/to/torch/bin/python"
 _TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has PyTorch.")

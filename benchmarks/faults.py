@@ -34,7 +34,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 
-from darl_jax.example_log import read_example_log
+from darl_jax.monitoring.example_log import read_example_log
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 RECORDS, BATCH = 1297, 32  # of digits' training split

@@ -36,14 +36,15 @@ from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from darl_jax.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
-from darl_jax.data import images, order
+from darl_jax.data import order
 from darl_jax.data.chunks import Layout
-from darl_jax.data.images import HostImage
+from darl_jax.data.images import decode as images
+from darl_jax.data.images.decode import HostImage
+from darl_jax.data.images.memory import MemorySource
 from darl_jax.data.makers import TrainByRecord, TrainInMemory, rows_to_records
-from darl_jax.data.memory import MemorySource
 from darl_jax.data.pipeline import DataConfig, train_batches
-from darl_jax.data.sources import Record, TfdsSource
+from darl_jax.data.sources.tfds import Record, TfdsSource
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
 
 SIZE = 224
 BATCH = 32

@@ -30,16 +30,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import contestants
 from benchmarks.experiments import table
-from darl_jax import build, flops
 from darl_jax import config as config_lib
-from darl_jax.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
 from darl_jax.config import TrainConfig
-from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.generation.generator import Generator, make_tables, patch_drawer
-from darl_jax.models.patches import patchify, standardise
-from darl_jax.objectives import PatchObjective
-from darl_jax.sharding import make_mesh
-from darl_jax.train_state import create_params, graph_definition
+from darl_jax.methods import PatchObjective
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.nn import flops
+from darl_jax.nn.patches import patchify, standardise
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
+from darl_jax.training import build
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import create_params, graph_definition
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SAMPLERS = {

@@ -30,17 +30,17 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import contestants, step_table
-from darl_jax import build
 from darl_jax import config as config_lib
-from darl_jax.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
 from darl_jax.config import TrainConfig
 from darl_jax.data import pipeline
 from darl_jax.data.loading import Batches
-from darl_jax.models.attention import IMPLEMENTATIONS, choose_implementation
-from darl_jax.models.patch_decoders import PatchDecoderConfig
-from darl_jax.models.vit import DTYPES, REMAT_POLICIES
-from darl_jax.objectives import OBJECTIVES, PatchObjective
-from darl_jax.sharding import MeshConfig
+from darl_jax.methods import OBJECTIVES, PatchObjective
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.nn.attention import IMPLEMENTATIONS, choose_implementation
+from darl_jax.nn.vit import DTYPES, REMAT_POLICIES
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
+from darl_jax.training import build
+from darl_jax.training.sharding import MeshConfig
 
 ALL_MODELS = ("b16", "l16", "h14")
 # Enough to fill an accelerator; halved until the step fits the device.

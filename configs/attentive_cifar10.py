@@ -13,8 +13,7 @@ Expected, from a run of this file: accuracy 0.481 at the second of six blocks.
 import ml_collections
 from ml_collections import config_dict
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ larger, have 78.5% to 84.0% (arXiv 2401.08541).
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -13,8 +13,7 @@ Expected, from a run of this file: validation loss 0.084; docs/generation.md has
 
 import ml_collections
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -12,8 +12,7 @@ Expected: docs/transfer.md has what runs of it gave.
 
 import ml_collections
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -16,8 +16,7 @@ cifar10_transfer_mse.py, 0.465 +- 0.004 from nothing.
 import ml_collections
 from ml_collections import config_dict
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

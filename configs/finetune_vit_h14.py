@@ -13,7 +13,7 @@ darl_vit_h14_diffusion.py (Table 5).
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ attention and last token), 84.5% from one of darl_vit_l16_mse_400ep_rope2d.py (T
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

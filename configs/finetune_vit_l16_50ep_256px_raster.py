@@ -13,7 +13,7 @@ darl_vit_l16_mse_100ep_256px_raster.py (Table 7).
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

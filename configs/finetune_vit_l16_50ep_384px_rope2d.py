@@ -15,7 +15,7 @@ Expected, from the paper: 85.1% top-1 from a checkpoint of darl_vit_l16_mse_400e
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -13,7 +13,7 @@ cell of Table 3, full attention and last token, is finetune_vit_l16_50ep.py.
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

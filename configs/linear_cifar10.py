@@ -15,8 +15,7 @@ Expected, from a run of this file: accuracy 0.4155 at the third of six blocks, k
 import ml_collections
 from ml_collections import config_dict
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

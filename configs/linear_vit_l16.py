@@ -12,7 +12,7 @@ Expected: the paper shows accuracy over depth as a picture (Figure 8b) and print
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -10,8 +10,7 @@ Cost: about a minute on 2 CPU cores. Expected: docs/transfer.md has what runs of
 
 import ml_collections
 
-from darl_jax import recipes
-from darl_jax.config import default_config
+from darl_jax.config import default_config, recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

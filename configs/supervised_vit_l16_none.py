@@ -17,7 +17,7 @@ python -m darl_jax.evaluate --config=configs/supervised_vit_l16_none.py \
 
 import ml_collections
 
-from darl_jax import recipes
+from darl_jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -14,7 +14,9 @@ import logging as logging_lib
 from absl import app, flags
 from ml_collections import config_flags
 
-from darl_jax.cli import (
+from darl_jax.evaluators.schedule import EVALUATORS, asked, evaluate_checkpoint, read_config
+from darl_jax.interchange.loading import load_model
+from darl_jax.runtime.cli import (
     BAD_INPUT,
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -22,8 +24,6 @@ from darl_jax.cli import (
     flags_parser,
     one_line_errors,
 )
-from darl_jax.evaluation import EVALUATORS, asked, evaluate_checkpoint, read_config
-from darl_jax.interchange.loading import load_model
 
 _USAGE = "python -m darl_jax.evaluate --config=configs/digits.py --checkpoint=runs/digits"
 

@@ -16,12 +16,18 @@ from typing import Any
 from absl import app, flags
 from etils import epath
 
-from darl_jax.checkpoint import absolute_path
-from darl_jax.checkpoint.reading import FOLDER
-from darl_jax.cli import BAD_INPUT, EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
 from darl_jax.interchange.exporting import FORMS, Exported, Source, check_new, export
 from darl_jax.interchange.loading import load_run
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.runtime.cli import (
+    BAD_INPUT,
+    EXIT_BAD_INPUT,
+    EXIT_ERROR,
+    flags_parser,
+    one_line_errors,
+)
+from darl_jax.training.checkpoint import absolute_path
+from darl_jax.training.checkpoint.reading import FOLDER
 
 _USAGE = "python -m darl_jax.export --checkpoint=runs/digits --format=safetensors --output=exported"
 

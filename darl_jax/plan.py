@@ -19,13 +19,6 @@ from etils import epath
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
-from darl_jax.cli import (
-    EXIT_BAD_INPUT,
-    EXIT_ERROR,
-    flags_parser,
-    one_line_errors,
-)
-from darl_jax.compilation import save_executable
 from darl_jax.config import TrainConfig
 from darl_jax.planning import sweep
 from darl_jax.planning.roofline import Roofline, gib
@@ -39,6 +32,8 @@ from darl_jax.planning.step_plan import (
     training_images,
 )
 from darl_jax.planning.topology import VALID_FORMS, open_topology
+from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
+from darl_jax.runtime.compilation import save_executable
 
 _USAGE = "python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16"
 

@@ -21,7 +21,11 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from darl_jax.cli import (
+from darl_jax.evaluators.schedule import read_config
+from darl_jax.generation.sampling import Wanted, sample
+from darl_jax.interchange.loading import load_model
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.runtime.cli import (
     BAD_INPUT,
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -29,10 +33,6 @@ from darl_jax.cli import (
     flags_parser,
     one_line_errors,
 )
-from darl_jax.diffusion.samplers import SamplerConfig
-from darl_jax.evaluation import read_config
-from darl_jax.generation.sampling import Wanted, sample
-from darl_jax.interchange.loading import load_model
 
 _USAGE = "python -m darl_jax.sample --checkpoint=runs/digits --output=samples"
 

@@ -25,10 +25,19 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 from ml_collections import config_flags
 
-from darl_jax import build, cluster, compilation
 from darl_jax import config as config_lib
-from darl_jax.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
-from darl_jax.cli import (
+from darl_jax.config import TrainConfig
+from darl_jax.data import pipeline
+from darl_jax.evaluators.schedule import Evaluation, made
+from darl_jax.monitoring.example_log import ExampleLog
+from darl_jax.monitoring.goodput import Goodput, history_until
+from darl_jax.monitoring.profiling import ProfileWindow
+from darl_jax.monitoring.progress import Progress
+from darl_jax.monitoring.run_log import RunLog
+from darl_jax.monitoring.writers import MetricWriter
+from darl_jax.nn import attention
+from darl_jax.runtime import cluster, compilation
+from darl_jax.runtime.cli import (
     BAD_INPUT,
     EXIT_BAD_INPUT,
     EXIT_ERROR,
@@ -39,29 +48,16 @@ from darl_jax.cli import (
     flags_parser,
     one_line_errors,
 )
-from darl_jax.config import TrainConfig
-from darl_jax.data import pipeline
-from darl_jax.evaluation import Evaluation, made
-from darl_jax.example_log import ExampleLog
-from darl_jax.goodput import Goodput, history_until
-from darl_jax.initialisation import initialise, load_initial
-from darl_jax.interrupts import StopRequest
-from darl_jax.metrics import MetricWriter
-from darl_jax.models import attention
-from darl_jax.optimizers import learning_rate_schedule
-from darl_jax.profiling import ProfileWindow
-from darl_jax.progress import Progress
-from darl_jax.resuming import check_length, check_same_run, without_own_keys
-from darl_jax.run_log import RunLog
-from darl_jax.sharding import global_array, make_mesh
-from darl_jax.step_metrics import NotFiniteError, StepMetrics
-from darl_jax.train_state import (
-    abstract_state,
-    create_params,
-    create_state,
-    graph_definition,
-)
-from darl_jax.train_step import lower_step, make_train_step
+from darl_jax.runtime.signals import StopRequest
+from darl_jax.training import build
+from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
+from darl_jax.training.checkpoint.resuming import check_length, check_same_run, without_own_keys
+from darl_jax.training.initialization import initialise, load_initial
+from darl_jax.training.optimizers import learning_rate_schedule
+from darl_jax.training.sharding import global_array, make_mesh
+from darl_jax.training.state import abstract_state, create_params, create_state, graph_definition
+from darl_jax.training.step import lower_step, make_train_step
+from darl_jax.training.step_metrics import NotFiniteError, StepMetrics
 
 _USAGE = "python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits"
 

@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of small models is XLA's, which needs as long for them as for large ones. Here

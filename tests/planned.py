@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Any
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SIZE = {"width": 32, "mlp_dim": 64, "depth": 2, "unroll": 1}
 
 

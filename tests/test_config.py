@@ -9,12 +9,13 @@ import jax
 import ml_collections
 import pytest
 
-from darl_jax import build, config
+from darl_jax import config
 from darl_jax.config import ConfigError, default_config, load
-from darl_jax.models import positions
-from darl_jax.train_state import graph_definition
+from darl_jax.nn import positions
+from darl_jax.training import build
+from darl_jax.training.state import graph_definition
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
 
 # Table 8, and darl's sizes: what every ImageNet config must say.
 TABLE_8 = {

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from darl_jax import evaluation
 from darl_jax.config import ConfigError
+from darl_jax.evaluators import schedule as evaluation
 from darl_jax.interchange.loading import load_model
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
 from tests.tiny_runs import run, tiny
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")

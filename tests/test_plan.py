@@ -6,14 +6,15 @@ import pathlib
 import jax
 import pytest
 
-from darl_jax import build, config
-from darl_jax.chips import CHIPS
-from darl_jax.flops import forward_flops, train_step_flops
-from darl_jax.optimizers import make_optimizer
+from darl_jax import config
+from darl_jax.nn.flops import forward_flops, train_step_flops
 from darl_jax.planning import topology
 from darl_jax.planning.step_memory import DoesNotFitError, advice_where_it_does_not_fit, refusal
 from darl_jax.planning.step_plan import training_images
-from darl_jax.train_state import init_state
+from darl_jax.runtime.chips import CHIPS
+from darl_jax.training import build
+from darl_jax.training.optimizers import make_optimizer
+from darl_jax.training.state import init_state
 from tests.planned import REPOSITORY, SIZE, fsdp_plan, run_plan
 
 

@@ -17,13 +17,13 @@ from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
-from darl_jax.checkpoint import restore_params
 from darl_jax.config import load
-from darl_jax.metrics import read_metrics
-from darl_jax.step_metrics import StepMetrics
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.training.checkpoint import restore_params
+from darl_jax.training.step_metrics import StepMetrics
 from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 def test_loss_falls_and_validation_runs_when_it_is_due(tiny_run):

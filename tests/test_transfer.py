@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from darl_jax import train
-from darl_jax.checkpoint import restore_params
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.training.checkpoint import restore_params
 from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
 
 FINE_TUNING = {

@@ -4,12 +4,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from darl_jax import build, cluster, train
-from darl_jax.checkpoint import Checkpointer
+from darl_jax import train
 from darl_jax.config import TrainConfig, default_config, load
-from darl_jax.interrupts import StopRequest
-from darl_jax.sharding import MeshConfig, make_mesh
-from darl_jax.train_state import abstract_state
+from darl_jax.runtime import cluster
+from darl_jax.runtime.signals import StopRequest
+from darl_jax.training import build
+from darl_jax.training.checkpoint import Checkpointer
+from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import abstract_state
 
 
 def tiny(objective: str = "mse", optimizer: str = "adamw", **changes) -> TrainConfig:

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from darl_jax.data import images, order, randaugment, resample
+from darl_jax.data import order
 from darl_jax.data.chunks import Batch, Layout
-from darl_jax.data.config import DataConfig
-from darl_jax.data.decoding import decode_records
-from darl_jax.data.images import HostImage
-from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import Dataset, Source, as_names
+from darl_jax.data.images import decode as images
+from darl_jax.data.images import randaugment, resample
+from darl_jax.data.images.config import DataConfig
+from darl_jax.data.images.decode import HostImage
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.records import decode_records
+from darl_jax.data.sources.tfds import Dataset, Source, as_names
 
 # How many files a message names.
 _NAMED_FILES = 8

@@ -13,13 +13,13 @@ from absl import logging
 
 from darl_jax.data.chunks import Batch as Batch
 from darl_jax.data.chunks import Layout, MakeChunk
-from darl_jax.data.config import DataConfig as DataConfig
-from darl_jax.data.digits import DigitsSource
-from darl_jax.data.folder import FolderSource
+from darl_jax.data.images.config import DataConfig as DataConfig
+from darl_jax.data.images.memory import MemorySource
 from darl_jax.data.loading import Batches
 from darl_jax.data.makers import EvalByRecord, EvalInMemory, TrainByRecord, TrainInMemory
-from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import Dataset, Source, TfdsSource
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.sources.tfds import Dataset, Source, TfdsSource
 
 # How many rows one call makes: enough to spread its overhead, few enough to stay in the cache
 # (in memory) and to keep a worker's share of a batch small (one by one).

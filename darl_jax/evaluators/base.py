@@ -8,10 +8,10 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from darl_jax.models.attention import Mask
-from darl_jax.models.patches import patchify, standardise
-from darl_jax.models.vit import ViT
-from darl_jax.objectives import Batch
+from darl_jax.methods import Batch
+from darl_jax.nn.attention import Mask
+from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.vit import ViT
 
 # One pass over records in fixed order: a new iterator for each call, every record in it once, rows
 # that do not count with `mask` False. Each process yields its own rows of each batch.

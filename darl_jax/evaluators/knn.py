@@ -17,13 +17,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
 
-from darl_jax.data.memory import MemorySource, some_records
-from darl_jax.data.sources import Source, Subset
+from darl_jax.data.images.memory import MemorySource, some_records
+from darl_jax.data.sources.tfds import Source, Subset
 from darl_jax.evaluators.base import HostBatches, block_outputs
-from darl_jax.models.readout import POOLINGS, readout
-from darl_jax.objectives import Batch
-from darl_jax.objectives.probes import block_name
-from darl_jax.sharding import BATCH_AXES, batch_sharding, global_array, replicated
+from darl_jax.methods import Batch
+from darl_jax.methods.transfer.probes import block_name
+from darl_jax.nn.readout import POOLINGS, readout
+from darl_jax.training.sharding import BATCH_AXES, batch_sharding, global_array, replicated
 
 # Similarities are computed for this many at once: 64 MB of them.
 _QUERIES = 1024

@@ -15,17 +15,17 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from darl_jax.diffusion import likelihood
-from darl_jax.diffusion.likelihood import Bound, Variance
-from darl_jax.diffusion.reverse import posterior
 from darl_jax.evaluators.base import HostBatches
 from darl_jax.generation.generator import pixel_bounds
-from darl_jax.models.darl import DARL
-from darl_jax.models.patches import patchify
-from darl_jax.objectives import Batch
-from darl_jax.objectives.diffusion import Diffusion
-from darl_jax.objectives.mse import MSE
-from darl_jax.sharding import global_array, replicated
+from darl_jax.methods import Batch
+from darl_jax.methods.darl import likelihood
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.likelihood import Bound, Variance
+from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.mse import MSE
+from darl_jax.methods.darl.reverse import posterior
+from darl_jax.nn.patches import patchify
+from darl_jax.training.sharding import global_array, replicated
 
 
 @dataclasses.dataclass(frozen=True)

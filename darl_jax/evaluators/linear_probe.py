@@ -18,13 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import BadRecordError, Source, Subset
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.sources.tfds import BadRecordError, Source, Subset
 from darl_jax.evaluators.base import HostBatches, block_outputs
-from darl_jax.models.patches import standardise
-from darl_jax.models.readout import POOLINGS, readout
-from darl_jax.objectives import Batch
-from darl_jax.sharding import global_array, replicated
+from darl_jax.methods import Batch
+from darl_jax.nn.patches import standardise
+from darl_jax.nn.readout import POOLINGS, readout
+from darl_jax.training.sharding import global_array, replicated
 
 BASELINES = ("random", "pixels")
 

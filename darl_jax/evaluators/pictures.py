@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import IdentityTransform
 
 from darl_jax.evaluators.base import HostBatches
-from darl_jax.models.darl import DARL
-from darl_jax.models.orders import Order, take
-from darl_jax.models.patches import unpatchify, unstandardise
-from darl_jax.objectives import Batch, PatchObjective
-from darl_jax.sharding import global_array, replicated
+from darl_jax.methods import Batch, PatchObjective
+from darl_jax.methods.darl.model import DARL
+from darl_jax.nn.orders import Order, take
+from darl_jax.nn.patches import unpatchify, unstandardise
+from darl_jax.training.sharding import global_array, replicated
 
 _DPI = 100
 _SMALLEST_SIDE = 112  # Pixels; smaller images are magnified by a whole number, without smoothing.

@@ -9,13 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree, UInt8
 
-from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.generation import Generator
 from darl_jax.generation.image_grid import image_grid, near_square
-from darl_jax.models.darl import DARL
-from darl_jax.models.positions import Grid
-from darl_jax.objectives import PatchObjective
-from darl_jax.objectives.diffusion import Diffusion
+from darl_jax.methods import PatchObjective
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.nn.positions import Grid
 
 
 @dataclasses.dataclass(frozen=True)

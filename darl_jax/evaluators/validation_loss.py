@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from darl_jax.evaluators.base import HostBatches
-from darl_jax.objectives import Batch, Metrics, Objective
-from darl_jax.sharding import global_array, replicated
+from darl_jax.methods import Batch, Metrics, Objective
+from darl_jax.training.sharding import global_array, replicated
 
 
 class ValidationLoss:

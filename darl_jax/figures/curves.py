@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
 
 History = Sequence[Mapping[str, int | float]]
 Series = tuple[list[int], list[float]]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
 
 # What a column is called behind the run's name, and what its metrics are called.
 _METRICS = {"": r"validation/accuracy/block_(\d+)", ", k-NN": r"knn/accuracy/block_(\d+)"}

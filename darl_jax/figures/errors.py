@@ -16,16 +16,16 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matplotlib.figure import Figure
 
-from darl_jax import build
-from darl_jax.data.memory import some_records
+from darl_jax.data.images.memory import some_records
 from darl_jax.data.pipeline import eval_batches, open_source
-from darl_jax.evaluation import asked, read_config, restored_params
 from darl_jax.evaluators.pictures import mean_errors
+from darl_jax.evaluators.schedule import asked, read_config, restored_params
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
 from darl_jax.interchange.loading import load_run
-from darl_jax.objectives import Batch, PatchObjective
-from darl_jax.sharding import MeshConfig, global_array, make_mesh
-from darl_jax.train_state import graph_definition
+from darl_jax.methods import Batch, PatchObjective
+from darl_jax.training import build
+from darl_jax.training.sharding import MeshConfig, global_array, make_mesh
+from darl_jax.training.state import graph_definition
 
 _BATCH = 100
 

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from darl_jax.figures.program import new_figure, run_program
-from darl_jax.models.orders import BLOCKED, FIXED, OrderConfig, fixed_order, inverse
+from darl_jax.nn.orders import BLOCKED, FIXED, OrderConfig, fixed_order, inverse
 
 BLOCKS = (2, 4, 8)
 _COLUMNS = 4

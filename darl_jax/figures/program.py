@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darl_jax.cli import (
+from darl_jax.runtime.cli import (
     BAD_INPUT,
     EXIT_BAD_INPUT,
     EXIT_ERROR,

@@ -14,9 +14,9 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from darl_jax.checkpoint import restore_config
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
-from darl_jax.metrics import read_metrics
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.training.checkpoint import restore_config
 
 
 class Point(NamedTuple):

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from darl_jax.diffusion.schedules import FUNCTIONS, Beta, Schedule
 from darl_jax.figures.program import COLORS, new_figure, plain, run_program
+from darl_jax.methods.darl.schedules import FUNCTIONS, Beta, Schedule
 
 BETAS = ((0.03, 1.0), (0.1, 1.0), (0.5, 1.0), (1.0, 1.0), (2.0, 5.0), (1.0, 10.0))
 _BINS = 50

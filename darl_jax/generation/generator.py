@@ -18,18 +18,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt8
 
-from darl_jax.diffusion.samplers import SamplerConfig, Steps, make_steps, run_steps
-from darl_jax.models import orders
-from darl_jax.models.darl import DARL
-from darl_jax.models.decoding import SequenceDecoder
-from darl_jax.models.orders import fixed_order
-from darl_jax.models.patches import patchify, standardise, unpatchify, unstandardise
-from darl_jax.models.positions import Grid
-from darl_jax.models.vit import ViTConfig
-from darl_jax.objectives import Objective, PatchObjective
-from darl_jax.objectives.diffusion import Diffusion
-from darl_jax.objectives.mse import MSE
-from darl_jax.sharding import global_array, pin_batch, replicated
+from darl_jax.methods import Objective, PatchObjective
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.mse import MSE
+from darl_jax.methods.darl.samplers import SamplerConfig, Steps, make_steps, run_steps
+from darl_jax.nn import orders
+from darl_jax.nn.kv_cache import SequenceDecoder
+from darl_jax.nn.orders import fixed_order
+from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
+from darl_jax.nn.positions import Grid
+from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.sharding import global_array, pin_batch, replicated
 
 # (z, keys, which of the patches that are made) -> this patch for each image of the batch.
 DrawPatch = Callable[

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from darl_jax.data.images import HostImage, UndecodableImageError
-from darl_jax.models.orders import OrderConfig, fixed_order
-from darl_jax.models.positions import Grid
+from darl_jax.data.images.decode import HostImage, UndecodableImageError
+from darl_jax.nn.orders import OrderConfig, fixed_order
+from darl_jax.nn.positions import Grid
 
 
 class Request(NamedTuple):

@@ -14,14 +14,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, PyTree
 
-from darl_jax import build
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
-from darl_jax.data.memory import some_records
-from darl_jax.diffusion.likelihood import interpolate_error, spread_levels
-from darl_jax.diffusion.samplers import SamplerConfig
-from darl_jax.evaluation import held_out, restored_params
+from darl_jax.data.images.memory import some_records
 from darl_jax.evaluators.likelihood import Likelihood
+from darl_jax.evaluators.schedule import held_out, restored_params
 from darl_jax.generation.files import SampleFolder
 from darl_jax.generation.generator import Generator, check_can_generate, check_order
 from darl_jax.generation.request import (
@@ -31,14 +28,17 @@ from darl_jax.generation.request import (
     read_images,
     region_order,
 )
-from darl_jax.initialisation import check_same_model
 from darl_jax.interchange.exporting import check_new
 from darl_jax.interchange.loading import LoadedModel
-from darl_jax.objectives import PatchObjective
-from darl_jax.objectives.diffusion import Diffusion
-from darl_jax.progress import Progress
-from darl_jax.sharding import make_mesh
-from darl_jax.train_state import graph_definition
+from darl_jax.methods import PatchObjective
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.likelihood import interpolate_error, spread_levels
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.monitoring.progress import Progress
+from darl_jax.training import build
+from darl_jax.training.initialization import check_same_model
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import graph_definition
 
 
 @dataclasses.dataclass(frozen=True)

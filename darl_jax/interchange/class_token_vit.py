@@ -22,7 +22,7 @@ from darl_jax.interchange.names import (
     listed,
 )
 from darl_jax.interchange.timm_names import QKV, renamed, split_qkv
-from darl_jax.models.positions import sincos_2d
+from darl_jax.nn.positions import sincos_2d
 
 # What our ViT does not have: a pattern of the names, and what it means.
 _REFUSED = (

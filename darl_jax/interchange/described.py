@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darl_jax.interchange.names import ModelShape
-from darl_jax.models.orders import OrderConfig, fixed_order
+from darl_jax.nn.orders import OrderConfig, fixed_order
 
 VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
 FORMAT_VERSION = 1

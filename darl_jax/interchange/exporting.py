@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from darl_jax.checkpoint import Checkpointer
-from darl_jax.checkpoint.reading import arrays_by_name
 from darl_jax.interchange import described, timm_rope
 from darl_jax.interchange.model_card import Card, model_card
 from darl_jax.interchange.names import PRE_TRAINING, Tensors, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
+from darl_jax.training.checkpoint import Checkpointer
+from darl_jax.training.checkpoint.reading import arrays_by_name
 
 _HERE = "<folder>"
 CARD_FILE, MODULE_FILE = "README.md", "darl_vit.py"

@@ -15,12 +15,12 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from darl_jax.checkpoint import absolute_path, restore_params
-from darl_jax.checkpoint.reading import FOLDER
 from darl_jax.interchange import class_token_vit, described
 from darl_jax.interchange.names import Tensors, check_arrays, expected_shapes, from_torch, listed
 from darl_jax.interchange.safetensors_files import read_header, read_safetensors
-from darl_jax.models.vit import ViT, ViTConfig
+from darl_jax.nn.vit import ViT, ViTConfig
+from darl_jax.training.checkpoint import absolute_path, restore_params
+from darl_jax.training.checkpoint.reading import FOLDER
 
 _KINDS = (
     "a run's workdir or its folder of checkpoints, an exported folder, or a ViT of MAE or timm as "

@@ -14,7 +14,7 @@ import numpy as np
 
 from darl_jax.interchange.names import Tensors
 from darl_jax.interchange.timm_names import join_qkv, renamed
-from darl_jax.models.positions import sincos_2d
+from darl_jax.nn.positions import sincos_2d
 
 # (width, depth, heads) of timm's own models with patches of 16.
 _ARCHITECTURES = {

@@ -8,8 +8,8 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from darl_jax.chips import Chip, Interconnect
 from darl_jax.planning.hlo_collectives import Collective
+from darl_jax.runtime.chips import Chip, Interconnect
 
 # Passes over the array, in units of one all-gather of it.
 _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from darl_jax.planning import roofline
 from darl_jax.planning.topology import Topology
-from darl_jax.train_state import TrainState
+from darl_jax.training.state import TrainState
 
 _ADVICE = (
     "Raise config.mesh.fsdp or config.accumulation_steps, set config.model.remat to 'dots' or "

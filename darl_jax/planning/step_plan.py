@@ -12,20 +12,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from darl_jax import build
-from darl_jax.compilation import describe
 from darl_jax.config import TrainConfig
-from darl_jax.data import pipeline, sources
-from darl_jax.models import attention
-from darl_jax.optimizers import learning_rate_schedule
+from darl_jax.data import pipeline
+from darl_jax.data.sources import tfds as sources
+from darl_jax.nn import attention
 from darl_jax.planning import hlo, roofline
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
 from darl_jax.planning.step_memory import Memory, advice_where_it_does_not_fit, read_memory
 from darl_jax.planning.topology import Topology
-from darl_jax.sharding import make_mesh
-from darl_jax.train_state import TrainState, abstract_state, graph_definition
-from darl_jax.train_step import lower_step, make_train_step
+from darl_jax.runtime.compilation import describe
+from darl_jax.training import build
+from darl_jax.training.optimizers import learning_rate_schedule
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import TrainState, abstract_state, graph_definition
+from darl_jax.training.step import lower_step, make_train_step
 
 # Records of TFDS datasets in the splits that the configs train on, as their pages at
 # https://www.tensorflow.org/datasets/catalog say.

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from jax.sharding import Mesh
 
-from darl_jax import build
-from darl_jax.chips import Chip
 from darl_jax.config import TrainConfig
-from darl_jax.models.vit import REMAT_POLICIES
+from darl_jax.nn.vit import REMAT_POLICIES
 from darl_jax.planning import roofline
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
@@ -24,8 +22,10 @@ from darl_jax.planning.step_plan import (
     compile_plan,
 )
 from darl_jax.planning.topology import Topology
-from darl_jax.sharding import MeshConfig, make_mesh
-from darl_jax.train_state import TrainState, init_state, laid_out
+from darl_jax.runtime.chips import Chip
+from darl_jax.training import build
+from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import TrainState, init_state, laid_out
 
 _WIDEST_TENSOR = 8  # Four all-reduces of activations a block: beyond this never the best.
 # An estimate of memory may be this much too high: only what is above is not compiled.

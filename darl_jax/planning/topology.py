@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from darl_jax.chips import CHIPS, Chip
 from darl_jax.planning.roofline import Place, islands, torus_shape
+from darl_jax.runtime.chips import CHIPS, Chip
 
 _TPUS = tuple(name for name, chip in CHIPS.items() if chip.interconnect.torus_axes)
 _GPUS = tuple(name for name in CHIPS if name not in _TPUS)

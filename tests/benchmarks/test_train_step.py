@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import contestants, step_table, train_step
-from darl_jax import build
+from darl_jax.training import build
 
 DIGITS = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits_mse.py")
 SMALL = ["--models=ti16", "--image_size=32", "--batch_size=2"]

@@ -15,10 +15,10 @@ from PIL import Image
 
 from darl_jax.data import workers as workers_lib
 from darl_jax.data.chunks import Batch, Layout
-from darl_jax.data.folder import FolderSource
 from darl_jax.data.loading import Batches
 from darl_jax.data.pipeline import DataConfig, eval_batches, train_batches
-from darl_jax.data.sources import BadRecordError, TfdsSource
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.sources.tfds import BadRecordError, TfdsSource
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)

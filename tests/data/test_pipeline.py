@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from darl_jax.data import pipeline
-from darl_jax.data.digits import DigitsSource
-from darl_jax.data.folder import FolderSource
+from darl_jax.data.images.memory import MemorySource
 from darl_jax.data.makers import rows_to_records
-from darl_jax.data.memory import MemorySource
 from darl_jax.data.pipeline import DataConfig, eval_batches, open_sources, train_batches
-from darl_jax.data.sources import BadRecordError
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.sources.tfds import BadRecordError
 
 DIGITS = DataConfig(
     source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from darl_jax.data.chunks import Batch
-from darl_jax.data.folder import FolderSource
 from darl_jax.data.pipeline import DataConfig, train_batches
-from darl_jax.data.sources import Record
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.sources.tfds import Record
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
@@ -153,7 +153,7 @@ def test_thread_that_is_stuck_is_an_error_that_names_the_records(folder: pathlib
 # A program that does with the error what the trainer does.
 PROGRAM = """
 import pathlib, sys, time
-from darl_jax.cli import one_line_errors
+from darl_jax.runtime.cli import one_line_errors
 from darl_jax.data.folder import FolderSource
 from darl_jax.data.pipeline import DataConfig, train_batches
 

@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 from sklearn.neighbors import KNeighborsClassifier
 
-from darl_jax.data.digits import DigitsSource
-from darl_jax.data.memory import MemorySource
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.evaluators import knn as knn_lib
 from darl_jax.evaluators.knn import Knn, KnnConfig, bank_records, centred_directions, nearest_labels
-from darl_jax.models.patches import patchify, standardise
-from darl_jax.sharding import MeshConfig, make_mesh
+from darl_jax.nn.patches import patchify, standardise
+from darl_jax.training.sharding import MeshConfig, make_mesh
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
 KEY = jax.random.key(0)

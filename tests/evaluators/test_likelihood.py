@@ -14,26 +14,21 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from darl_jax import evaluation
 from darl_jax.config import ConfigError
-from darl_jax.evaluators.likelihood import (
-    Likelihood,
-    LikelihoodConfig,
-    Measured,
-    check_objective,
-)
+from darl_jax.evaluators import schedule as evaluation
+from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig, Measured, check_objective
 from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from darl_jax.interchange.loading import load_model
-from darl_jax.metrics import read_metrics
-from darl_jax.models.darl import DARL, parameters
-from darl_jax.models.orders import OrderConfig
-from darl_jax.models.patch_decoders import PatchDecoderConfig
-from darl_jax.objectives.diffusion import Diffusion, DiffusionConfig
-from darl_jax.objectives.mse import MSE, MSEConfig
+from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
+from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.mse import MSE, MSEConfig
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.nn.orders import OrderConfig
 from tests import tiny_runs
 from tests.evaluators.tiny import MEAN, STD, VIT, make_batches, random_images, tiny_model
 
-REPOSITORY = pathlib.Path(__file__).resolve().parent.parent.parent
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 KEY = jax.random.key(0)
 CONFIG = LikelihoodConfig(steps=20, draws=4, levels=6)
 DIFFUSION = Diffusion(DiffusionConfig(), VIT.patch_size, MEAN, STD)

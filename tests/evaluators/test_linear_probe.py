@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.data.digits import DigitsSource
-from darl_jax.data.memory import MemorySource
-from darl_jax.data.sources import BadRecordError, Record
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.data.sources.tfds import BadRecordError, Record
 from darl_jax.evaluators import linear_probe as probe_lib
 from darl_jax.evaluators.linear_probe import (
     Examples,
@@ -17,7 +17,7 @@ from darl_jax.evaluators.linear_probe import (
     block_index,
     probe_accuracies,
 )
-from darl_jax.models.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardise
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
 
 KEY = jax.random.key(0)

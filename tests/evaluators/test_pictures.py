@@ -13,9 +13,9 @@ from darl_jax.evaluators.pictures import (
     magnify,
     mean_errors,
 )
-from darl_jax.models.patches import patchify, standardise
-from darl_jax.objectives import Prediction
-from darl_jax.objectives.mse import MSE
+from darl_jax.methods import Prediction
+from darl_jax.methods.darl.mse import MSE
+from darl_jax.nn.patches import patchify, standardise
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
 KEY = jax.random.key(0)

@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from darl_jax.evaluators.validation_loss import ValidationLoss
-from darl_jax.objectives.diffusion import Diffusion, DiffusionConfig
-from darl_jax.objectives.mse import MSE
+from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
+from darl_jax.methods.darl.mse import MSE
 from tests.evaluators.tiny import MEAN, STD, VIT, make_batches, random_images, tiny_model
 
 KEY = jax.random.key(3)

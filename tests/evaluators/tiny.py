@@ -7,11 +7,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from darl_jax.models.darl import DARL, parameters
-from darl_jax.models.patch_decoders import PatchDecoderConfig
-from darl_jax.models.vit import ViTConfig
-from darl_jax.objectives.mse import MSE, MSEConfig
-from darl_jax.sharding import MeshConfig, make_mesh
+from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.mse import MSE, MSEConfig
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.sharding import MeshConfig, make_mesh
 
 MEAN, STD = (0.3,), (0.4,)
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")

@@ -3,7 +3,7 @@
 import pytest
 
 from darl_jax.figures.curves import loss_figure
-from darl_jax.metrics import MetricWriter, read_metrics
+from darl_jax.monitoring.writers import MetricWriter, read_metrics
 
 
 def test_curves_hold_the_written_losses_and_superseded_ones_are_gone(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from darl_jax.figures.depth import best_block, columns, depth_figure, table
-from darl_jax.metrics import MetricWriter, read_metrics
+from darl_jax.monitoring.writers import MetricWriter, read_metrics
 
 
 def line(step, name, values):

@@ -7,8 +7,8 @@ import pytest
 
 from darl_jax.figures import errors
 from darl_jax.figures.errors import Errors, draw, errors_figure, measure
-from darl_jax.metrics import read_metrics
-from darl_jax.sharding import MeshConfig
+from darl_jax.monitoring.writers import read_metrics
+from darl_jax.training.sharding import MeshConfig
 from tests.tiny_runs import run, tiny
 
 SPIRAL = tiny(model__patch_size=2, model__order__name="spiral", total_steps=4)

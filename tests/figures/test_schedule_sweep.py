@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from darl_jax.checkpoint import restore_params
 from darl_jax.figures import schedule_sweep
 from darl_jax.figures.schedule_sweep import (
     Point,
@@ -13,7 +12,8 @@ from darl_jax.figures.schedule_sweep import (
     sweep_figure,
     table,
 )
-from darl_jax.metrics import MetricWriter
+from darl_jax.monitoring.writers import MetricWriter
+from darl_jax.training.checkpoint import restore_params
 from tests.tiny_runs import run, tiny
 
 

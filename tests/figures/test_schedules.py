@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from darl_jax.diffusion.schedules import FUNCTIONS, Beta
 from darl_jax.figures.schedules import BETAS, schedules_figure, shares
+from darl_jax.methods.darl.schedules import FUNCTIONS, Beta
 
 EDGES = np.linspace(0.0, 1.0, 51)
 

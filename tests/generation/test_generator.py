@@ -9,14 +9,14 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from darl_jax import build
 from darl_jax.config import TrainConfig
-from darl_jax.diffusion.samplers import SamplerConfig
 from darl_jax.generation.generator import Generator, make_tables, pixel_bounds
-from darl_jax.models import orders
-from darl_jax.models.patches import patchify, standardise, unpatchify, unstandardise
-from darl_jax.sharding import MeshConfig, make_mesh
-from darl_jax.train_state import create_params, graph_definition
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.nn import orders
+from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
+from darl_jax.training import build
+from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import create_params, graph_definition
 from tests.tiny_runs import tiny
 
 GRID = (4, 4)

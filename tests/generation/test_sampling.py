@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darl_jax import build
 from darl_jax.data import pipeline
-from darl_jax.diffusion.samplers import SamplerConfig
-from darl_jax.evaluation import held_out, read_config, restored_params
+from darl_jax.evaluators.schedule import held_out, read_config, restored_params
 from darl_jax.generation.sampling import Wanted, measured_error, sample
 from darl_jax.interchange.loading import LoadedModel, load_model
-from darl_jax.sharding import make_mesh
-from darl_jax.train_state import graph_definition
+from darl_jax.methods.darl.samplers import SamplerConfig
+from darl_jax.training import build
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import graph_definition
 from tests.tiny_runs import run, tiny
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

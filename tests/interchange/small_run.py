@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darl_jax import build
 from darl_jax import config as config_lib
-from darl_jax.checkpoint import Checkpointer
 from darl_jax.interchange.described import model_of
 from darl_jax.interchange.exporting import Source
 from darl_jax.interchange.loading import LoadedModel
-from darl_jax.models.darl import parameters
-from darl_jax.models.patches import patchify
-from darl_jax.models.vit import ViT
+from darl_jax.methods.darl.model import parameters
+from darl_jax.nn.patches import patchify
+from darl_jax.nn.vit import ViT
+from darl_jax.training import build
+from darl_jax.training.checkpoint import Checkpointer
 from tests.random_modules import random_module
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "interchange.npz"

@@ -12,7 +12,7 @@ import pytest
 from darl_jax.interchange import exporting
 from darl_jax.interchange.exporting import export, new_folder
 from darl_jax.interchange.loading import build_backbone, load_model
-from darl_jax.models.orders import OrderConfig, fixed_order
+from darl_jax.nn.orders import OrderConfig, fixed_order
 from tests.interchange.small_run import make_config, make_source
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]

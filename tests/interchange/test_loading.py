@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from darl_jax.checkpoint import Checkpointer
 from darl_jax.interchange.exporting import export
 from darl_jax.interchange.loading import build_backbone, load_model, load_run
 from darl_jax.interchange.safetensors_files import read_safetensors
-from darl_jax.models.orders import OrderConfig
+from darl_jax.nn.orders import OrderConfig
+from darl_jax.training.checkpoint import Checkpointer
 from tests.interchange.small_run import (
     as_loaded,
     assert_same,

@@ -14,8 +14,8 @@ import darl_jax
 from darl_jax.interchange.exporting import export
 from darl_jax.interchange.loading import LoadedModel, build_backbone, load_model
 from darl_jax.interchange.names import from_torch
-from darl_jax.models.orders import OrderConfig
-from darl_jax.models.positions import POSITIONS, resample_positions
+from darl_jax.nn.orders import OrderConfig
+from darl_jax.nn.positions import POSITIONS, resample_positions
 from tests.interchange.small_run import (
     GOLDEN_MODEL,
     TOLERANCE,

@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from darl_jax import build
 from darl_jax.config import load
-from darl_jax.optimizers import make_optimizer
 from darl_jax.planning import hlo
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.hlo_text import parse, replica_groups
-from darl_jax.sharding import MeshConfig, make_mesh
-from darl_jax.train_state import abstract_state, graph_definition
-from darl_jax.train_step import lower_step, make_train_step
+from darl_jax.training import build
+from darl_jax.training.optimizers import make_optimizer
+from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import abstract_state, graph_definition
+from darl_jax.training.step import lower_step, make_train_step
 from tests.jaxpr_flops import matmul_flops
 from tests.planned import compiling_as_users_do
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 LAYERS, BATCH, WIDTH = 5, 64, 32
 TRAIN_MESHES = [(4, 2, 1), (2, 2, 2)]
 

@@ -2,7 +2,6 @@ import dataclasses
 
 import pytest
 
-from darl_jax.chips import Chip, Interconnect
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import (
     Place,
@@ -12,6 +11,7 @@ from darl_jax.planning.roofline import (
     islands,
     torus_shape,
 )
+from darl_jax.runtime.chips import Chip, Interconnect
 
 # Rates that make the arithmetic easy: links of 10 B/s, a network of 1 B/s.
 TORUS = Interconnect(4, 10.0, 2, 4, 256)

@@ -6,7 +6,7 @@ import pytest
 from darl_jax.config import TrainConfig
 from darl_jax.planning import sweep
 from darl_jax.planning.hlo_collectives import Collective
-from darl_jax.sharding import MeshConfig
+from darl_jax.training.sharding import MeshConfig
 
 MILLION = 10**6
 

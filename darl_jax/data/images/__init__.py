@@ -1,0 +1,1 @@
+"""Images: from a record to an example."""

@@ -1,0 +1,1 @@
+"""Datasets: where records come from."""

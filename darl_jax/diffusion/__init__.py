@@ -1,1 +1,0 @@
-"""The diffusion process that corrupts patches (Section 3.3)."""

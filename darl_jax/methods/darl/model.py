@@ -1,0 +1,84 @@
+"""DARL: a causal backbone and a patch decoder (Figure 1)."""
+
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from darl_jax.methods.darl.patch_decoders import (
+    DenoisingPatchDecoder,
+    PatchDecoder,
+    PatchDecoderConfig,
+)
+from darl_jax.methods.darl.two_stream import QueryStream
+from darl_jax.nn import orders
+from darl_jax.nn.orders import Order
+from darl_jax.nn.positions import Grid
+from darl_jax.nn.vit import ViT, ViTConfig
+
+# Flax would place parameters when they are made; the table in sharding.py says where they go.
+nnx.use_eager_sharding(False)
+
+
+class DARL(nnx.Module):
+    """The model that is pre-trained; transfer keeps its `backbone`.
+
+    Args:
+      vit: the backbone's shape.
+      patch_decoder: the decoder's shape.
+      denoising: True for the diffusion objective, False for the squared error.
+      grid: (rows, columns) of patches.
+      channels: of an image.
+      rngs: random state for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        vit: ViTConfig,
+        patch_decoder: PatchDecoderConfig,
+        *,
+        denoising: bool,
+        grid: Grid,
+        channels: int,
+        rngs: nnx.Rngs,
+    ):
+        patch_dim = vit.patch_size**2 * channels
+        self.backbone = ViT(vit, patch_dim=patch_dim, grid=grid, rngs=rngs)
+        self.query_stream = QueryStream(vit, rngs=rngs) if vit.two_stream else None
+        decoder: Any = DenoisingPatchDecoder if denoising else PatchDecoder
+        self.patch_decoder = decoder(patch_decoder, vit, patch_dim=patch_dim, rngs=rngs)
+
+    def encode(
+        self,
+        patches: Float[Array, "batch patch pixel"],
+        grid: Grid | None = None,
+        order: Order | None = None,
+    ) -> Float[Array, "batch patch width"]:
+        """z_t = f(x_{<t}) for every patch x_t, where "<" is the order of the sequence.
+
+        Args:
+          patches: of whole images, in raster order, as is what is returned.
+          grid: (rows, columns) of them; the trained grid if not given.
+          order: in which they are predicted; the config's if not given. Without two streams a model
+            knows its own order alone.
+
+        Raises:
+          ValueError: these are not all the patches of an image.
+        """
+        grid = grid or self.backbone.grid
+        order = self.backbone.order(grid) if order is None else order
+        if self.query_stream is not None:
+            z = self.query_stream(self.backbone, patches, grid=grid, order=order)
+        else:
+            z = self.backbone(patches, grid=grid, order=order, without_last=True).tokens
+        return orders.take(z, orders.inverse(order))
+
+    def draw_order(self, key: PRNGKeyArray | None, batch: int, grid: Grid | None = None) -> Order:
+        """The order that a batch is predicted in: the config's, or one drawn for each image."""
+        config = self.backbone.config.order
+        return orders.draw_orders(config, key, batch, grid or self.backbone.grid)
+
+
+def parameters(model: nnx.Module) -> PyTree:
+    """A model's parameters as a nested dict of arrays with plain names."""
+    return nnx.to_pure_dict(nnx.split(model)[1])

@@ -1,0 +1,195 @@
+"""From the backbone's output to pixels: the patch decoders of Table 2.
+
+For the squared error a decoder maps the output z_t to the patch x_t. For diffusion it takes the
+corrupted patch x_t^s beside z_t and returns its estimate of the clean patch (or of the noise).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from darl_jax.nn.vit import Block, Mlp, ViTConfig, layer_norm, linear, stack_blocks
+
+KINDS = ("mlp", "transformer")
+
+# (x^s, gamma) -> what is made of it, for draws of all patches.
+Denoise = Callable[
+    [Float[Array, "draw batch patch pixel"], Float[Array, "draw batch patch 1"]],
+    Float[Array, "draw batch patch pixel"],
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchDecoderConfig:
+    """A patch decoder's shape; its width, heads and MLP are the backbone's.
+
+    With 0 layers both kinds are a single linear layer.
+    """
+
+    kind: str = "mlp"  # 'mlp', or for diffusion 'transformer' too
+    layers: int = 0
+    condition_on_gamma: bool = False  # diffusion: gamma as one more channel of the corrupted patch
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"patch_decoder.kind={self.kind!r} is unknown; choose from {KINDS}")
+        if self.layers < 0:
+            raise ValueError(f"patch_decoder.layers={self.layers} must not be negative")
+
+
+class ResidualMlp(nnx.Module):
+    """x + mlp(norm(x)), a Transformer block without its attention."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.norm = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+        self.mlp = Mlp(config.width, config.mlp_dim, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        return x + self.mlp(self.norm(x))
+
+
+class MlpHead(nnx.Module):
+    """Residual MLP layers, LayerNorm, linear; without layers only the linear."""
+
+    def __init__(self, vit: ViTConfig, layers: int, patch_dim: int, *, rngs: nnx.Rngs):
+        self.layers = layers
+        if layers:
+            self.blocks = stack_blocks(
+                lambda key: ResidualMlp(vit, rngs=nnx.Rngs(key)), layers, rngs.params()
+            )
+            self.norm = layer_norm(vit.width, dtype=vit.dtype, rngs=rngs)
+        self.to_pixels = linear(vit.width, patch_dim, dtype=vit.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch pixel"]:
+        if self.layers:
+            for block in unstack_blocks(self.blocks, self.layers):
+                x = block(x)
+            x = self.norm(x)
+        return self.to_pixels(x)
+
+
+class PatchDecoder(nnx.Module):
+    """z -> patch, for the squared error (Section 3.2).
+
+    Raises:
+      ValueError: a Transformer or conditioning on gamma is asked for, which only diffusion has.
+    """
+
+    def __init__(
+        self, config: PatchDecoderConfig, vit: ViTConfig, *, patch_dim: int, rngs: nnx.Rngs
+    ):
+        if config.kind != "mlp" or config.condition_on_gamma:
+            raise ValueError(
+                "the squared error's patch decoder has patch_decoder.kind='mlp' and "
+                "patch_decoder.condition_on_gamma=False; the others need objective.name='diffusion'"
+            )
+        self.head = MlpHead(vit, config.layers, patch_dim, rngs=rngs)
+
+    def __call__(self, z: Float[Array, "*batch width"]) -> Float[Array, "*batch pixel"]:
+        return self.head(z)
+
+
+class DenoisingPatchDecoder(nnx.Module):
+    """(z, x^s, gamma) -> clean patch or noise (Sections 3.1 and 4.1).
+
+    'transformer': blocks with full attention over two tokens, z through a linear layer of its own
+    and the embedded corrupted patch; settled here: the output is read at the corrupted patch's
+    token, then LayerNorm and linear. 'mlp': residual MLP layers on z + embed(x^s). With 0 layers
+    both are linear(z + embed(x^s)).
+    """
+
+    def __init__(
+        self, config: PatchDecoderConfig, vit: ViTConfig, *, patch_dim: int, rngs: nnx.Rngs
+    ):
+        self.condition_on_gamma = config.condition_on_gamma
+        self.layers = config.layers if config.kind == "transformer" else 0
+        self.embedding = linear(
+            patch_dim + config.condition_on_gamma, vit.width, dtype=vit.dtype, rngs=rngs
+        )
+        if self.layers:
+            self.from_backbone = linear(vit.width, vit.width, dtype=vit.dtype, rngs=rngs)
+            self.blocks = stack_blocks(
+                lambda key: Block(vit, rngs=nnx.Rngs(key)), self.layers, rngs.params()
+            )
+            self.norm = layer_norm(vit.width, dtype=vit.dtype, rngs=rngs)
+            self.to_pixels = linear(vit.width, patch_dim, dtype=vit.dtype, rngs=rngs)
+        else:
+            self.head = MlpHead(vit, config.layers, patch_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        z: Float[Array, "batch patch width"],
+        x_s: Float[Array, "draw batch patch pixel"],
+        gamma: Float[Array, "draw batch patch 1"],
+    ) -> Float[Array, "draw batch patch pixel"]:
+        """Denoises several draws for each output of the backbone, which is paid once."""
+        return self.denoiser(z)(x_s, gamma)
+
+    def denoiser(self, z: Float[Array, "batch patch width"]) -> Denoise:
+        """What denoises again and again beside one z, with all that is the same each time done."""
+        if self.layers:
+            first, blocks = self.from_backbone(z), unstack_blocks(self.blocks, self.layers)
+
+        def denoise(x_s: Array, gamma: Array) -> Array:
+            if self.condition_on_gamma:
+                x_s = jnp.concatenate([x_s, gamma.astype(x_s.dtype)], axis=-1)
+            x = self.embedding(x_s)
+            if not self.layers:
+                return self.head(z + x)
+            token = first
+            for block in blocks:
+                token, x = two_token_block(block, token, x)
+            return self.to_pixels(self.norm(x))
+
+        return denoise
+
+
+def unstack_blocks(blocks: nnx.Module, number: int) -> list[Any]:
+    """The single modules of a stack.
+
+    A loop over them, unlike a scan, lets the compiler drop what the last one computes for nobody.
+    """
+    graphdef, stacked = nnx.split(blocks)
+    return [
+        nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(number)
+    ]
+
+
+def two_token_block(
+    block: Block,
+    z: Float[Array, "*batch patch width"],
+    x: Float[Array, "draw batch patch width"],
+) -> tuple[Float[Array, "draw batch patch width"], Float[Array, "draw batch patch width"]]:
+    """A Transformer block over the sequences [z, x] of two tokens, each token an array of its own.
+
+    Kept apart, what is common to all draws is computed once, and what the last block would compute
+    for z is never read and so dropped. Over two keys the softmax is a sigmoid of the logits'
+    difference: w = sigmoid(q . (k_z - k_x) / sqrt(d)), output = v_x + w (v_z - v_x). That is a few
+    FLOPs for each element, fused, where a general attention kernel would pad 2 tokens to its block.
+    """
+    attention = block.attention
+    heads = attention.num_heads
+
+    def split(y: Array) -> Array:
+        return y.reshape(*y.shape[:-1], heads, -1)
+
+    normed = block.norm_attention(z), block.norm_attention(x)
+    key_z, key_x = (split(attention.key(y)) for y in normed)
+    value_z, value_x = (split(attention.value(y)) for y in normed)
+    key_difference = (key_z - key_x).astype(jnp.float32) * key_z.shape[-1] ** -0.5
+    value_difference = value_z - value_x
+
+    def update(token: Array, norm: Array) -> Array:
+        query = split(attention.query(norm)).astype(jnp.float32)
+        logit = jnp.sum(query * key_difference, axis=-1, keepdims=True)
+        weight_of_z = jax.nn.sigmoid(logit).astype(value_x.dtype)
+        mixed = value_x + weight_of_z * value_difference
+        token = token + attention.out(mixed.reshape(*mixed.shape[:-2], -1))
+        return token + block.mlp(block.norm_mlp(token))
+
+    return update(z, normed[0]), update(x, normed[1])

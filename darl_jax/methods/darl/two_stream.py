@@ -1,0 +1,99 @@
+"""Two streams: a backbone that is asked for patches by their places (Section 4.4, Appendix A.5).
+
+XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the causal backbone as it
+is. The query stream has a token for each patch to predict, which knows the patch's place but not
+its content: it attends to the content stream strictly before itself, the start token included.
+So the next patch may be any, and the order may be another one for each image.
+
+With RoPE a place shows only against another token's: the first target of a sequence, which sees the
+start token alone, does not know where it is.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from darl_jax.nn import orders
+from darl_jax.nn.orders import Order
+from darl_jax.nn.positions import Grid
+from darl_jax.nn.vit import (
+    DTYPES,
+    TOKEN_STDDEV,
+    Angles,
+    ViT,
+    ViTConfig,
+    linear,
+    scan_blocks,
+    stack_blocks,
+)
+from darl_jax.training.sharding import pin_batch
+
+
+class QueryStream(nnx.Module):
+    """The parameters that the query stream has beside the backbone's.
+
+    Settled here: one learned token for all places, to which the target's place is added or by which
+    it is rotated as the content is; a query projection of its own for each block ("an additional
+    query head"); everything else, norms and output projections included, is the backbone's.
+    """
+
+    def __init__(self, vit: ViTConfig, *, rngs: nnx.Rngs):
+        token = nnx.initializers.normal(TOKEN_STDDEV)
+        self.token = nnx.Param(token(rngs.params(), (vit.width,), jnp.float32))
+        self.query = stack_blocks(
+            lambda key: linear(vit.width, vit.width, dtype=vit.dtype, rngs=nnx.Rngs(key)),
+            vit.depth,
+            rngs.params(),
+        )
+
+    def __call__(
+        self,
+        backbone: ViT,
+        patches: Float[Array, "batch patch pixel"],
+        *,
+        grid: Grid,
+        order: Order,
+    ) -> Float[Array, "batch patch width"]:
+        """z_t = f(x_{<t}, place of x_t) for all patches, as they stand in the sequence.
+
+        Args:
+          backbone: the content stream.
+          patches: standardised patches of whole images, in raster order.
+          grid: (rows, columns) of them.
+          order: in which they are predicted.
+        """
+        content, content_angles = backbone.sequence(patches, grid, order, without_last=True)
+        queries, query_angles = self.queries(backbone, len(patches), grid, order)
+        graphdef, stacked = nnx.split((backbone.blocks, self.query))
+
+        def block(streams: tuple[Array, Array], parameters: nnx.State) -> tuple[Any, None]:
+            content, queries = streams
+            block, query = nnx.merge(graphdef, parameters)
+            attention, normed = block.attention, block.norm_attention(content)
+            looking = attention.heads(query(block.norm_attention(queries)), query_angles)
+            # The start token shifts the content by one, so "strictly before" is the causal mask.
+            keys, values = attention.keys_values(normed, content_angles)
+            seen = attention.attend(looking, keys, values, mask="causal")
+            own = attention.attend(
+                attention.queries(normed, content_angles), keys, values, mask="causal"
+            )
+            streams = block.finish(content, own), block.finish(queries, seen)
+            return jax.tree.map(pin_batch, streams), None
+
+        (_, queries), _ = scan_blocks(block, (content, queries), stacked, backbone.config)
+        return backbone.final_norm(queries)
+
+    def queries(
+        self, backbone: ViT, batch: int, grid: Grid, order: Order
+    ) -> tuple[Float[Array, "batch patch width"], Angles]:
+        """A token for each patch as they stand in the sequence, and the angles they turn by."""
+        token = self.token[...].astype(DTYPES[backbone.config.dtype])
+        queries = jnp.broadcast_to(token, (batch, order.shape[-1], len(token)))
+        table = backbone.position_table(grid)
+        if table is not None:
+            queries = queries + orders.take(table, order).astype(queries.dtype)
+        angles = backbone.angles(grid, order)
+        return pin_batch(queries), None if angles is None else angles[..., 1:, :]

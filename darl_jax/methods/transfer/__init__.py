@@ -1,0 +1,1 @@
+"""Fine-tuning, supervised training and probes."""

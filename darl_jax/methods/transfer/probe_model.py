@@ -1,0 +1,253 @@
+"""Classifiers on every block of a frozen backbone, side by side (Figure 8b, Table 13)."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from darl_jax.nn.attention import Mask
+from darl_jax.nn.positions import Grid
+from darl_jax.nn.readout import POOLINGS, readout
+from darl_jax.nn.vit import TOKEN_STDDEV, ViT, ViTConfig, stack_blocks
+
+KINDS = ("linear", "attentive")
+BATCH_NORM_EPSILON = 1e-6  # as in MAE's linear evaluation and AIM's attentive one
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbesConfig:
+    """Which classifiers, and what they see; the defaults are the linear evaluation's (Table 13).
+
+    Attributes:
+      name: of the objective.
+      num_classes: of the labels; None is as many as the training split has.
+      kind: 'linear' on pooled tokens, or 'attentive' on all patches' tokens (AIM).
+      mask: the backbone's attention, 'causal' or 'full'.
+      pooling: of tokens before a linear probe, 'mean' or 'last' (models/readout.py).
+      average_blocks: a probe sees the mean of this many outputs, those of its own block and of the
+        ones below it, fewer where there are fewer; AIM's has 6.
+      label_smoothing: in training.
+    """
+
+    name: str = "probes"
+    num_classes: int | None = None
+    kind: str = "linear"
+    mask: Literal["causal", "full"] = "causal"
+    pooling: str = "mean"
+    average_blocks: int = 1
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key, valid in (("kind", KINDS), ("pooling", POOLINGS)):
+            value = getattr(self, key)
+            if value not in valid:
+                raise ValueError(f"objective.{key}={value!r} is unknown; choose from {valid}")
+        if self.average_blocks < 1:
+            raise ValueError(f"objective.average_blocks={self.average_blocks} must be at least 1")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(f"objective.num_classes={self.num_classes} must be at least 2")
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation without scale and bias.
+
+    Running statistics are parameters, so that no step has other state to carry. What moves them is
+    a term of the loss, 0.5 |running - batch's|^2, with no gradient to anything else and no value:
+    its gradient is (running - batch's), and a plain step of 0.1 times that, which
+    `optimizers.make_optimizer` makes, is torch's running average with its default momentum.
+
+    In training statistics are those of the global batch, whatever number of devices has it, or of
+    a micro-batch. The running variance is the unbiased one, as torch's.
+    """
+
+    def __init__(self, width: int):
+        self.running_mean = nnx.Param(jnp.zeros(width, jnp.float32))
+        self.running_var = nnx.Param(jnp.ones(width, jnp.float32))
+
+    def __call__(
+        self,
+        x: Float32[Array, "batch *token width"],
+        counts: Bool[Array, " batch"] | None,
+    ) -> tuple[Float32[Array, "batch *token width"], Float32[Array, ""]]:
+        """Normalised features, and the term of the loss, which is 0.
+
+        Args:
+          x: features; statistics are over examples and tokens.
+          counts: in training, which examples there are; the others give 0 and no more. None
+            normalises by the running statistics.
+        """
+        running = jnp.stack([self.running_mean[...], self.running_var[...]])
+        if counts is None:
+            mean, variance = running
+            return (x - mean) * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON), jnp.float32(0.0)
+        axes = tuple(range(x.ndim - 1))
+        there = counts.reshape(-1, *(1,) * (x.ndim - 1))
+        number = jnp.sum(counts, dtype=jnp.float32) * math.prod(x.shape[1:-1])
+        # `where`, not a product: what a padded example gives may be non-finite.
+        mean = jnp.sum(jnp.where(there, x, 0.0), axis=axes) / jnp.maximum(number, 1.0)
+        centred = jnp.where(there, x - mean, 0.0)
+        squares = jnp.sum(jnp.square(centred), axis=axes)
+        variance = squares / jnp.maximum(number, 1.0)
+        batch = jnp.stack([mean, squares / jnp.maximum(number - 1.0, 1.0)])
+        distance = running - jax.lax.stop_gradient(jnp.where(number > 0, batch, running))
+        term = 0.5 * jnp.sum(jnp.square(distance))
+        normalised = centred * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        return normalised, term - jax.lax.stop_gradient(term)
+
+
+def _classifier(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
+    init = nnx.initializers.normal(0.01)  # as in MAE's linear evaluation
+    return nnx.Linear(width, num_classes, kernel_init=init, rngs=rngs)
+
+
+class LinearProbe(nnx.Module):
+    """Batch normalisation and one linear layer on a vector for each image (Table 13)."""
+
+    def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.norm = BatchNorm(width)
+        self.classifier = _classifier(width, num_classes, rngs)
+
+    def __call__(
+        self, x: Float32[Array, "batch width"], counts: Bool[Array, " batch"] | None
+    ) -> tuple[Float32[Array, "batch class"], Float32[Array, ""]]:
+        x, term = self.norm(x, counts)
+        return self.classifier(x), term
+
+
+class AttentiveProbe(nnx.Module):
+    """AIM's probe: one learned query attends to all tokens (arXiv 2401.08541, Section 4).
+
+    Batch normalisation, then multi-head attention of a query, which is not projected, to keys and
+    values without bias, then one linear layer. There is no output projection.
+
+    A query that is the same for all images can meet the key's matrix first, and the average over
+    tokens can be taken before the value's: q'(K x) = (K'q)' x and sum_t a_t (V x_t) =
+    V (sum_t a_t x_t). So no key or value of a token is ever computed: width x heads
+    multiplications for each token in place of 2 width^2.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_classes: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.norm = BatchNorm(width)
+        self.query = nnx.Param(
+            nnx.initializers.normal(TOKEN_STDDEV)(rngs.params(), (width,), jnp.float32)
+        )
+        self.key, self.value = (
+            nnx.Linear(
+                width,
+                width,
+                use_bias=False,
+                kernel_init=nnx.initializers.xavier_uniform(),
+                rngs=rngs,
+            )
+            for _ in range(2)
+        )
+        self.classifier = _classifier(width, num_classes, rngs)
+
+    def __call__(
+        self, x: Float32[Array, "batch token width"], counts: Bool[Array, " batch"] | None
+    ) -> tuple[Float32[Array, "batch class"], Float32[Array, ""]]:
+        x, term = self.norm(x, counts)
+        width = x.shape[-1]
+        query = self.query[...].reshape(self.num_heads, -1)
+        key, value = (
+            layer.kernel[...].reshape(width, self.num_heads, -1) for layer in (self.key, self.value)
+        )
+        query = jnp.einsum("hc,whc->wh", query, key) * query.shape[-1] ** -0.5
+        weights = jax.nn.softmax(jnp.einsum("btw,wh->bht", x, query), axis=-1)
+        pooled = jnp.einsum("bht,btw->bhw", weights, x)
+        attended = jnp.einsum("bhw,whc->bhc", pooled, value)
+        return self.classifier(attended.reshape(-1, width)), term
+
+
+class Probes(nnx.Module):
+    """A backbone that is not trained, and a probe on the output of each of its blocks.
+
+    All of a step comes from one forward pass of the backbone, and its backward pass does not exist.
+    Outputs are taken raw, before any norm, and probes compute in float32. All blocks' outputs are
+    kept at once, in the backbone's dtype: they leave its scan together. A linear probe's are pooled
+    behind that, an attentive one's are read block by block. One probe's intermediate values are
+    there at a time.
+
+    Args:
+      vit: the backbone's shape.
+      config: the probes' kind.
+      num_classes: of the labels.
+      grid: (rows, columns) of patches of the images that positions are counted on.
+      channels: of an image.
+      rngs: random state for the initial parameters.
+    """
+
+    def __init__(
+        self,
+        vit: ViTConfig,
+        config: ProbesConfig,
+        *,
+        num_classes: int,
+        grid: Grid,
+        channels: int,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.backbone = ViT(vit, patch_dim=vit.patch_size**2 * channels, grid=grid, rngs=rngs)
+
+        def probe(key: Array) -> LinearProbe | AttentiveProbe:
+            if config.kind == "linear":
+                return LinearProbe(vit.width, num_classes, rngs=nnx.Rngs(key))
+            # Settled here: as many heads as the backbone has.
+            return AttentiveProbe(vit.width, vit.num_heads, num_classes, rngs=nnx.Rngs(key))
+
+        self.probes = stack_blocks(probe, vit.depth, rngs.params())
+
+    def __call__(
+        self,
+        patches: Float[Array, "batch patch pixel"],
+        *,
+        mask: Mask,
+        grid: Grid,
+        counts: Bool[Array, " batch"] | None = None,
+    ) -> tuple[Float32[Array, "depth batch class"], Float32[Array, ""]]:
+        """Every probe's logits, and the loss's term of their `BatchNorm`s, which is 0.
+
+        Args:
+          patches: standardised, all of an image's, in raster order.
+          mask: 'causal' or 'full' attention of the backbone.
+          grid: (rows, columns) of patches.
+          counts: in training, which examples there are; None outside training.
+        """
+        graphdef, frozen = nnx.split(self.backbone)
+        # Before the backbone and not behind it, so that nothing is kept for a backward pass.
+        backbone = nnx.merge(graphdef, jax.lax.stop_gradient(frozen))
+        blocks = backbone(patches, mask=mask, grid=grid).blocks
+        if self.config.kind == "linear":
+            inputs = readout(blocks, self.config.pooling)
+        else:
+            inputs = blocks[:, :, 1:]  # without the start token
+        probe_graphdef, stacked = nnx.split(self.probes)
+
+        # Checkpointed: of each probe only its input, which is there anyway, is kept.
+        @jax.checkpoint
+        def probe(of_block: tuple[Array, nnx.State]) -> tuple[Array, Array]:
+            index, parameters = of_block
+            x = _mean_of_last(inputs, index, self.config.average_blocks)
+            return nnx.merge(probe_graphdef, parameters)(x, counts)
+
+        logits, terms = jax.lax.map(probe, (jnp.arange(len(inputs)), stacked))
+        return logits, jnp.sum(terms)
+
+
+def _mean_of_last(
+    blocks: Float[Array, "depth batch *token width"], index: Int[Array, ""], number: int
+) -> Float32[Array, "batch *token width"]:
+    """The mean of block `index` and of those below it, `number` at most."""
+    total = blocks[index].astype(jnp.float32)
+    for below in range(1, number):
+        block = blocks[jnp.maximum(index - below, 0)].astype(jnp.float32)
+        total = total + jnp.where(index >= below, block, 0.0)
+    return total / jnp.minimum(index + 1, number)

@@ -1,1 +1,0 @@
-"""Models: arrays in, arrays out. They know nothing of data or configs."""

@@ -1,0 +1,1 @@
+"""Metrics, logs, goodput and profiles of a run."""

@@ -1,0 +1,224 @@
+"""Scaled dot-product attention: one function, and the kernels that can compute it."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from darl_jax.training.sharding import BATCH_AXES
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+
+# Who may look at whom: 'causal' (key <= query), 'full', or for each example the length of a prefix
+# that everybody sees, behind which attention is causal (AIM's prefix mask).
+Mask = Literal["causal", "full"] | Int[Array, " batch"]
+
+_LANES = 128  # Splash attention works on blocks of this many tokens and channels.
+_SPLASH_MIN_TOKENS = 1024  # Below this padding to blocks costs more than the T x T logits.
+
+
+def choose_implementation(
+    implementation: str, *, device: Any, dtype: str, head_dim: int, tokens: int
+) -> str:
+    """The kernel that `implementation` stands for on a device.
+
+    Raises:
+      ValueError: the name is unknown, or the kernel cannot run what is asked of it.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
+        )
+    platform = device.platform
+    cudnn_fits = dtype in ("bfloat16", "float16") and _cudnn_takes(device, head_dim)
+    if implementation == "auto":
+        if cudnn_fits:
+            return "cudnn"
+        if platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS:
+            return "splash"
+        return "xla"
+    if implementation == "cudnn" and not cudnn_fits:
+        raise ValueError(
+            "attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, a 16-bit "
+            "dtype and a head_dim that is a multiple of 8 and at most 128 (256 from 9.0 on); here "
+            f"are {device.device_kind}, {dtype} and head_dim {head_dim}"
+        )
+    if implementation == "splash" and platform != "tpu":
+        raise ValueError(f"attention='splash' needs a TPU, not platform {platform}")
+    return implementation
+
+
+def _cudnn_takes(device: Any, head_dim: int) -> bool:
+    """Whether cuDNN's flash attention runs on a device; only NVIDIA's have a number to tell."""
+    try:
+        capability = float(getattr(device, "compute_capability", ""))
+    except ValueError:
+        return False
+    return capability >= 8.0 and head_dim % 8 == 0 and head_dim <= (256 if capability >= 9 else 128)
+
+
+def attention(
+    query: Float[Array, "batch token head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    *,
+    mask: Mask,
+    implementation: str = "auto",
+) -> Float[Array, "batch token head channel"]:
+    """softmax(q k' / sqrt(channel) + mask) v, with logits and softmax in float32.
+
+    Args:
+      query: queries; keys and values have the same shape.
+      key: keys.
+      value: values.
+      mask: 'causal', 'full', or prefix lengths.
+      implementation: one of IMPLEMENTATIONS.
+
+    Raises:
+      ValueError: a prefix mask is asked of splash attention, whose masks are the same for all
+        examples, or the implementation is unknown.
+    """
+    if implementation == "auto":
+        implementation = choose_implementation(
+            implementation,
+            device=jax.devices()[0],
+            dtype=query.dtype.name,
+            head_dim=query.shape[-1],
+            tokens=query.shape[1],
+        )
+    if implementation == "xla":
+        return _xla(query, key, value, _visible(mask, query.shape[1]))
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            mask=None if isinstance(mask, str) else prefix_mask(mask, query.shape[1]),
+            is_causal=isinstance(mask, str) and mask == "causal",
+            implementation="cudnn",
+        )
+    if implementation == "splash":
+        if not isinstance(mask, str):
+            raise ValueError("attention='splash' cannot take a prefix mask; choose 'xla'")
+        return _splash(query, key, value, causal=mask == "causal")
+    raise ValueError(f"attention={implementation!r} names no kernel")
+
+
+def attention_to_first(
+    query: Float[Array, "batch 1 head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    number: Int[Array, ""],
+) -> Float[Array, "batch 1 head channel"]:
+    """Attention of one token to the first `number` of those that have been kept."""
+    visible = (jnp.arange(key.shape[1]) < number)[None, None, None]
+    return _xla_forward(query, key, value, visible)[0]
+
+
+def prefix_mask(prefix: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch 1 query key"]:
+    """True where (key < prefix) or (key <= query)."""
+    position = jnp.arange(tokens)
+    causal = position[None, :] <= position[:, None]
+    return (position < prefix[:, None, None, None]) | causal
+
+
+def _visible(mask: Mask, tokens: int) -> Bool[Array, "#batch 1 query key"] | None:
+    """True where a query sees a key; None where it sees all."""
+    if not isinstance(mask, str):
+        return prefix_mask(mask, tokens)
+    return prefix_mask(jnp.zeros(1, jnp.int32), tokens) if mask == "causal" else None
+
+
+@jax.custom_vjp
+def _xla(
+    query: Float[Array, "batch token head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    visible: Bool[Array, "#batch 1 token token"] | None,
+) -> Float[Array, "batch token head channel"]:
+    """Attention as plain matmuls, forward and backward.
+
+    The derivative is written out so that no matmul has its token x token factor transposed, which
+    on a CPU takes three times as long, and so that the weights are all of that size that is kept.
+    """
+    return _xla_forward(query, key, value, visible)[0]
+
+
+def _xla_forward(query: Array, key: Array, value: Array, visible: Array | None) -> tuple[Any, Any]:
+    logits = _matmul("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    if visible is not None:
+        logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
+    out = _matmul("bhqk,bkhd->bhqd", weights, value).swapaxes(1, 2).astype(query.dtype)
+    return out, (query, key, value, weights, out)
+
+
+def _xla_backward(residuals: tuple[Array, ...], dout: Array) -> tuple[Any, ...]:
+    query, key, value, weights, out = residuals
+    # The sum over keys of weights * dweights, from the smaller factors.
+    mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1).swapaxes(1, 2)[..., None]
+    dweights = _matmul("bqhd,bkhd->bhqk", dout, value)
+    dlogits = (weights * (dweights - mean) * query.shape[-1] ** -0.5).astype(query.dtype)
+    dquery = _matmul("bhqk,bkhd->bhqd", dlogits, key).swapaxes(1, 2)
+    dkey = _matmul("bqhd,bhqk->bhdk", query, dlogits).transpose(0, 3, 1, 2)
+    dvalue = _matmul("bqhd,bhqk->bhdk", dout, weights).transpose(0, 3, 1, 2)
+    return *(d.astype(query.dtype) for d in (dquery, dkey, dvalue)), None
+
+
+_xla.defvjp(_xla_forward, _xla_backward)
+
+
+def _matmul(subscripts: str, a: Array, b: Array) -> Float[Array, "batch head _ _"]:
+    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def _splash(
+    query: Float[Array, "batch token head channel"],
+    key: Float[Array, "batch token head channel"],
+    value: Float[Array, "batch token head channel"],
+    *,
+    causal: bool,
+    interpret: bool = False,
+) -> Float[Array, "batch token head channel"]:
+    """Splash attention on padded blocks, each device on its own examples and heads."""
+    _, tokens, _, channels = query.shape
+    padded = math.ceil(tokens / _LANES) * _LANES
+    lanes = math.ceil(channels / _LANES) * _LANES
+
+    def to_blocks(x: Array) -> Array:
+        # Zero channels leave q k' as it is; padded tokens are a segment of their own.
+        x = jnp.pad(x, ((0, 0), (0, padded - tokens), (0, 0), (0, lanes - channels)))
+        return jnp.swapaxes(x, 1, 2)
+
+    segments = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+    segment_ids = splash_attention_kernel.SegmentIds(q=segments, kv=segments)
+
+    def on_device(q: Array, k: Array, v: Array) -> Array:
+        one = (
+            splash_attention_mask.CausalMask((padded, padded))
+            if causal
+            else splash_attention_mask.FullMask((padded, padded))
+        )
+        kernel = splash_attention_kernel.make_splash_mha(
+            splash_attention_mask.MultiHeadMask([one] * q.shape[1]),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, segment_ids=segment_ids))(q, k, v)
+
+    mapped: Callable[[Array, Array, Array], Array] = on_device
+    if not jax.sharding.get_abstract_mesh().empty:
+        spec = PartitionSpec(BATCH_AXES, "tensor")
+        mapped = jax.shard_map(on_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+    # The kernel does not scale its logits.
+    out = mapped(to_blocks(query * channels**-0.5), to_blocks(key), to_blocks(value))
+    return jnp.swapaxes(out, 1, 2)[:, :tokens, :, :channels].astype(query.dtype)

@@ -1,0 +1,119 @@
+"""A sequence one token at a time, with the keys and values of all earlier tokens kept.
+
+What `DARL.encode` computes for whole images at once, for images whose patches are not there yet.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from darl_jax.methods.darl.model import DARL
+from darl_jax.nn import attention as attention_lib
+from darl_jax.nn import orders
+from darl_jax.nn.orders import Order
+from darl_jax.nn.positions import Grid
+from darl_jax.nn.vit import DTYPES, Angles
+from darl_jax.training.sharding import pin_batch
+
+
+class Cache(NamedTuple):
+    """Keys and values of every block; places of the sequence that are not reached yet hold 0."""
+
+    keys: Float[Array, "depth batch token head channel"]
+    values: Float[Array, "depth batch token head channel"]
+
+
+class SequenceDecoder:
+    """Runs a model along one order.
+
+    Args:
+      model: with its parameters.
+      grid: (rows, columns) of patches.
+      order: in which they come.
+    """
+
+    def __init__(self, model: DARL, grid: Grid, order: Order):
+        self._model = model
+        self._order = order
+        backbone = model.backbone
+        self._angles = backbone.angles(grid, order)
+        self._table = backbone.position_table(grid)
+        if self._table is not None:
+            self._table = orders.take(self._table, order)
+
+    def empty_cache(self, batch: int) -> Cache:
+        """A cache for `batch` images."""
+        config = self._model.backbone.config
+        shape = (config.depth, batch, self._order.shape[-1], config.num_heads, config.head_dim)
+        empty = pin_batch(jnp.zeros(shape, DTYPES[config.dtype]), batch_axis=1)
+        return Cache(empty, empty)
+
+    def __call__(
+        self, cache: Cache, place: Int[Array, ""], previous: Float[Array, "batch pixel"]
+    ) -> tuple[Cache, Float[Array, "batch width"]]:
+        """z for the patch that stands at a place of the sequence, from 0 on.
+
+        Args:
+          cache: of all places before.
+          place: whose patch is to be predicted.
+          previous: the patch before it; not read at the first place, which the start token is for.
+        """
+        model, backbone = self._model, self._model.backbone
+        embedded = backbone.patch_embedding(previous) + self._position(place - 1)
+        sos = jnp.broadcast_to(backbone.sos[...].astype(embedded.dtype), embedded.shape)
+        content = jnp.where(place == 0, sos, embedded)[:, None]
+        content_angles = self._angle(place)
+        stream, queries, query_angles = model.query_stream, None, None
+        if stream is not None:
+            token = stream.token[...].astype(embedded.dtype) + self._position(place)
+            queries = jnp.broadcast_to(token, embedded.shape)[:, None]
+            query_angles = self._angle(place + 1)
+        stacked_modules = (backbone.blocks, None if stream is None else stream.query)
+        graphdef, stacked = nnx.split(stacked_modules)
+
+        def block(streams: Any, per_block: Any) -> tuple[Any, Cache]:
+            content, queries = streams
+            parameters, keys, values = per_block
+            block, query = nnx.merge(graphdef, parameters)
+            attention, normed = block.attention, block.norm_attention(content)
+            new = attention.keys_values(normed, content_angles)
+            keys, values = (
+                jax.lax.dynamic_update_slice_in_dim(kept, one.astype(kept.dtype), place, axis=1)
+                for kept, one in zip((keys, values), new, strict=True)
+            )
+
+            def attend(looking: Array) -> Array:
+                seen = attention_lib.attention_to_first(looking, keys, values, place + 1)
+                return attention.out(seen.reshape(*seen.shape[:2], -1))
+
+            if query is not None:
+                looking = attention.heads(query(block.norm_attention(queries)), query_angles)
+                queries = block.finish(queries, attend(looking))
+            content = block.finish(content, attend(attention.queries(normed, content_angles)))
+            return (content, queries), Cache(keys, values)
+
+        (content, queries), cache = jax.lax.scan(
+            block,
+            (content, queries),
+            (stacked, *cache),
+            unroll=min(backbone.config.unroll, backbone.config.depth),
+        )
+        z = backbone.final_norm(content if queries is None else queries)[:, 0]
+        return cache, pin_batch(z)
+
+    def _position(self, place: Int[Array, ""]) -> Float[Array, "*batch width"] | float:
+        """What is added for the patch at a place; place -1 is read by nobody."""
+        if self._table is None:
+            return 0.0
+        return jnp.asarray(self._table)[..., jnp.maximum(place, 0), :].astype(
+            DTYPES[self._model.backbone.config.dtype]
+        )
+
+    def _angle(self, token: Int[Array, ""]) -> Angles:
+        """The angles of one token, the start token being number 0."""
+        if self._angles is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(jnp.asarray(self._angles), token, 1, axis=-2)

@@ -1,0 +1,1 @@
+"""Command line, cluster, signals and compilation around a program."""

@@ -1,0 +1,127 @@
+"""What every command has in common: exit codes, and errors that a person can act on."""
+
+import contextlib
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+from absl import flags, logging
+
+from darl_jax.runtime import cluster
+
+EXIT_ERROR = 1  # something failed while it ran
+EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
+EXIT_NOT_FINITE = 3  # training diverged
+EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
+
+# What is wrong with what was given, and stays wrong until a person changes it. Other errors of the
+# file system may pass.
+BAD_INPUT = (
+    ValueError,
+    ImportError,
+    MemoryError,
+    FileNotFoundError,
+    FileExistsError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+# What a person can mend: keys and files, a package that a bucket needs, memory.
+USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
+
+
+@contextlib.contextmanager
+def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest.
+
+    Of several processes that fail, the first one says so, and all end.
+    """
+    try:
+        yield
+    except kinds as error:
+        logging.debug("This is where it happened:", exc_info=True)
+        cluster.fail_together(str(error), code)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def advice_on_memory() -> Iterator[None]:
+    """Says what to change where a device runs out of memory.
+
+    Raises:
+      MemoryError: a device did.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(
+            f"a device has too little memory ({str(error).splitlines()[0]}). Lower "
+            "config.batch_size, raise config.accumulation_steps or config.mesh.fsdp, or set "
+            "config.model.remat to 'dots' or 'full'"
+        ) from error
+
+
+def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[str]], list[str]]:
+    """A parser for `app.run` that says in one line what is wrong with a flag or a config file.
+
+    Args:
+      usage: an example of a command line, for messages.
+      arguments: whether there are other arguments than flags.
+    """
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        # ml_collections runs the config file and applies --config.key=value while it parses, so
+        # whatever a config file raises is seen here.
+        with one_line_errors(EXIT_BAD_INPUT, Exception):
+            path = _config_file(argv)
+            try:
+                rest = flags.FLAGS(argv)
+            except (AttributeError, KeyError) as error:
+                raise ValueError(_unknown_key(error, argv, path)) from error
+            except (flags.Error, NameError, ImportError, SyntaxError, TypeError) as error:
+                raise ValueError(_in_config_file(error, path)) from error
+            if len(rest) > 1 and not arguments:
+                raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
+        return rest
+
+    return parse
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The path that --config=path or --config path gives; the last one counts."""
+    path = ""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag.lstrip("-") == "config" and flag != argument.lstrip("-"):
+            path = (value if equals else following).split(":")[0]
+    # Left to itself ml_collections says so over several lines, and later, when a key is read.
+    if path and not pathlib.Path(path).is_file():
+        raise ValueError(f"--config={path}: there is no such file; configs/ holds the project's")
+    return path
+
+
+def _unknown_key(error: BaseException, argv: Sequence[str], path: str) -> str:
+    """ml_collections names the key that is unknown and the nearest one, but not where it stood."""
+    while isinstance(error.args[0], Exception):
+        error = error.args[0]
+    message = " ".join(str(error.args[0]).split())
+    for argument in argv:
+        keys = argument.lstrip("-").split("=")[0].split(".")
+        if keys[0] == "config" and any(f"'{key}'" in message for key in keys[1:]):
+            return f"{argument}: there is no key {message}"
+    return f"{path}: {message}"
+
+
+def _in_config_file(error: BaseException, path: str) -> str:
+    """The last line of what went wrong, after the config file's line if it was raised there."""
+    # ml_collections puts a whole traceback into some of its messages.
+    text = "".join(traceback.format_exception(error)) + str(error)
+    lines = re.findall(rf'File "[^"]*{re.escape(pathlib.Path(path).name)}", line (\d+)', text)
+    message = str(error).strip().splitlines()[-1]
+    return f"{path}, line {lines[-1]}: {message}" if path and lines else message

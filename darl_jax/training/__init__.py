@@ -1,0 +1,1 @@
+"""State, step, optimizers, sharding, initialization and checkpoints."""

@@ -1,0 +1,227 @@
+"""Where a run's parameters come from: from a checkpoint, as far as it has them, or from nothing.
+
+Nothing is taken or left out silently: what came, what is new and what was dropped is logged, and a
+checkpoint of another model is refused with the key or the array that differs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import PyTree
+
+from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.interchange.loading import LoadedModel, load_model
+from darl_jax.nn.orders import OrderConfig
+from darl_jax.runtime import cluster
+from darl_jax.training.checkpoint.checksums import checksums
+from darl_jax.training.checkpoint.reading import arrays_by_name, shortened
+from darl_jax.training.state import TrainState
+
+# Keys of `model` that decide what a parameter means, whether or not its shape shows it.
+_SAME_MODEL = (
+    "width",
+    "depth",
+    "num_heads",
+    "mlp_dim",
+    "patch_size",
+    "positions",
+    "rope_max_wavelength",
+    "rope_y_first",
+)
+_BACKBONE = "backbone/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Transfer:
+    """Which parameters of a model came from a checkpoint.
+
+    Attributes:
+      params: nested dicts; what came from the checkpoint is a numpy array in place of the model's.
+      taken: paths of parameters that came from the checkpoint.
+      new: paths of parameters that it does not have.
+      dropped: paths of its parameters that the model does not have, or that were not to be taken.
+    """
+
+    params: dict[str, Any]
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+def load_initial(config: TrainConfig) -> LoadedModel:
+    """The checkpoint that `config.init` names, if it is one of this config's model. A collective.
+
+    Raises:
+      ConfigError: it is of another model, or of images of another size than positions are
+        counted on.
+      ValueError: the file cannot be used, or processes have read different ones.
+      FileNotFoundError: there is none.
+    """
+    loaded = load_model(config.init.checkpoint, config.init.step)
+    check_same_model(loaded, config)
+    # Each process reads for itself, and the newest step may have become another one meanwhile.
+    sums = checksums(arrays_by_name(loaded.params))
+    cluster.check_alike(sums, "parameters in config.init.checkpoint")
+    return loaded
+
+
+def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
+    """Whether a checkpoint's backbone is the config's. Raises ConfigError, naming each key."""
+    differences = [
+        f"config.model.{key} is {getattr(config.model, key)!r} and the checkpoint's is "
+        f"{loaded.model[key]!r}"
+        for key in _SAME_MODEL
+        if key in loaded.model and loaded.model[key] != getattr(config.model, key)
+    ]
+    if differences:
+        raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
+    learnt, order = loaded.model.get("order"), config.model.order
+    if learnt is not None and order.name != "random" and _in_words(learnt) != _in_words(order):
+        logging.warning(
+            "config.model.order is %s, and %s reads patches in the order %s",
+            _in_words(order),
+            loaded.description,
+            _in_words(learnt),
+        )
+    trained = config.model.trained_image_size or config.data.image_size
+    if loaded.trained_image_size not in (None, trained):
+        raise ConfigError(
+            f"{loaded.description} was trained on images of {loaded.trained_image_size} pixels, "
+            f"and here positions are counted on images of {trained}: set "
+            f"config.model.trained_image_size={loaded.trained_image_size}"
+        )
+    if loaded.config is None:
+        logging.warning(
+            "%s does not say how images were standardised, nor how many heads it has: "
+            "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
+            loaded.description,
+            config.data.mean,
+            config.data.std,
+            config.model.num_heads,
+        )
+    data = (loaded.config or {}).get("data", {})
+    for key in ("mean", "std"):
+        here = tuple(getattr(config.data, key))
+        if key in data and not np.allclose(data[key], here):
+            logging.warning(
+                "config.data.%s is %s, and %s was trained with %s: its features are those of "
+                "images standardised like that",
+                key,
+                here,
+                loaded.description,
+                tuple(data[key]),
+            )
+
+
+def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> Transfer:
+    """A model's parameters, those that the checkpoint has taken from there.
+
+    Args:
+      params: nested dicts of arrays, or of their shapes.
+      loaded: the checkpoint.
+      drop: beginnings of paths that are not taken from it.
+
+    Raises:
+      ConfigError: an array has another shape than the model's, or the backbones do not have the
+        same arrays.
+    """
+    ours, theirs = arrays_by_name(params), arrays_by_name(loaded.params)
+    unused = [name for name in drop if not any(_below(path, name) for path in theirs)]
+    if unused:
+        firsts = sorted({path.split("/")[0] for path in theirs})
+        raise ConfigError(
+            f"config.init.drop names {unused[0]!r}, and no parameter of {loaded.description} "
+            f"begins like that; they begin with {', '.join(firsts)}"
+        )
+    kept = {p: leaf for p, leaf in theirs.items() if not any(_below(p, name) for name in drop)}
+    both = ours.keys() & kept.keys()
+    wrong = [
+        f"{path}: {tuple(kept[path].shape)} in the checkpoint, {tuple(ours[path].shape)} here"
+        for path in sorted(both)
+        if tuple(kept[path].shape) != tuple(ours[path].shape)
+    ]
+    wrong += [
+        f"{path}: {'absent' if path in ours else 'present'} in the checkpoint, "
+        f"{'present' if path in ours else 'absent'} here"
+        for path in sorted(ours.keys() ^ kept.keys())
+        if path.startswith(_BACKBONE) and not any(_below(path, name) for name in drop)
+    ]
+    if wrong:
+        advice = "\nTraining can begin these anew: name them in config.init.drop, such as ('head',)"
+        raise ConfigError(
+            f"{loaded.description} does not fit the model; arrays that differ: {len(wrong)}\n  "
+            + "\n  ".join(shortened(wrong))
+            + ("" if any(line.startswith(_BACKBONE) for line in wrong) else advice)
+        )
+    merged = {path: kept.get(path, leaf) for path, leaf in ours.items()}
+    return Transfer(
+        _nested(merged),
+        taken=tuple(sorted(both)),
+        new=tuple(sorted(ours.keys() - kept.keys())),
+        dropped=tuple(sorted(theirs.keys() - both)),
+    )
+
+
+def report(result: Transfer, loaded: LoadedModel) -> str:
+    """Which parameters came from the checkpoint, which are new and which were dropped."""
+    leaves = arrays_by_name(result.params)
+    count = sum(math.prod(leaves[path].shape) for path in result.taken)
+    lines = [f"{len(result.taken)} arrays ({count:,} parameters) come from {loaded.description}"]
+    for title, paths in (("new", result.new), ("dropped", result.dropped)):
+        lines.append(f"  {title}: {', '.join(shortened(list(paths))) or 'none'}")
+    return "\n".join(lines)
+
+
+def initialise(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> TrainState:
+    """A new state with the parameters that a checkpoint has, and a log of which they are.
+
+    Args:
+      state: at step 0.
+      loaded: the checkpoint.
+      drop: beginnings of paths that are not taken from it.
+
+    Raises:
+      ConfigError: as `transfer`.
+    """
+    result = transfer(state.params, loaded, drop=drop)
+    logging.info("Parameters: %s", report(result, loaded))
+    params = place(result.params, state.params)
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    return dataclasses.replace(state, params=params, ema=ema)
+
+
+def place(params: PyTree, like: PyTree) -> PyTree:
+    """Arrays laid out and typed as those of another tree; what is laid out already stays."""
+
+    def put(value: Any, leaf: jax.Array) -> jax.Array:
+        if isinstance(value, jax.Array):
+            return value
+        whole = np.asarray(value, leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, params, like)
+
+
+def _in_words(order: OrderConfig) -> str:
+    return f"{order.title} of seed {order.seed}" if order.name == "permutation" else order.title
+
+
+def _below(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name.rstrip('/')}/")
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        level = nested
+        *parents, last = path.split("/")
+        for name in parents:
+            level = level.setdefault(name, {})
+        level[last] = leaf
+    return nested

@@ -1,0 +1,139 @@
+"""One step of training, pure: (state, batch, key) -> (state, metrics)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from clu.metrics import Average
+from flax import nnx
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+from darl_jax.methods import Batch, Metrics, Objective
+from darl_jax.training.sharding import pin_batch
+from darl_jax.training.state import TrainState
+
+LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]
+TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation_steps: int = 1,
+    ema_decay: float = 0.0,
+) -> TrainStep:
+    """The train step, to be compiled by the caller, who may donate the state.
+
+    Args:
+      graphdef: the model without its parameters.
+      objective: what is learnt.
+      optimizer: turns gradients into updates.
+      accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
+        squared error's result is that of the whole batch; diffusion draws other noise, and
+        mixing and batch normalisation see one micro-batch at a time.
+      ema_decay: of the parameters' exponential moving average, for a state that has one.
+    """
+
+    def loss_and_gradient(
+        params: PyTree, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[PyTree, Metrics]:
+        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
+            return objective(nnx.merge(graphdef, params), batch, key)
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    def train_step(
+        state: TrainState, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[TrainState, Metrics]:
+        # Folded in here, so that a resumed run draws what the uninterrupted one would have drawn.
+        step_key = jax.random.fold_in(key, state.step)
+        if accumulation_steps == 1:
+            gradient, metrics = loss_and_gradient(state.params, batch, step_key)
+        else:
+            gradient, metrics = _accumulate(
+                loss_and_gradient, state.params, batch, step_key, accumulation_steps
+            )
+        gradient_norm = optax.global_norm(gradient)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # Not decay * a + (1 - decay) * b: rounded, the two do not add up to 1.
+            ema = jax.tree.map(lambda a, b: a + (1.0 - ema_decay) * (b - a), ema, params)
+
+        loss = metrics["loss"].compute()
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        dropped = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=_keep(finite, params, state.params),
+            opt_state=_keep(finite, opt_state, state.opt_state),
+            dropped_updates=state.dropped_updates + dropped,
+            dropped_in_a_row=(state.dropped_in_a_row + 1) * dropped,
+            ema=_keep(finite, ema, state.ema),
+        )
+        metrics = metrics | {
+            "gradient_norm": _single(gradient_norm),
+            "parameter_norm": _single(optax.global_norm(new_state.params)),
+            "dropped_updates": _single(new_state.dropped_updates),
+            "dropped_in_a_row": _single(new_state.dropped_in_a_row),
+        }
+        if "replaced" in batch:
+            metrics["replaced_records"] = _single(jnp.sum(batch["replaced"]))
+        if "stop" in batch:
+            # Through the step itself all processes learn at the same step that one was told to go.
+            metrics["stop_requested"] = _single(jnp.any(batch["stop"]))
+        return new_state, metrics
+
+    return train_step
+
+
+def _accumulate(
+    loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, key: PRNGKeyArray, steps: int
+) -> tuple[PyTree, Metrics]:
+    """The mean gradient and the merged metrics of a batch, one micro-batch after the other."""
+
+    # Every n-th example, so that each device keeps its own and none is sent.
+    def micro_batches(x: Array) -> Array:
+        cut = x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
+        return pin_batch(cut, batch_axis=1)
+
+    def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
+
+    xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, steps)
+    zero = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
+    )
+    (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
+    return jax.tree.map(lambda g: g / steps, gradient), metrics
+
+
+def lower_step(
+    step: TrainStep, state: TrainState, batch: PyTree, key: PRNGKeyArray
+) -> jax.stages.Lowered:
+    """The step for these shapes and layouts, to be compiled by `.compile()`.
+
+    It takes the old state's memory for the new one.
+
+    Args:
+      step: as `make_train_step` returns it.
+      state: arrays, or their shapes with shardings.
+      batch: the same.
+      key: any key.
+    """
+    # Said here, for the compiler would choose other layouts for the new state than the old has.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key)
+
+
+def _keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _single(value: Array) -> Average:
+    return Average(total=jnp.asarray(value, jnp.float32), count=jnp.ones((), jnp.float32))

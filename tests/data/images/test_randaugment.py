@@ -1,0 +1,226 @@
+"""RandAugment does what timm's `rand-m9-mstd0.5-inc1` does, as a function of the record alone."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from darl_jax import config as config_lib
+from darl_jax.data import order
+from darl_jax.data.images import decode as images
+from darl_jax.data.images import randaugment
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.randaugment import OPERATIONS, Operation, RandAugmentConfig
+from darl_jax.data.makers import rows_to_records
+from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.sources.digits import DigitsSource
+
+GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[2] / "golden" / "randaugment.npz")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+# timm's names, with what it appends where it has operations of other scales.
+TIMM = """AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncreasing SolarizeAdd
+    ColorIncreasing ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY
+    TranslateXRel TranslateYRel""".split()
+RECIPE = RandAugmentConfig(magnitude=9.0)
+DIGITS = DataConfig(
+    source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0
+)
+COLOURS = DataConfig(
+    source="digits", image_size=12, mean=(0.5,) * 3, std=(0.5,) * 3, num_workers=0,
+    randaugment=RECIPE,
+)  # fmt: skip
+
+
+def ours(name: str) -> str:
+    return name.removesuffix("Increasing").removesuffix("Rel")
+
+
+def draws(count: int, config: RandAugmentConfig = RECIPE, seed: int = 0) -> list[list[Operation]]:
+    return randaugment.draw(config, seed, np.zeros(count, np.int64), np.arange(count))
+
+
+def test_there_are_the_fifteen_operations_of_the_recipe() -> None:
+    assert [*OPERATIONS] == [ours(name) for name in TIMM]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_operation_gives_the_pixels_of_timm_at_every_strength(name: str) -> None:
+    for strength, expected in zip(GOLDEN["strengths"], GOLDEN[name], strict=True):
+        operation = Operation(ours(name), float(strength))
+        result = randaugment.apply(GOLDEN["image"], [operation], IMAGENET_MEAN)
+        np.testing.assert_array_equal(result, expected, err_msg=f"{name} at {strength}")
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_operation_on_luminance_gives_the_pixels_of_timm(name: str) -> None:
+    grey = np.asarray(Image.fromarray(GOLDEN["image"]).convert("L"))[..., None]
+    for strength, expected in zip(GOLDEN["strengths"], GOLDEN[f"grey/{name}"], strict=True):
+        operation = Operation(ours(name), float(strength))
+        result = randaugment.apply(grey, [operation], IMAGENET_MEAN[:1])
+        assert result.shape == grey.shape
+        np.testing.assert_array_equal(result[..., 0], expected, err_msg=f"{name} at {strength}")
+
+
+@pytest.mark.parametrize("pair", range(len(GOLDEN["mixed/names"])))
+def test_operations_are_done_one_after_the_other(pair: int) -> None:
+    names, strengths = GOLDEN["mixed/names"][pair], GOLDEN["mixed/strengths"][pair]
+    operations = [Operation(ours(n), float(s)) for n, s in zip(names, strengths, strict=True)]
+    result = randaugment.apply(GOLDEN["image"], operations, IMAGENET_MEAN)
+    np.testing.assert_array_equal(result, GOLDEN["mixed/images"][pair])
+
+
+def test_image_without_operations_is_passed_through() -> None:
+    image = GOLDEN["image"]
+    assert randaugment.apply(image, [], IMAGENET_MEAN) is image
+
+
+def test_each_of_two_operations_is_done_with_probability_one_half() -> None:
+    counts = Counter(len(operations) for operations in draws(20_000))
+    # Binomial(2, 1/2), independently of each other.
+    assert stats.chisquare([counts[i] for i in range(3)], [5000, 10_000, 5000]).pvalue > 1e-4
+
+
+def test_operations_are_drawn_uniformly_and_with_replacement() -> None:
+    always = dataclasses.replace(RECIPE, probability=1.0)
+    pairs = Counter(tuple(operation.name for operation in pair) for pair in draws(45_000, always))
+    # All 225 ordered pairs, those of twice the same among them.
+    assert len(pairs) == 225
+    assert stats.chisquare([*pairs.values()]).pvalue > 1e-4
+
+
+def test_strength_is_gaussian_about_the_magnitude_up_to_ten_and_either_sign() -> None:
+    strengths = np.array([o.strength for operations in draws(40_000) for o in operations])
+    magnitude = 10 * np.abs(strengths)
+    assert magnitude.max() == 10.0
+    # A Gaussian that ends at its second standard deviation, where 2.3% gather.
+    expected = stats.norm.sf(2)
+    error = np.sqrt(expected / len(magnitude))
+    assert abs((magnitude == 10).mean() - expected) < 5 * error
+    below = magnitude[magnitude < 10]
+    assert stats.kstest(below, stats.truncnorm(-18, 2, loc=9, scale=0.5).cdf).pvalue > 1e-4
+    assert stats.binomtest(int((strengths < 0).sum()), len(strengths)).pvalue > 1e-4
+    signs = np.sign(strengths)
+    assert abs(np.corrcoef(signs, magnitude)[0, 1]) < 0.03
+
+
+def test_without_deviation_every_strength_is_the_magnitude() -> None:
+    config = RandAugmentConfig(magnitude=7.0, std=0.0, num_ops=3, probability=1.0)
+    operations = draws(500, config)
+    assert {len(three) for three in operations} == {3}
+    assert {abs(o.strength) for three in operations for o in three} == {0.7}
+
+
+def test_what_is_done_depends_on_seed_epoch_and_record_alone() -> None:
+    epoch, index = np.array([0, 0, 1, 7]), np.array([5, 6, 5, 5])
+    always = dataclasses.replace(RECIPE, probability=1.0)
+    together = randaugment.draw(always, 3, epoch, index)
+    for i in range(4):
+        assert randaugment.draw(always, 3, epoch[i : i + 1], index[i : i + 1]) == [together[i]]
+    others = randaugment.draw(always, 4, epoch, index)
+    strengths = {o.strength for operations in together + others for o in operations}
+    assert len(strengths) == 16
+
+
+def test_what_is_done_is_independent_of_the_crop_and_the_flip() -> None:
+    zeros, index = np.zeros(20_000, np.int64), np.arange(20_000)
+    crops = order.uniforms(0, zeros, index, images.UNIFORMS_PER_RECORD)
+    always = dataclasses.replace(RECIPE, probability=1.0, num_ops=1)
+    names = [*OPERATIONS]
+    operations = [operation for (operation,) in draws(20_000, always)]
+    number = [names.index(operation.name) for operation in operations]
+    strength = [operation.strength for operation in operations]
+    # 0.03 is more than four standard deviations of the correlation of independent numbers.
+    for column in crops.T:
+        assert abs(np.corrcoef(column, number)[0, 1]) < 0.03
+        assert abs(np.corrcoef(column, np.abs(strength))[0, 1]) < 0.03
+        assert abs(np.corrcoef(column, np.sign(strength))[0, 1]) < 0.03
+
+
+# --- in the pipeline -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["by record", "in memory"])
+def train(request: pytest.FixtureRequest) -> DigitsSource | MemorySource:
+    source = DigitsSource("train")
+    return source if request.param == "by record" else MemorySource(source, 3, skip_bad=False)
+
+
+def first(source: DigitsSource | MemorySource, config: DataConfig, step: int = 0) -> dict:
+    options = {"batch_size": 100, "seed": 2, "start_step": step}
+    with train_batches(source, config, **options) as batches:
+        return next(batches)
+
+
+def test_batch_is_the_plain_one_after_the_operations_of_each_record(train) -> None:
+    plain = first(train, dataclasses.replace(COLOURS, randaugment=RandAugmentConfig()), step=13)
+    augmented = first(train, COLOURS, step=13)
+    epoch, index = rows_to_records(np.arange(1300, 1400), 1297, 2)
+    assert set(epoch) == {1}
+    operations = randaugment.draw(RECIPE, 2, epoch, index)
+    assert sum(map(bool, operations)) > 50
+    for place in range(100):
+        expected = randaugment.apply(plain["image"][place], operations[place], COLOURS.mean)
+        np.testing.assert_array_equal(augmented["image"][place], expected)
+    for key in ("label", "index", "mask", "replaced"):
+        np.testing.assert_array_equal(plain[key], augmented[key])
+
+
+def test_rows_are_the_same_for_any_number_of_processes_and_workers() -> None:
+    source = DigitsSource("train")
+    whole = first(source, COLOURS)["image"]
+    parts = []
+    for process in range(2):
+        config = dataclasses.replace(COLOURS, num_workers=process)
+        with train_batches(
+            source, config, batch_size=100, seed=2, start_step=0,
+            process_index=process, process_count=2,
+        ) as batches:  # fmt: skip
+            parts.append(next(batches)["image"])
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_grey_images_stay_grey() -> None:
+    config = dataclasses.replace(DIGITS, randaugment=RECIPE)
+    batch = first(DigitsSource("train"), config)
+    assert batch["image"].shape == (100, 8, 8, 1)
+    assert (batch["image"] != first(DigitsSource("train"), DIGITS)["image"]).any()
+
+
+def test_without_it_batches_are_those_of_before_it_was_there() -> None:
+    # Hashes of the revision that had no RandAugment. In memory a crop is a product of matrices,
+    # whose last bits are the machine's: there whole images, which are only ordered and mirrored.
+    whole = dataclasses.replace(DIGITS, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    source = DigitsSource("train")
+    by_record = first(source, DIGITS, step=5)["image"]
+    in_memory = first(MemorySource(source, 1, skip_bad=False), whole, step=5)["image"]
+    hashes = [
+        hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:16]
+        for image in (by_record, in_memory)
+    ]
+    assert hashes == ["39b287bd4fc567d7", "d8c2914357b713ac"]
+
+
+# --- config --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("magnitude", 11.0), ("magnitude", -1.0), ("std", -0.5), ("num_ops", 0), ("probability", 1.5)],
+)
+def test_value_out_of_range_is_an_error_that_names_the_key(key: str, value: float) -> None:
+    config = config_lib.default_config()
+    setattr(config.data.randaugment, key, value)
+    with pytest.raises(config_lib.ConfigError, match=rf"config\.data\.randaugment\.{key} is"):
+        config_lib.load(config)
+
+
+def test_config_file_sets_the_recipe_with_one_key() -> None:
+    config = config_lib.default_config()
+    assert config_lib.load(config).data.randaugment == RandAugmentConfig()
+    config.data.randaugment.magnitude = 9.0
+    assert config_lib.load(config).data.randaugment == RECIPE

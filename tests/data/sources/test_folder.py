@@ -1,0 +1,166 @@
+"""A folder of images needs no preparation, and says what is wrong with it."""
+
+import errno
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from absl import logging
+from PIL import Image
+
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.sources.tfds import BadRecordError
+
+
+def write_images(directory: pathlib.Path, count: int, suffix: str = ".png") -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        pixels = np.full((4, 4, 3), i % 256, np.uint8)
+        Image.fromarray(pixels).save(directory / f"image{i:03d}{suffix}")
+
+
+def names(source: FolderSource) -> list[str]:
+    return [record.name for record in source.read(range(len(source)))]
+
+
+def message_of(directory: pathlib.Path | str, split: str = "train", **keywords: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        FolderSource(str(directory), split, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -> None:
+    write_images(tmp_path / "dog", 5)
+    write_images(tmp_path / "cat" / "tabby", 3, ".JPEG")
+    source = FolderSource(str(tmp_path), "train")
+    assert (len(source), source.num_classes) == (8, 2)
+    for record in source.read(range(8)):
+        assert record.label == (0 if record.name.startswith("cat") else 1)
+        assert record.image == (tmp_path / record.name).read_bytes()
+
+
+def test_flat_folder_has_no_classes(tmp_path: pathlib.Path) -> None:
+    write_images(tmp_path, 6)
+    source = FolderSource(str(tmp_path), "train")
+    assert (len(source), source.num_classes) == (6, 0)
+    assert {record.label for record in source.read(range(6))} == {-1}
+
+
+def test_slices_part_the_folder_and_hold_all_classes(tmp_path: pathlib.Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write_images(tmp_path / name, 50)
+    train = FolderSource(str(tmp_path), "train[:80%]")
+    validation = FolderSource(str(tmp_path), "train[80%:]", split_key="validation_split")
+    assert (len(train), len(validation)) == (160, 40)
+    assert len({*names(train), *names(validation)}) == 200
+    counts = np.bincount([record.label for record in validation.read(range(40))], minlength=4)
+    assert counts.min() >= 3
+    assert names(train) == names(FolderSource(str(tmp_path), "train[:80%]"))
+
+
+def test_sub_folder_of_the_splits_name_is_the_split(tmp_path: pathlib.Path) -> None:
+    for name in ("a", "b", "c"):
+        write_images(tmp_path / "train" / name, 2)
+    write_images(tmp_path / "validation" / "c", 2)
+    train = FolderSource(str(tmp_path), "train")
+    validation = FolderSource(str(tmp_path), "validation[:1]")
+    assert (len(train), len(validation)) == (6, 1)
+    assert train.num_classes == validation.num_classes == 3
+    # Class numbers are the training split's, though the first two classes are not held out.
+    assert validation.read([0])[0].label == 2
+    write_images(tmp_path / "validation" / "zebra", 1)
+    assert "class folders that" in message_of(tmp_path, "validation")
+    message = message_of(tmp_path, "test", split_key="validation_split")
+    assert "data.validation_split" in message and "train, validation" in message
+
+
+def test_hidden_files_and_other_files_are_left_out_and_counted(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "a", 3)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / "._image000.png").write_bytes(b"no image")
+    (tmp_path / "README").write_text("no image")
+    write_images(tmp_path / ".thumbnails", 2)
+    logging.set_verbosity(logging.INFO)
+    with caplog.at_level("INFO", logger="absl"):
+        assert len(FolderSource(str(tmp_path), "train")) == 3
+    assert "3 files" in caplog.text and "1 .txt" in caplog.text
+
+
+def test_linked_class_folders_are_followed(tmp_path: pathlib.Path) -> None:
+    write_images(tmp_path / "elsewhere", 2)
+    (tmp_path / "images").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "a")
+    assert len(FolderSource(str(tmp_path / "images"), "train")) == 2
+
+
+def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 2)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry]:  # permissions do not keep root out
+        if os.path.basename(path) == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = message_of(tmp_path)
+    assert message.startswith(f"data.data_dir: the folder {tmp_path / 'dog'} cannot be listed")
+    assert message.endswith("Permission denied")
+
+
+def test_what_is_wrong_with_a_folder_is_said(tmp_path: pathlib.Path) -> None:
+    assert "data.data_dir is empty" in message_of("")
+    assert "does not exist" in message_of(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    assert "is a file, not a folder" in message_of(tmp_path / "file")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no images" in message_of(empty)
+    write_images(empty / "a", 1)
+    message = message_of(empty, "validation", split_key="validation_split")
+    assert "'train[95%:]' to validate" in message
+    assert "data.train_split='train[:9]'" in message_of(empty, "train[:9]")
+    write_images(empty, 1)
+    assert "image000.png" in message_of(empty)
+
+
+def test_file_that_cannot_be_read_is_a_bad_record(tmp_path: pathlib.Path) -> None:
+    write_images(tmp_path, 3)
+    source = FolderSource(str(tmp_path), "train")
+    (tmp_path / "image001.png").unlink()
+    with pytest.raises(BadRecordError, match=r"image001\.png"):
+        source.read(range(3))
+
+
+def test_fingerprint_follows_names_and_order_and_not_the_folder(tmp_path: pathlib.Path) -> None:
+    for root in ("one", "other"):
+        write_images(tmp_path / root / "a", 3)
+        write_images(tmp_path / root / "b", 3)
+
+    def fingerprint(root: str, split: str = "train") -> str:
+        return FolderSource(str(tmp_path / root), split).fingerprint()
+
+    first = fingerprint("one")
+    assert first == fingerprint("other")
+    assert len({first, fingerprint("one", "train[:3]"), fingerprint("one", "train[3:]")}) == 3
+    # As many files as before, one of another name.
+    (tmp_path / "other" / "a" / "image001.png").rename(tmp_path / "other" / "a" / "image009.png")
+    assert fingerprint("other") != first
+    # The same files, another class beside them: all labels move.
+    for root in ("one", "other"):
+        (tmp_path / root).rename(tmp_path / f"{root}-images")
+        (tmp_path / root).mkdir()
+        (tmp_path / f"{root}-images").rename(tmp_path / root / "validation")
+        write_images(tmp_path / root / "train" / "a", 1)
+        write_images(tmp_path / root / "train" / "b", 1)
+    before = fingerprint("one", "validation")
+    write_images(tmp_path / "one" / "train" / "aa", 1)
+    assert fingerprint("one", "validation") != before

@@ -1,0 +1,290 @@
+"""Records by TFDS name and split, digits, and a message for everything that can be misspelt."""
+
+import io
+import json
+import pathlib
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from PIL import Image
+from sklearn import datasets
+
+from darl_jax.data.images.decode import HostImage
+from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.records import decode_records
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.data.sources.tfds import BadRecordError, TfdsSource, slice_split
+
+
+def message_of(*args: str, **keywords: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        TfdsSource(*args, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_tfds_records_carry_encoded_image_label_and_file_name(tfds_dir: str) -> None:
+    source = TfdsSource("imagenet2012", "train", tfds_dir)
+    assert (len(source), source.num_classes) == (450, 1000)
+    record = source.read([3])[0]
+    assert isinstance(record.image, bytes)
+    assert Image.open(io.BytesIO(record.image)).size[0] > 32
+    assert record.name.endswith(".JPEG")
+    names = tfds.builder("imagenet2012", data_dir=tfds_dir).info.features["label"].names
+    assert record.name.startswith(names[record.label])
+
+
+def test_tfds_slices_are_the_same_records_as_in_the_whole_split(tfds_dir: str) -> None:
+    whole = [r.name for r in TfdsSource("cifar10", "train", tfds_dir).read(range(60))]
+    part = TfdsSource("cifar10:3.0.2", "train[10:50]", tfds_dir)
+    assert [r.name for r in part.read(range(40))] == whole[10:50]
+    assert len(TfdsSource("cifar10", "train[:90%]", tfds_dir)) == 45_000
+    both = TfdsSource("cifar10", "train[10:15]+test[:5]", tfds_dir)
+    assert len(both) == 10
+    assert [r.name for r in both.read([4, 0])] == [whole[14], whole[10]]
+
+
+def test_source_goes_to_a_worker_and_reads_the_same(tfds_dir: str) -> None:
+    source = TfdsSource("imagenet2012", "train[5:9]", tfds_dir)
+    copy = pickle.loads(pickle.dumps(source))
+    assert [r.image for r in copy.read([0, 3])] == [r.image for r in source.read([0, 3])]
+
+
+def test_wrong_name_split_and_folder_are_errors_that_name_the_key(tfds_dir: str) -> None:
+    assert "data.name is empty" in message_of("", "train", tfds_dir)
+    assert "data.data_dir is empty" in message_of("cifar10", "train", "")
+    assert "data.data_dir='/no/such/place'" in message_of("cifar10", "train", "/no/such/place")
+    message = message_of("cifar1O", "train", tfds_dir)
+    assert "data.name='cifar1O'" in message and "did you mean 'cifar10'?" in message
+    message = message_of("cifar10:9.9.9", "train", tfds_dir)
+    assert "data.name='cifar10:9.9.9'" in message and "3.0.2" in message
+    message = message_of("cifar10", "validation", tfds_dir, split_key="validation_split")
+    assert "data.validation_split='validation'" in message
+    assert "train (50000 records), test (10000 records)" in message
+    for split in ("train[10:", "train[60000:]", "train[5:5]", "train[:99999]", "train[:200%]"):
+        assert f"data.train_split='{split}'" in message_of("cifar10", split, tfds_dir)
+
+
+def as_tfrecord(tfds_dir: str, tmp_path: pathlib.Path, **changes: object) -> pathlib.Path:
+    directory = tmp_path / "cifar10" / "3.0.2"
+    shutil.copytree(pathlib.Path(tfds_dir) / "cifar10" / "3.0.2", directory)
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o755)
+    info = json.loads((directory / "dataset_info.json").read_text())
+    (directory / "dataset_info.json").write_text(json.dumps({**info, **changes}))
+    return directory
+
+
+def test_tfrecord_is_an_error_with_the_command_that_converts_it(
+    tfds_dir: str, tmp_path: pathlib.Path
+) -> None:
+    directory = as_tfrecord(tfds_dir, tmp_path, fileFormat="tfrecord")
+    message = message_of("cifar10", "train", str(tmp_path))
+    assert (
+        f"tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
+        in message
+    )
+
+
+def test_dataset_converted_in_place_is_read(tfds_dir: str, tmp_path: pathlib.Path) -> None:
+    # What `tfds convert_format` leaves where no --out_dir is given: both formats side by side.
+    as_tfrecord(tfds_dir, tmp_path, fileFormat="tfrecord", alternativeFileFormats=["array_record"])
+    source = TfdsSource("cifar10", "test", str(tmp_path))
+    copy = pickle.loads(pickle.dumps(source))
+    for record in source.read([0, 9_999]) + copy.read([0, 9_999]):
+        assert Image.open(io.BytesIO(record.image)).size == (32, 32)
+
+
+class Colours(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {"image": tfds.features.Image(shape=(8, 8, 3), encoding_format="png")}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        for i in range(40):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (i, i, i)).save(buffer, "PNG")
+            buffer.seek(0)
+            yield i, {"image": buffer}
+
+
+@pytest.fixture
+def prepared(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A dataset of 40 records in four shards, as TFDS prepares it; the folder of its version."""
+    builder = Colours(data_dir=tmp_path, file_format="array_record")
+    options = tfds.download.DownloadConfig(num_shards=4)
+    builder.download_and_prepare(download_config=options)
+    return pathlib.Path(builder.data_path)
+
+
+def test_damaged_shards_are_an_error_at_the_start_that_names_them(prepared: pathlib.Path) -> None:
+    root = str(prepared.parents[1])
+    shards = sorted(prepared.glob("*train*"))
+    assert len(shards) == 4
+    assert len(TfdsSource("colours", "train", root)) == 40
+    whole = {shard: shard.read_bytes() for shard in shards}
+    cut = [0, 1000, 65536, len(whole[shards[2]]) - 65536, len(whole[shards[2]]) - 1]
+    for length in cut:
+        shards[2].write_bytes(whole[shards[2]][:length])
+        message = message_of("colours", "train", root)
+        assert message.startswith("colours/1.0.0, split 'train': 1 of 4 shards in")
+        assert f"{shards[2].name} (its end cannot be read" in message
+        assert "copy them again" in message and "data.on_bad_record='skip'" in message
+    shards[0].unlink()
+    message = message_of("colours", "train", root)
+    assert "2 of 4 shards" in message and f"{shards[0].name} (it is missing)" in message
+    # A split that does not read them is none the worse.
+    assert len(TfdsSource("colours", "train[10:20]", root)) == 10
+    shards[0].write_bytes(whole[shards[0]])
+    shards[2].write_bytes(whole[shards[2]])
+    # A shard of another preparation, whole in itself.
+    count = len(TfdsSource("colours", "train[:10]", root))
+    writer = array_record_module.ArrayRecordWriter(str(shards[1]), "group_size:1")
+    writer.write(b"another")
+    writer.close()
+    assert count == 10
+    assert f"{shards[1].name} (it holds 1 records" in message_of("colours", "train", root)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_with_skip_the_records_of_damaged_shards_are_replaced_by_others(
+    prepared: pathlib.Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = str(prepared.parents[1])
+    whole = TfdsSource("colours", "train", root)
+    lost = set(whole.files(range(10)))
+    shard = prepared / lost.pop()
+    assert not lost
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[: 2**16])
+    source = TfdsSource("colours", "train", root, skip_bad=True)
+    assert shard.name in caplog.text and "replaced by others" in caplog.text
+
+    def pixels(_: int, image: HostImage) -> np.ndarray:
+        return image.pixels(3)
+
+    decoded = decode_records(source, np.arange(40), pixels, skip_bad=True)
+    assert [d.replaced for d in decoded] == [True] * 10 + [False] * 30
+    for number in range(10, 40):
+        expected = np.asarray(Image.open(io.BytesIO(whole.read([number])[0].image)))
+        np.testing.assert_array_equal(decoded[number].pixels, expected)
+    with pytest.raises(BadRecordError, match=rf"record 3 \({shard.name}, record 3 of it\)"):
+        source.read([3])
+
+
+def test_shard_that_is_damaged_while_the_run_goes_on_is_a_bad_record(
+    prepared: pathlib.Path,
+) -> None:
+    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    shard = prepared / source.files([0])[0]
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    with pytest.raises(BadRecordError) as caught:
+        source.read([2])
+    assert "colours/1.0.0, split 'train[5:]', record 2" in str(caught.value)
+    assert f"{shard.name}, record 7 of it" in str(caught.value)
+
+
+def test_fingerprint_follows_the_records_and_not_the_folder(
+    tfds_dir: str, prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    root = prepared.parents[1]
+    one = TfdsSource("colours", "train", str(root))
+    shutil.copytree(root / "colours", tmp_path / "elsewhere" / "colours")
+    other = TfdsSource("colours:1.0.0", "train", str(tmp_path / "elsewhere"))
+    assert one.fingerprint() == other.fingerprint() == pickle.loads(pickle.dumps(one)).fingerprint()
+    assert re.fullmatch("[0-9a-f]{16}", one.fingerprint())
+    sources = [
+        one,
+        TfdsSource("colours", "train[:30]", str(root)),
+        TfdsSource("colours", "train[10:]", str(root)),
+        TfdsSource("colours", "train[10:]+train[:10]", str(root)),
+        TfdsSource("cifar10", "train", tfds_dir),
+        TfdsSource("cifar10", "test", tfds_dir),
+        DigitsSource("train"),
+        DigitsSource("validation"),
+    ]
+    assert len({source.fingerprint() for source in sources}) == len(sources)
+    # The same number of records, parted otherwise: the shuffling of a preparation differs.
+    info = json.loads((prepared / "dataset_info.json").read_text())
+    assert info["splits"][0]["shardLengths"] == ["10", "10", "10", "10"]
+    info["splits"][0]["shardLengths"] = ["10", "9", "11", "10"]
+    (prepared / "dataset_info.json").write_text(json.dumps(info))
+    assert TfdsSource("colours", "train", str(root), skip_bad=True).fingerprint() not in {
+        source.fingerprint() for source in sources
+    }
+    held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
+    assert held.fingerprint() == DigitsSource("train").fingerprint()
+
+
+def test_files_are_the_shards_that_records_are_read_from(prepared: pathlib.Path) -> None:
+    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    shards = sorted(path.name for path in prepared.glob("*train*"))
+    assert source.files([0, 4]) == shards[:1]
+    assert source.files([5, 4, 34]) == [shards[0], shards[1], shards[3]]
+    assert DigitsSource("train").files([0]) == []
+
+
+def test_bad_record_error_survives_the_way_back_from_a_worker() -> None:
+    error = BadRecordError("animals", "train[:9]", 3, "cat/1.jpg", "it is empty")
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error)
+    for part in ("animals", "'train[:9]'", "record 3", "cat/1.jpg", "it is empty"):
+        assert part in str(error)
+    # Removing a record would change the order of the data, and a resumed run is then refused.
+    assert str(error).endswith("; repair it, or set data.on_bad_record='skip'")
+    assert isinstance(error, ValueError)
+
+
+def test_digits_splits_are_disjoint_complete_and_hold_all_classes() -> None:
+    train, validation = DigitsSource("train"), DigitsSource("validation")
+    assert (len(train), len(validation)) == (1297, 500)
+    records = train.read(range(1297)) + validation.read(range(500))
+    assert len({record.name for record in records}) == 1797
+    images = np.stack([record.image for record in records])
+    # The same multiset of pixels and labels as scikit-learn's, at 255/16 of its scale.
+    original = datasets.load_digits()
+    assert images.dtype == np.uint8 and images.shape == (1797, 8, 8, 1)
+    assert images.min() == 0 and images.max() == 255
+    np.testing.assert_array_equal(
+        np.bincount(np.rint(images / (255 / 16)).astype(int).ravel()),
+        np.bincount(original.images.astype(int).ravel()),
+    )
+    number = int(records[0].name.split()[-1])
+    np.testing.assert_array_equal(
+        images[0, ..., 0], np.rint(original.images[number] * 255 / 16).astype(np.uint8)
+    )
+    assert records[0].label == original.target[number]
+    share = np.bincount([r.label for r in validation.read(range(500))], minlength=10) / 500
+    assert share.min() > 0.07 and share.max() < 0.13
+
+
+def test_digits_slices_are_parts_of_their_split() -> None:
+    whole = [r.name for r in DigitsSource("validation").read(range(500))]
+    assert [r.name for r in DigitsSource("validation[:10]").read(range(10))] == whole[:10]
+    assert [r.name for r in DigitsSource("validation[98%:]").read(range(10))] == whole[490:]
+    with pytest.raises(ValueError, match=r"data.train_split='test'.*train \(1297 records\)"):
+        DigitsSource("test")
+
+
+def test_slices_equal_tfds_own(tfds_dir: str) -> None:
+    lengths = {"train": 450, "validation": 50}
+    splits = ("train", "train[:33%]", "train[-7:]", "train[10:50]+train[60:61]", "train[17%:18%]")
+    names = [r.name for r in TfdsSource("imagenet2012", "train", tfds_dir).read(range(450))]
+    for split in splits:
+        index = slice_split(split, lengths, "train_split")
+        part = TfdsSource("imagenet2012", split, tfds_dir)
+        assert [r.name for r in part.read(range(len(part)))] == [names[i] for i in index]

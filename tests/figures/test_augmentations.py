@@ -1,0 +1,59 @@
+"""The picture shows the batches that training gets, and says what their labels are."""
+
+import numpy as np
+import pytest
+
+from darl_jax.data.images.randaugment import RandAugmentConfig
+from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.sources.digits import DigitsSource
+from darl_jax.figures.augmentations import COLUMNS, ROWS, class_names, describe, draw, examples
+from darl_jax.methods.transfer.mixing import MixingConfig
+
+DIGITS = DataConfig(
+    source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0,
+    randaugment=RandAugmentConfig(magnitude=9.0),
+)  # fmt: skip
+MIXING = MixingConfig(mixup=0.8, cutmix=1.0)
+
+
+def test_without_mixing_the_images_are_those_of_the_training_pipeline() -> None:
+    source = DigitsSource("train")
+    rows = examples(source, DIGITS, MixingConfig(), seed=3)
+    assert [len(row) for row in rows] == [COLUMNS] * ROWS
+    with train_batches(source, DIGITS, batch_size=COLUMNS, seed=3, start_step=0) as batches:
+        for row, batch in zip(rows, batches, strict=False):
+            np.testing.assert_array_equal([e.pixels for e in row], batch["image"])
+            assert [e.shares for e in row] == [[(label, 1.0)] for label in batch["label"]]
+            assert [e.record for e in row] == batch["index"].tolist()
+
+
+def test_shares_of_mixed_labels_are_those_of_an_image_and_its_partner() -> None:
+    source = DigitsSource("train")
+    plain = examples(source, DIGITS, MixingConfig(), seed=0)
+    mixed = examples(source, DIGITS, MIXING, seed=0)
+    several = 0
+    for labels, row in zip(plain, mixed, strict=True):
+        for example, own, partner in zip(row, labels, labels[::-1], strict=True):
+            allowed = {own.shares[0][0], partner.shares[0][0]}
+            assert {c for c, _ in example.shares} <= allowed
+            # What is left out is less than would be written as 0.01.
+            assert sum(share for _, share in example.shares) == pytest.approx(1, abs=0.006)
+            several += len(example.shares) == 2
+    assert several > 20
+
+
+def test_captions_name_each_class_with_its_share_and_the_title_what_is_done() -> None:
+    source = DigitsSource("train")
+    rows = examples(source, DIGITS, MIXING, seed=0)
+    names = class_names(source, DIGITS, rows)
+    figure = draw(rows, names, "digits", describe(DIGITS, MIXING))
+    written = [text.get_text() for text in figure.texts]
+    assert written[-2] == "digits"
+    assert written[-1] == (
+        "crops of 0.2 to 1 of the area, mirrored, RandAugment(9, 0.5), mixup(0.8), CutMix(1)"
+    )
+    assert len(written) == ROWS * COLUMNS + 2
+    for caption, example in zip(written, [e for row in rows for e in row], strict=False):
+        for c, share in example.shares:
+            assert f"class {c}" in caption
+            assert f"{share:.2f}" in caption or len(example.shares) == 1

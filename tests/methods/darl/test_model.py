@@ -1,0 +1,163 @@
+"""The whole model: its parameters' names, shapes and number."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx, traverse_util
+
+from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.nn.vit import ViTConfig
+from tests.random_modules import random_module
+
+TINY = ViTConfig(width=8, depth=2, num_heads=2, mlp_dim=16, patch_size=2, dtype="float32")
+
+
+def shapes(
+    vit: ViTConfig, decoder: PatchDecoderConfig, *, denoising: bool, grid: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Path -> shape, with nothing allocated."""
+
+    def build() -> Any:
+        rngs = nnx.Rngs(0)
+        return parameters(DARL(vit, decoder, denoising=denoising, grid=grid, channels=3, rngs=rngs))
+
+    tree = traverse_util.flatten_dict(jax.eval_shape(build), sep="/")
+    assert {leaf.dtype for leaf in tree.values()} == {jnp.dtype("float32")}
+    return {name: leaf.shape for name, leaf in tree.items()}
+
+
+def block_shapes(prefix: str, layers: int) -> dict[str, tuple[int, ...]]:
+    names = {
+        "attention/key/bias": (8,),
+        "attention/key/kernel": (8, 8),
+        "attention/out/bias": (8,),
+        "attention/out/kernel": (8, 8),
+        "attention/query/bias": (8,),
+        "attention/query/kernel": (8, 8),
+        "attention/value/bias": (8,),
+        "attention/value/kernel": (8, 8),
+        "mlp/down/bias": (8,),
+        "mlp/down/kernel": (16, 8),
+        "mlp/up/bias": (16,),
+        "mlp/up/kernel": (8, 16),
+        "norm_attention/bias": (8,),
+        "norm_attention/scale": (8,),
+        "norm_mlp/bias": (8,),
+        "norm_mlp/scale": (8,),
+    }
+    return {f"{prefix}/{name}": (layers, *shape) for name, shape in names.items()}
+
+
+BACKBONE = {
+    "backbone/final_norm/bias": (8,),
+    "backbone/final_norm/scale": (8,),
+    "backbone/patch_embedding/bias": (8,),
+    "backbone/patch_embedding/kernel": (12, 8),
+    "backbone/sos": (8,),
+    **block_shapes("backbone/blocks", 2),
+}
+TO_PIXELS = {"to_pixels/bias": (12,), "to_pixels/kernel": (8, 12)}
+
+
+def below(prefix: str, tree: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {f"{prefix}/{name}": shape for name, shape in tree.items()}
+
+
+def test_names_and_shapes_of_the_squared_errors_parameters() -> None:
+    """Checkpoints hold these names: changing one needs a new format version."""
+    got = shapes(TINY, PatchDecoderConfig(), denoising=False, grid=(2, 3))
+    assert got == BACKBONE | below("patch_decoder/head", TO_PIXELS)
+    learnable = dataclasses.replace(TINY, positions="learnable")
+    got = shapes(learnable, PatchDecoderConfig("mlp", 1), denoising=False, grid=(2, 3))
+    decoder = below("patch_decoder/head", TO_PIXELS)
+    for name in ("mlp/down", "mlp/up", "norm"):
+        for leaf in ("bias", "scale" if name == "norm" else "kernel"):
+            block = f"backbone/blocks/{name.replace('norm', 'norm_mlp')}/{leaf}"
+            decoder[f"patch_decoder/head/blocks/{name}/{leaf}"] = (1, *BACKBONE[block][1:])
+    decoder |= {"patch_decoder/head/norm/bias": (8,), "patch_decoder/head/norm/scale": (8,)}
+    assert got == BACKBONE | decoder | {"backbone/positions": (6, 8)}
+
+
+def test_names_and_shapes_of_the_diffusion_parameters() -> None:
+    got = shapes(TINY, PatchDecoderConfig("transformer", 1, True), denoising=True, grid=(2, 3))
+    decoder = TO_PIXELS | {
+        "embedding/bias": (8,),
+        "embedding/kernel": (13, 8),  # a patch and gamma
+        "from_backbone/bias": (8,),
+        "from_backbone/kernel": (8, 8),
+        "norm/bias": (8,),
+        "norm/scale": (8,),
+    }
+    assert got == (
+        BACKBONE | below("patch_decoder", decoder) | block_shapes("patch_decoder/blocks", 1)
+    )
+
+
+def block_count(width: int, mlp_dim: int) -> int:
+    return 4 * width + 4 * width * (width + 1) + 2 * width * mlp_dim + width + mlp_dim
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "heads", "patch", "grid", "timm"),
+    [
+        # timm's vit_{small,base,large}_patch16_224 and vit_huge_patch14_224 with num_classes=0,
+        # whose class token is our start token and whose learned positions we do not have.
+        (384, 12, 6, 16, 14, 21_665_664),
+        (768, 12, 12, 16, 14, 85_798_656),
+        (1024, 24, 16, 16, 14, 303_301_632),
+        (1280, 32, 16, 14, 16, 630_764_800),
+    ],
+    ids=["S/16", "B/16", "L/16", "H/14"],
+)
+def test_parameter_counts_are_those_of_vits(
+    width: int, depth: int, heads: int, patch: int, grid: int, timm: int
+) -> None:
+    vit = ViTConfig(width=width, depth=depth, num_heads=heads, mlp_dim=4 * width, patch_size=patch)
+    pixels = 3 * patch**2
+    backbone = (pixels + 1) * width + width + depth * block_count(width, 4 * width) + 2 * width
+    assert backbone == timm - (grid**2 + 1) * width
+    linear = (width + 1) * pixels
+    counts = {
+        (PatchDecoderConfig("mlp", 0), False): linear,
+        (PatchDecoderConfig("transformer", 1), True): (
+            (pixels + 1) * width
+            + (width + 1) * width
+            + block_count(width, 4 * width)
+            + 2 * width
+            + linear
+        ),
+    }
+    for (decoder, denoising), decoder_count in counts.items():
+        got = shapes(vit, decoder, denoising=denoising, grid=(grid, grid))
+        assert sum(map(math.prod, got.values())) == backbone + decoder_count
+
+
+def test_encode_refuses_an_image_that_is_not_whole() -> None:
+    model = random_module(
+        lambda rngs: DARL(
+            TINY, PatchDecoderConfig(), denoising=False, grid=(2, 3), channels=3, rngs=rngs
+        )
+    )
+    with pytest.raises(ValueError, match=r"5 patches do not fill the grid of \(2, 3\)"):
+        model.encode(jnp.zeros((1, 5, 12)))
+
+
+def test_initial_parameters_follow_from_the_key_alone() -> None:
+    @jax.jit
+    def build(key: jax.Array) -> Any:
+        decoder = PatchDecoderConfig("transformer", 1)
+        rngs = nnx.Rngs(key)
+        return parameters(DARL(TINY, decoder, denoising=True, grid=(2, 3), channels=3, rngs=rngs))
+
+    first, second, other = (build(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, second))
+    kernels = first["backbone"]["patch_embedding"]["kernel"]
+    assert not jnp.any(kernels == other["backbone"]["patch_embedding"]["kernel"])
+    # Backbone and decoder draw from keys of their own.
+    query = first["backbone"]["blocks"]["attention"]["query"]["kernel"]
+    assert not jnp.any(query[0] == first["patch_decoder"]["blocks"]["attention"]["query"]["kernel"])

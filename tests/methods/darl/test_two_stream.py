@@ -1,0 +1,255 @@
+"""Two streams: what a target's output may depend on, and the same in plain NumPy."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from scipy.special import erf
+
+from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.nn import orders, positions
+from darl_jax.nn.orders import FIXED, OrderConfig
+from darl_jax.nn.readout import readout
+from darl_jax.nn.vit import ViT, ViTConfig
+from tests.random_modules import random_module
+
+GRID = (2, 4)
+PATCHES, PIXELS, WIDTH = 8, 12, 16
+CONFIG = ViTConfig(
+    width=WIDTH, depth=2, num_heads=2, mlp_dim=24, patch_size=2, dtype="float32"
+)  # fmt: skip
+
+
+def make_darl(**changes: Any) -> DARL:
+    vit = dataclasses.replace(CONFIG, **changes)
+    return random_module(
+        lambda rngs: DARL(
+            vit, PatchDecoderConfig(), denoising=False, grid=GRID, channels=3, rngs=rngs
+        )
+    )
+
+
+def two_streams(encoding: str = "rope2d", order: str = "random") -> DARL:
+    return make_darl(positions=encoding, two_stream=True, order=OrderConfig(order))
+
+
+def images(number: int = 2, seed: int = 0) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (number, PATCHES, PIXELS))
+
+
+@pytest.mark.parametrize("encoding", positions.ABSOLUTE)
+def test_a_target_s_output_sees_all_patches_before_it_and_no_other(encoding):
+    model = two_streams(encoding)
+    patches = images(1)
+    order = model.draw_order(jax.random.key(3), 1, GRID)
+    encode = jax.jit(lambda patches: model.encode(patches, GRID, order))
+    base = np.asarray(encode(patches))[0]
+    sequence = np.asarray(order)[0]
+    for place, patch in enumerate(sequence):
+        changed = np.asarray(encode(patches.at[:, patch].add(1.0)))[0]
+        not_after = sequence[: place + 1]
+        np.testing.assert_array_equal(changed[not_after], base[not_after])
+        moved = np.abs(changed - base).max(axis=-1) > 1e-5
+        assert moved[sequence[place + 1 :]].all()
+
+
+@pytest.mark.parametrize("encoding", positions.ABSOLUTE)
+@pytest.mark.parametrize("seen", [0, 1])
+def test_an_output_knows_the_place_of_its_target(encoding, seen):
+    """The same patches have been seen, and the next one is to be another each time.
+
+    With RoPE a place shows only against another token's: the first target of a sequence, which
+    sees the start token alone, does not know where it is.
+    """
+    model, patches, found = two_streams(encoding), images(1), []
+    for target in range(seen, PATCHES):
+        rest = [patch for patch in range(seen, PATCHES) if patch != target]
+        order = np.array([*range(seen), target, *rest])
+        found.append(np.asarray(model.encode(patches, GRID, order))[0, target])
+    distances = np.abs(np.array(found)[:, None] - np.array(found)).max(axis=-1)
+    others = distances[~np.eye(len(found), dtype=bool)]
+    if encoding == "rope2d" and seen == 0:
+        assert (others == 0).all()
+    else:
+        assert (others > 1e-5).all()
+
+
+@pytest.mark.parametrize("order", ["raster", "spiral"])
+def test_orders_that_agree_up_to_a_place_give_the_same_outputs_up_to_it(order):
+    model, patches = two_streams(), images(1)
+    one = orders.fixed_order(OrderConfig(order), GRID)
+    other = np.concatenate([one[:5], one[5:][::-1]])
+    a, b = (np.asarray(model.encode(patches, GRID, each))[0] for each in (one, other))
+    np.testing.assert_allclose(a[one[:5]], b[one[:5]], atol=1e-6)
+    assert np.abs(a[one[7]] - b[one[7]]).max() > 1e-5
+
+
+# --- in plain NumPy ------------------------------------------------------------------------------
+
+
+def norm(p: dict, x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+
+
+def dense(p: dict, x: np.ndarray) -> np.ndarray:
+    return x @ p["kernel"] + p["bias"]
+
+
+def turned(x: np.ndarray, angles: np.ndarray | None) -> np.ndarray:
+    """(token, head, channel), pairs of neighbours as complex numbers."""
+    if angles is None:
+        return x
+    pairs = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None]
+    return np.stack([pairs.real, pairs.imag], axis=-1).reshape(x.shape)
+
+
+def plain(model: DARL, patches: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """z of one image's patches as they stand in the sequence, token by token in float64."""
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters(model))
+    backbone, stream = params["backbone"], params["query_stream"]
+    config, table, angles = model.backbone.config, np.zeros((PATCHES, WIDTH)), None
+    if config.positions == "sincos2d":
+        table = positions.sincos_2d(GRID, GRID, WIDTH)
+    if config.positions == "learnable":
+        table = backbone["positions"]
+    content = dense(backbone["patch_embedding"], patches[order[:-1]]) + table[order[:-1]]
+    content = np.concatenate([backbone["sos"][None], content])
+    queries = stream["token"] + table[order]
+    of_content = of_queries = None
+    if config.positions == "rope2d":
+        angles = positions.rope_angles("rope2d", GRID, GRID, config.head_dim)
+        of_content, of_queries = angles[np.append(0, 1 + order[:-1])], angles[1 + order]
+
+    def heads(x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(x), config.num_heads, -1)
+
+    for i in range(config.depth):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], backbone["blocks"])
+        own_query = jax.tree.map(lambda leaf, i=i: leaf[i], stream["query"])
+        attention, normed = block["attention"], norm(block["norm_attention"], content)
+        key = turned(heads(dense(attention["key"], normed)), of_content)
+        value = heads(dense(attention["value"], normed))
+        looking = {
+            "content": turned(heads(dense(attention["query"], normed)), of_content),
+            "queries": turned(
+                heads(dense(own_query, norm(block["norm_attention"], queries))), of_queries
+            ),
+        }
+        streams = {"content": content, "queries": queries}
+        for name, query in looking.items():
+            seen = np.zeros_like(query)
+            for t in range(PATCHES):
+                for head in range(config.num_heads):
+                    # Content t is the patch before target t, so a target sees up to its place.
+                    logits = key[: t + 1, head] @ query[t, head] / np.sqrt(config.head_dim)
+                    weights = np.exp(logits - logits.max())
+                    seen[t, head] = weights / weights.sum() @ value[: t + 1, head]
+            x = streams[name] + dense(attention["out"], seen.reshape(PATCHES, -1))
+            hidden = dense(block["mlp"]["up"], norm(block["norm_mlp"], x))
+            hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2)))
+            streams[name] = x + dense(block["mlp"]["down"], hidden)
+        content, queries = streams["content"], streams["queries"]
+    return norm(backbone["final_norm"], queries)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [*((encoding, "random") for encoding in positions.ABSOLUTE), ("rope2d", "raster")],
+)
+def test_outputs_are_those_of_plain_numpy_in_float64(encoding, name):
+    model, patches = two_streams(encoding, name), images(2)
+    order = model.draw_order(jax.random.key(5), 2, GRID)
+    z = orders.take(model.encode(patches, GRID, order), order)
+    for image, sequence in enumerate(np.broadcast_to(order, (2, PATCHES))):
+        expected = plain(model, np.asarray(patches[image], np.float64), sequence)
+        np.testing.assert_allclose(z[image], expected, atol=2e-5)
+
+
+def test_the_content_stream_is_the_plain_causal_backbone():
+    """Queries that look at what the backbone alone gives come out as those of the two streams."""
+    model, patches = two_streams(), images(2)
+    backbone, stream = model.backbone, model.query_stream
+    order = model.draw_order(jax.random.key(5), 2, GRID)
+    start, angles = backbone.sequence(patches, GRID, order, without_last=True)
+    blocks = backbone(patches, grid=GRID, order=order, without_last=True).blocks
+    x, query_angles = stream.queries(backbone, 2, GRID, order)
+    graphdef, stacked = nnx.split((backbone.blocks, stream.query))
+    for i, content in enumerate([start, *blocks[:-1]]):
+        block, query = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
+        attention = block.attention
+        looking = attention.heads(query(block.norm_attention(x)), query_angles)
+        found = attention.keys_values(block.norm_attention(content), angles)
+        x = block.finish(x, attention.attend(looking, *found, mask="causal"))
+    z = orders.take(model.encode(patches, GRID, order), order)
+    np.testing.assert_allclose(z, backbone.final_norm(x), atol=1e-5)
+
+
+# --- one stream in other orders ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("encoding", ["rope2d", "rope1d", "learnable"])
+def test_one_stream_in_an_order_sees_the_patches_before_a_patch_and_no_other(name, encoding):
+    model = make_darl(positions=encoding, order=OrderConfig(name))
+    patches, sequence = images(1), orders.fixed_order(OrderConfig(name), GRID)
+    encode = jax.jit(model.encode)
+    base = np.asarray(encode(patches))[0]
+    for place in range(PATCHES):
+        changed = np.asarray(encode(patches.at[:, sequence[place]].add(1.0)))[0]
+        moved = np.abs(changed - base).max(axis=-1)
+        assert (moved[sequence[: place + 1]] == 0).all()
+        assert (moved[sequence[place + 1 :]] > 1e-5).all()
+
+
+@pytest.mark.parametrize("encoding", ["none", "rope1d"])
+def test_what_counts_places_in_the_sequence_is_raster_order_of_a_permuted_image(encoding):
+    spiral = orders.fixed_order(OrderConfig("spiral"), GRID)
+    model = make_darl(positions=encoding, order=OrderConfig("spiral"))
+    raster = make_darl(positions=encoding)  # the same parameters
+    patches = images()
+    expected = raster.encode(patches[:, spiral])
+    np.testing.assert_allclose(model.encode(patches)[:, spiral], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", positions.ABSOLUTE)
+def test_with_full_attention_and_places_in_the_image_the_order_does_not_matter(encoding):
+    def features(name: str) -> tuple[np.ndarray, np.ndarray]:
+        config = dataclasses.replace(CONFIG, positions=encoding, order=OrderConfig(name))
+        vit = random_module(lambda rngs: ViT(config, patch_dim=PIXELS, grid=GRID, rngs=rngs))
+        tokens = vit(images(), mask="full").tokens
+        patches = orders.take(tokens[:, 1:], orders.inverse(vit.order(GRID)))
+        return np.asarray(patches), np.asarray(readout(tokens, "mean"))
+
+    for spiral, raster in zip(features("spiral"), features("raster"), strict=True):
+        np.testing.assert_allclose(spiral, raster, atol=1e-5)
+
+
+def test_a_model_of_random_orders_reads_in_raster_order():
+    assert two_streams().backbone.order(GRID).tolist() == list(range(PATCHES))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": OrderConfig("random")}, "order.name='random' needs model.two_stream=True"),
+        ({"two_stream": True, "positions": "rope1d"}, "model.positions='rope1d' does not tell"),
+        ({"two_stream": True, "positions": "none"}, "choose from .*'rope2d'"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_parameters_of_the_query_stream_are_a_token_and_a_query_for_each_block():
+    shapes = jax.tree.map(jnp.shape, parameters(two_streams())["query_stream"])
+    assert shapes == {
+        "token": (WIDTH,),
+        "query": {"kernel": (2, WIDTH, WIDTH), "bias": (2, WIDTH)},
+    }

@@ -1,0 +1,218 @@
+"""Classification: the loss against float64, what counts, and accuracy counted once for each."""
+
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from darl_jax.evaluators.validation_loss import ValidationLoss
+from darl_jax.methods.darl.model import parameters
+from darl_jax.methods.transfer.classification import (
+    Classification,
+    ClassificationConfig,
+    correct_within,
+    cross_entropy,
+)
+from darl_jax.methods.transfer.classifier import Classifier
+from darl_jax.methods.transfer.mixing import MixingConfig
+from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.sharding import MeshConfig, make_mesh
+from tests.evaluators.tiny import make_batches, random_images
+from tests.random_modules import random_module
+
+CLASSES = 7
+VIT = ViTConfig(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
+
+
+@functools.cache
+def make_model(drop_path: float = 0.0) -> Classifier:
+    vit = dataclasses.replace(VIT, drop_path=drop_path)
+    return random_module(
+        lambda rngs: Classifier(vit, num_classes=CLASSES, grid=(4, 4), channels=1, rngs=rngs)
+    )
+
+
+def make_objective(**changes) -> Classification:
+    return Classification(ClassificationConfig(**changes), 2, (0.3,), (0.4,))
+
+
+def make_batch(number: int = 6, labels: list[int] | None = None) -> dict[str, jax.Array]:
+    labels = list(range(number)) if labels is None else labels
+    return {
+        "image": jnp.asarray(random_images(number)),
+        "label": jnp.asarray(labels, jnp.int32),
+        "mask": jnp.ones(number, bool),
+    }
+
+
+def compiled(function):
+    """`function(objective, model, ...)` as one program; else each operation is compiled alone."""
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def whole(objective, graphdef, state, *arguments):
+        return function(objective, nnx.merge(graphdef, state), *arguments)
+
+    return lambda objective, model, *arguments: whole(objective, *nnx.split(model), *arguments)
+
+
+train = compiled(lambda objective, *arguments: objective(*arguments))
+validate = compiled(lambda objective, *arguments: objective.validate(*arguments))
+
+
+@compiled
+def float32_logits(objective, model, batch):
+    config = objective.config
+    return model(objective.patches(batch), mask=config.mask, pooling=config.pooling, grid=(4, 4))
+
+
+def logits_of(model: Classifier, batch: dict[str, jax.Array], objective: Classification):
+    return np.asarray(float32_logits(objective, model, batch), np.float64)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("mask", "pooling"), [("full", "last"), ("causal", "mean")])
+def test_training_loss_is_the_smoothed_cross_entropy(smoothing, mask, pooling) -> None:
+    objective = make_objective(label_smoothing=smoothing, mask=mask, pooling=pooling)
+    model, batch = make_model(), make_batch()
+    logs = log_softmax(logits_of(model, batch, objective))
+    # Of what is smoothed every class gets its share, the right one too.
+    expected = -np.mean(
+        (1 - smoothing) * logs[np.arange(6), np.arange(6)] + smoothing * logs.mean(axis=-1)
+    )
+    loss, metrics = train(objective, model, batch, jax.random.key(0))
+    assert abs(float(loss) - expected) < 1e-5
+    assert float(metrics["loss"].compute()) == float(loss)
+
+
+def test_examples_that_are_masked_or_have_no_label_count_nothing() -> None:
+    objective, model = make_objective(), make_model()
+    batch = make_batch(6, labels=[0, 1, 2, 3, -1, 5])
+    batch["mask"] = batch["mask"].at[5].set(False)
+    alone = {name: value[:4] for name, value in batch.items()}
+    key = jax.random.key(0)
+    loss = train(objective, model, batch, key)[0]
+    assert np.isclose(loss, train(objective, model, alone, key)[0], rtol=1e-6)
+    ours, theirs = (validate(objective, model, each, key) for each in (batch, alone))
+    assert {"loss", "accuracy", "top5_accuracy"} == set(ours)
+    for name, value in ours.items():
+        assert float(value.count) == 4
+        assert np.isclose(value.compute(), theirs[name].compute(), rtol=1e-6)
+    # Nor does what they show reach the gradient of the others.
+    black = {**batch, "image": batch["image"].at[4:].set(0)}
+    assert np.isclose(loss, train(objective, model, black, key)[0], rtol=1e-6)
+
+
+def test_validation_sees_whole_images_and_hard_labels() -> None:
+    mixing = MixingConfig(mixup=0.8, cutmix=1.0, erasing_probability=1.0)
+    plain, mixed = make_objective(label_smoothing=0.0), make_objective(mixing=mixing)
+    batch, key = make_batch(), jax.random.key(3)
+    expected = validate(plain, make_model(), batch, key)
+    for name, value in validate(mixed, make_model(drop_path=0.9), batch, key).items():
+        assert float(value.compute()) == float(expected[name].compute())
+    training = train(plain, make_model(), batch, key)[0]
+    assert np.isclose(expected["loss"].compute(), training, rtol=1e-6)
+    assert not np.isclose(train(mixed, make_model(), batch, key)[0], training, rtol=1e-2)
+
+
+def test_top_k_accuracy_is_that_of_sorting() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(200, 9)), rng.integers(0, 9, 200)
+    order = np.argsort(-logits, axis=-1)
+    for k in (1, 5):
+        expected = (order[:, :k] == labels[:, None]).any(axis=-1)
+        got = correct_within(jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32), k)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_ties_and_nan_are_not_correct() -> None:
+    logits = jnp.stack([jnp.zeros(9), jnp.full(9, jnp.nan), jnp.zeros(9).at[2].set(jnp.nan)])
+    labels = jnp.asarray([0, 0, 2], jnp.int32)
+    for k in (1, 5):
+        np.testing.assert_array_equal(correct_within(logits, labels, k), np.zeros(3))
+
+
+def test_cross_entropy_of_large_logits_is_finite() -> None:
+    logits = jnp.asarray([[1e4, 0.0, -1e4]])
+    assert float(cross_entropy(logits, jnp.asarray([[0.0, 0.0, 1.0]]))[0]) == pytest.approx(2e4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 32])
+def test_accuracy_counts_each_example_once_for_any_batch_size(batch_size: int) -> None:
+    objective, model = make_objective(), make_model()
+    images = random_images(19, seed=4)
+    labels = np.random.default_rng(5).integers(0, CLASSES, 19)
+    batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
+    logits = logits_of(model, batch, objective)
+    ranks = np.sum(logits > logits[np.arange(19), labels][:, None], axis=-1)
+    mesh = make_mesh(MeshConfig())
+    # Padding that the model would give a class, and that would be right for it.
+    batches = make_batches(images, batch_size, labels, padding=255)
+    evaluator = ValidationLoss(nnx.split(model)[0], objective, batches, mesh)
+    found = dict(evaluator.run(parameters(model), jax.random.key(0)))
+    assert found["accuracy"] == np.mean(ranks == 0)
+    assert found["top5_accuracy"] == np.mean(ranks < 5)
+
+
+_ON_DEVICES = """
+import jax, json
+from tests.objectives import test_classification as t
+from flax import nnx
+objective, model = t.make_objective(), t.make_model()
+images = t.random_images(19, seed=4)
+labels = t.np.random.default_rng(5).integers(0, t.CLASSES, 19)
+evaluator = t.ValidationLoss(
+    nnx.split(model)[0], objective, t.make_batches(images, 8, labels), t.make_mesh(t.MeshConfig())
+)
+assert jax.device_count() == 4
+print(json.dumps(dict(evaluator.run(t.parameters(model), jax.random.key(0)))))
+"""
+
+
+def test_accuracy_does_not_depend_on_the_number_of_devices() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_DEVICES],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(result.stdout.splitlines()[-1])
+    images = random_images(19, seed=4)
+    labels = np.random.default_rng(5).integers(0, CLASSES, 19)
+    evaluator = ValidationLoss(
+        nnx.split(make_model())[0],
+        make_objective(),
+        make_batches(images, 19, labels),
+        make_mesh(MeshConfig()),
+    )
+    expected = dict(evaluator.run(parameters(make_model()), jax.random.key(0)))
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["top5_accuracy"] == expected["top5_accuracy"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"mask": "prefix"}, "objective.mask='prefix'"),
+        ({"pooling": "max"}, "objective.pooling='max'"),
+        ({"label_smoothing": 1.0}, "objective.label_smoothing=1.0"),
+        ({"num_classes": 1}, "objective.num_classes=1"),
+    ],
+)
+def test_what_cannot_be_used_is_named(changes: dict, key: str) -> None:
+    with pytest.raises(ValueError, match=key.replace("(", r"\(")):
+        ClassificationConfig(**changes)

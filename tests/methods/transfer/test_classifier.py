@@ -1,0 +1,148 @@
+"""The classifier: which patches its logits see, how it starts, and what drop path leaves out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from darl_jax.methods.transfer.classifier import Classifier
+from darl_jax.nn.orders import OrderConfig, fixed_order
+from darl_jax.nn.vit import Block, ViT, ViTConfig, drop_path_scales
+from tests.random_modules import random_module
+
+VIT = ViTConfig(width=32, depth=3, num_heads=2, mlp_dim=64, patch_size=2, dtype="float32")
+GRID = (3, 4)
+
+
+def make_classifier(**changes) -> Classifier:
+    vit = dataclasses.replace(VIT, **changes)
+    return random_module(
+        lambda rngs: Classifier(vit, num_classes=5, grid=GRID, channels=3, rngs=rngs)
+    )
+
+
+def make_patches(batch: int = 2, seed: int = 0, number: int = 12) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(batch, number, 12)), jnp.float32)
+
+
+@pytest.mark.parametrize("mask", ["causal", "full"])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_logits_move_with_every_patch(mask: str, pooling: str) -> None:
+    model = make_classifier()
+    logits = jax.jit(lambda patches: model(patches, mask=mask, pooling=pooling, grid=GRID))
+    patches = make_patches(1)
+    base = np.asarray(logits(patches))
+    assert base.shape == (1, 5)
+    assert base.dtype == np.float32
+    for t in range(12):
+        assert np.abs(logits(patches.at[:, t].add(1.0)) - base).max() > 1e-5, f"patch {t}"
+
+
+def test_readouts_and_masks_are_all_different() -> None:
+    model, patches = make_classifier(), make_patches(1)
+    outputs = [
+        np.asarray(model(patches, mask=mask, pooling=pooling, grid=GRID))
+        for mask in ("causal", "full")
+        for pooling in ("last", "mean")
+    ]
+    for i, a in enumerate(outputs):
+        for b in outputs[:i]:
+            assert np.abs(a - b).max() > 1e-4
+
+
+def test_a_new_classifier_gives_every_class_the_same_logit() -> None:
+    model = Classifier(VIT, num_classes=5, grid=GRID, channels=3, rngs=nnx.Rngs(0))
+    logits = model(make_patches(), mask="full", pooling="mean", grid=GRID)
+    np.testing.assert_array_equal(logits, np.zeros((2, 5)))
+
+
+def test_another_resolution_reads_all_of_its_patches() -> None:
+    model = make_classifier()
+    grid = (6, 8)
+    patches = make_patches(1, number=48)
+    base = model(patches, mask="causal", pooling="last", grid=grid)
+    assert (
+        np.abs(
+            model(patches.at[:, 0].add(1.0), mask="causal", pooling="last", grid=grid) - base
+        ).max()
+        > 1e-5
+    )
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("grid", [GRID, (6, 8)])
+def test_an_image_is_read_in_the_models_order_on_its_own_grid(pooling, grid) -> None:
+    """Without positions that is raster order of a permuted image, and 'last' is its last patch."""
+    spiral = make_classifier(positions="none", order=OrderConfig("spiral"))
+    raster = make_classifier(positions="none")  # the same parameters
+    patches = make_patches(number=grid[0] * grid[1])
+    logits = spiral(patches, mask="causal", pooling=pooling, grid=grid)
+    permuted = patches[:, fixed_order(OrderConfig("spiral"), grid)]
+    expected = raster(permuted, mask="causal", pooling=pooling, grid=grid)
+    np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+# Drop path.
+
+
+def test_drop_path_scales_are_zero_or_the_inverse_of_the_share_that_is_kept() -> None:
+    scales = np.asarray(drop_path_scales(jax.random.key(0), 0.3, 4, 5000))
+    assert scales.shape == (4, 2, 5000)
+    np.testing.assert_array_equal(scales[0], 1.0)  # the first block is never dropped
+    for block, rate in enumerate([0.0, 0.1, 0.2, 0.3]):
+        for branch in range(2):
+            values = scales[block, branch]
+            kept = values > 0
+            np.testing.assert_allclose(values[kept], 1.0 / (1.0 - rate), rtol=1e-6)
+            # Five standard deviations of a mean of 5000 draws.
+            assert abs(kept.mean() - (1.0 - rate)) <= 5 * np.sqrt(rate * (1 - rate) / 5000)
+    # Branches of a block and examples are dropped independently.
+    both = (scales[3, 0] > 0) & (scales[3, 1] > 0)
+    assert abs(both.mean() - 0.49) < 5 * np.sqrt(0.49 * 0.51 / 5000)
+
+
+def test_a_dropped_branch_leaves_the_residual_stream_as_it_is() -> None:
+    block = random_module(lambda rngs: Block(VIT, rngs=rngs))
+    x = make_patches(3)[..., :1] + jnp.ones((3, 12, 32))
+    same = block(x, mask="full", angles=None, branch_scales=jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(same, x)
+    whole = block(x, mask="full", angles=None)
+    scales = jnp.ones((2, 3)).at[:, 1].set(0.0)
+    mixed = block(x, mask="full", angles=None, branch_scales=scales)
+    np.testing.assert_array_equal(mixed[1], x[1])
+    np.testing.assert_array_equal(mixed[0], whole[0])
+
+
+def test_drop_path_is_off_without_a_key_and_without_a_rate() -> None:
+    def vit(rate: float) -> ViT:
+        config = dataclasses.replace(VIT, drop_path=rate)
+        return random_module(lambda rngs: ViT(config, patch_dim=12, grid=GRID, rngs=rngs))
+
+    patches, key = make_patches(), jax.random.key(0)
+    base = vit(0.0)(patches, mask="full").tokens
+    np.testing.assert_array_equal(vit(0.5)(patches, mask="full").tokens, base)
+    np.testing.assert_array_equal(vit(0.0)(patches, mask="full", key=key).tokens, base)
+    assert np.abs(vit(0.5)(patches, mask="full", key=key).tokens - base).max() > 0.1
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_drop_path_has_the_gradient_of_the_branches_that_are_kept(remat: str) -> None:
+    config = dataclasses.replace(VIT, drop_path=0.6, remat=remat)
+    vit = random_module(lambda rngs: ViT(config, patch_dim=12, grid=GRID, rngs=rngs))
+    key, patches = jax.random.key(1), make_patches(1)
+    scales = np.asarray(drop_path_scales(key, 0.6, 3, 1))
+    graphdef, params = nnx.split(vit)
+
+    def loss(params: nnx.State) -> jax.Array:
+        tokens = nnx.merge(graphdef, params)(patches, mask="full", key=key).tokens
+        return jnp.sum(tokens * jnp.arange(32.0))
+
+    gradient = nnx.to_pure_dict(jax.grad(loss)(params))["blocks"]
+    assert (scales == 0).any() and (scales[1:] > 0).any()
+    for block in range(3):
+        for branch, name in enumerate(("attention", "mlp")):
+            sizes = [float(jnp.abs(g[block]).max()) for g in jax.tree.leaves(gradient[name])]
+            assert (max(sizes) > 0) == (scales[block, branch, 0] > 0)

@@ -1,0 +1,359 @@
+"""Mixing and erasing as timm does them: its algorithms in plain NumPy, Beta's moments, areas."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import random
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from darl_jax.methods.transfer.mixing import MixingConfig, augment, erase, mix, soft_labels
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
+MIXUP, CUTMIX = MixingConfig(mixup=0.8), MixingConfig(cutmix=1.0)
+BOTH = MixingConfig(mixup=0.8, cutmix=1.0)
+BATCH, HEIGHT, WIDTH, CLASSES = 6, 24, 17, 6
+DRAWS = 3000
+
+jitted_mix = jax.jit(mix, static_argnums=3)
+jitted_erase = jax.jit(erase, static_argnums=2)
+jitted_augment = jax.jit(augment, static_argnums=3)
+
+
+def keys(count: int, seed: int = 0) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def marked() -> tuple[jax.Array, jax.Array]:
+    """Image i is i + 1 everywhere, and its label is i."""
+    images = jnp.broadcast_to(
+        jnp.arange(1.0, BATCH + 1)[:, None, None, None], (BATCH, HEIGHT, WIDTH, 3)
+    )
+    return images, jnp.eye(BATCH, CLASSES)
+
+
+@functools.cache
+def many(config: MixingConfig, count: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """For many batches: which pixels of the first image are its own, and its label's weight."""
+    images, targets = marked()
+
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        mixed, labels = mix(key, images[..., :1], targets, config)
+        return (mixed[0, ..., 0] - BATCH) / (1.0 - BATCH), labels[0, 0]
+
+    own, weight = jax.jit(jax.vmap(one))(keys(count))
+    return np.asarray(own, np.float64), np.asarray(weight, np.float64)
+
+
+def kinds(own: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """'none', 'mixup' or 'cutmix' for each of many batches."""
+    uniform = np.ptp(own, axis=(1, 2)) < 1e-6
+    return np.where(weight == 1.0, "none", np.where(uniform, "mixup", "cutmix"))
+
+
+def assert_mean(values: np.ndarray, expected: float) -> None:
+    """Within five standard errors."""
+    error = values.std() / math.sqrt(len(values))
+    assert abs(values.mean() - expected) < 5 * error, (values.mean(), expected, error)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def test_soft_labels_are_one_minus_s_and_a_share_of_s_for_every_class() -> None:
+    result = soft_labels(jnp.array([2, 0]), 4, 0.1)
+    np.testing.assert_allclose(
+        result, [[0.025, 0.025, 0.925, 0.025], [0.925, 0.025, 0.025, 0.025]], rtol=1e-6
+    )
+    hard = soft_labels(jnp.array([1, 3]), 4, 0.0)
+    np.testing.assert_array_equal(hard, np.eye(4)[[1, 3]])
+
+
+# --- mixup and CutMix ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [MixingConfig(), MixingConfig(mixup=0.8, probability=0.0)])
+def test_nothing_is_computed_where_all_is_off(config: MixingConfig) -> None:
+    images, targets = marked()
+    key = jax.random.key(0)
+    assert not jax.make_jaxpr(lambda x, y: mix(key, x, y, config))(images, targets).eqns
+    assert not jax.make_jaxpr(lambda x: erase(key, x, config))(images).eqns
+    same_images, same_targets = mix(key, images, targets, config)
+    assert same_images is images and same_targets is targets
+    assert erase(key, images, config) is images
+
+
+def test_mixup_is_the_weighted_mean_with_the_batch_reversed() -> None:
+    rng = np.random.default_rng(0)
+    images, targets = rng.normal(size=(5, 8, 6, 3)), rng.dirichlet(np.ones(4), 5)
+    for key in keys(5):
+        mixed, labels = jitted_mix(
+            key, jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32), MIXUP
+        )
+        difference = targets[0] - targets[-1]
+        share = float((np.asarray(labels[0], np.float64) - targets[-1]) @ difference)
+        share /= difference @ difference
+        # float32 against float64.
+        expected = share * images + (1 - share) * images[::-1]
+        np.testing.assert_allclose(mixed, expected, atol=1e-5)
+        np.testing.assert_allclose(labels, share * targets + (1 - share) * targets[::-1], atol=1e-6)
+
+
+# Below 0.3 a part of the shares is 1 in float32.
+@pytest.mark.parametrize("alpha", [0.4, 0.8, 4.0])
+def test_share_of_mixup_is_drawn_from_beta(alpha: float) -> None:
+    own, weight = many(MixingConfig(mixup=alpha))
+    # What is seen and what the label says are one number, and one for all pixels.
+    np.testing.assert_allclose(own.min(axis=(1, 2)), weight, atol=1e-5)
+    np.testing.assert_allclose(own.max(axis=(1, 2)), weight, atol=1e-5)
+    assert_mean(weight, 0.5)
+    assert_mean((weight - 0.5) ** 2, stats.beta(alpha, alpha).var())
+    assert stats.kstest(weight, stats.beta(alpha, alpha).cdf).pvalue > 1e-4
+
+
+def test_cutmix_weights_labels_by_the_exact_areas_of_one_whole_box() -> None:
+    own, weight = many(CUTMIX)
+    # Every pixel is of one image or the other, and the weight is the fraction of its own ones.
+    assert set(np.unique(own)) == {0.0, 1.0}
+    np.testing.assert_allclose(weight, own.mean(axis=(1, 2)), atol=1e-6)
+    box = own == 0
+    rows, columns = box.any(axis=2), box.any(axis=1)
+    np.testing.assert_array_equal(box, rows[:, :, None] & columns[:, None, :])
+    for side in (rows, columns):
+        edges = np.abs(np.diff(np.pad(side, ((0, 0), (1, 1))).astype(int), axis=1)).sum(axis=1)
+        assert set(edges) <= {0, 2}
+
+
+def timm_cutmix(rng: np.random.Generator, alpha: float) -> tuple[float, float, float]:
+    """Height, width and corrected lambda of a box as timm draws it (`rand_bbox`, 1.0.31)."""
+    ratio = math.sqrt(1 - rng.beta(alpha, alpha))
+    cut_h, cut_w = int(HEIGHT * ratio), int(WIDTH * ratio)
+    cy, cx = rng.integers(HEIGHT), rng.integers(WIDTH)
+    height = min(cy + (cut_h + 1) // 2, HEIGHT) - max(cy - cut_h // 2, 0)
+    width = min(cx + (cut_w + 1) // 2, WIDTH) - max(cx - cut_w // 2, 0)
+    return height, width, 1 - height * width / (HEIGHT * WIDTH)
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1.0])
+def test_boxes_of_cutmix_are_distributed_as_those_of_timm(alpha: float) -> None:
+    own, weight = many(MixingConfig(cutmix=alpha))
+    rng = np.random.default_rng(1)
+    theirs = np.array([timm_cutmix(rng, alpha) for _ in range(40_000)])
+    box = own == 0
+    empty = ~box.any(axis=(1, 2))
+    heights = np.where(empty, 0, box.any(axis=2).sum(axis=1))
+    widths = np.where(empty, 0, box.any(axis=1).sum(axis=1))
+    shown = theirs[:, 0] * theirs[:, 1] > 0
+    assert_mean(empty.astype(float), 1 - shown.mean())
+    for ours, other in ((heights, theirs[:, 0] * shown), (widths, theirs[:, 1] * shown)):
+        table = [np.bincount(x.astype(int), minlength=HEIGHT + 1) for x in (ours, other)]
+        table = np.array([row[sum(table) > 20] for row in table])
+        assert stats.chi2_contingency(table).pvalue > 1e-4
+    assert stats.ks_2samp(weight, theirs[:, 2]).pvalue > 1e-4
+    # Where the box lies: each row is covered as often as the mirrored one of timm's rule says.
+    covered = box.mean(axis=0)
+    assert covered[HEIGHT // 2, WIDTH // 2] > 1.3 * covered[0, 0] > 0
+
+
+def test_center_of_the_box_is_uniform_over_the_pixels() -> None:
+    own, weight = many(MixingConfig(cutmix=1.0), 8000)
+    box = own == 0
+    # Boxes that touch no border have the centre that was drawn, and small ones rarely touch.
+    small = (weight > 0.985) & (weight < 1.0)
+    rows = box[small].any(axis=2)
+    first, last = rows.argmax(axis=1), HEIGHT - 1 - rows[:, ::-1].argmax(axis=1)
+    inside = (first > 0) & (last < HEIGHT - 1)
+    counts = np.bincount((first + last)[inside] // 2, minlength=HEIGHT)[3:-3]
+    assert counts.sum() > 60
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_batch_is_mixed_by_one_way_with_the_configured_probabilities() -> None:
+    own, weight = many(dataclasses.replace(BOTH, probability=0.7, switch_probability=0.25))
+    kind = kinds(own, weight)
+    empty = 1 - np.mean(
+        [np.prod(timm_cutmix(rng, 1.0)[:2]) > 0 for rng in [np.random.default_rng(2)]
+         for _ in range(40_000)]
+    )  # fmt: skip
+    assert_mean((kind == "mixup").astype(float), 0.7 * 0.75)
+    assert_mean((kind == "cutmix").astype(float), 0.7 * 0.25 * (1 - empty))
+
+
+def test_whole_batch_shares_one_share_and_one_box() -> None:
+    images, targets = marked()
+    number = np.arange(1.0, BATCH + 1)
+    for key in keys(20):
+        mixed, labels = jitted_mix(key, images, targets, BOTH)
+        own = (np.asarray(mixed[..., 0]) - number[::-1, None, None]) / (number - number[::-1])[
+            :, None, None
+        ]
+        np.testing.assert_allclose(own, np.broadcast_to(own[:1], own.shape), atol=1e-5)
+        share = float(labels[0, 0])
+        expected = share * np.eye(BATCH) + (1 - share) * np.eye(BATCH)[::-1]
+        np.testing.assert_allclose(labels, expected, atol=1e-6)
+
+
+def test_labels_stay_distributions() -> None:
+    images, _ = marked()
+    targets = soft_labels(jnp.arange(BATCH) % 4, 4, 0.1)
+    for key in keys(20):
+        labels = jitted_augment(key, images, targets, BOTH)[1]
+        np.testing.assert_allclose(jnp.sum(labels, axis=-1), np.ones(BATCH), rtol=1e-6)
+        assert (labels >= 0.1 / 4 - 1e-7).all()
+
+
+# --- erasing -------------------------------------------------------------------------------------
+
+ERASING = MixingConfig(erasing_probability=0.6)
+
+
+def timm_erasing(rng: random.Random, config: MixingConfig) -> tuple[int, int, int, int] | None:
+    """(top, left, height, width) as timm's RandomErasing draws them."""
+    if rng.random() > config.erasing_probability:
+        return None
+    low, high = (math.log(ratio) for ratio in config.erasing_aspect)
+    for _ in range(10):
+        area = rng.uniform(*config.erasing_area) * HEIGHT * WIDTH
+        aspect = math.exp(rng.uniform(low, high))
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if height < HEIGHT and width < WIDTH:
+            return rng.randint(0, HEIGHT - height), rng.randint(0, WIDTH - width), height, width
+    return None
+
+
+@functools.cache
+def erased(config: MixingConfig) -> np.ndarray:
+    """Which pixels of many images are no longer what they were."""
+    images = jnp.full((DRAWS, HEIGHT, WIDTH, 2), 100.0)
+    result = np.asarray(jitted_erase(jax.random.key(3), images, config))
+    changed = result != 100.0
+    np.testing.assert_array_equal(changed[..., 0], changed[..., 1])
+    return changed[..., 0]
+
+
+def boxes(changed: np.ndarray) -> np.ndarray:
+    """(top, left, height, width) of each image that has a box; it must be a whole one."""
+    changed = changed[changed.any(axis=(1, 2))]
+    rows, columns = changed.any(axis=2), changed.any(axis=1)
+    np.testing.assert_array_equal(changed, rows[:, :, None] & columns[:, None, :])
+    return np.stack(
+        [rows.argmax(axis=1), columns.argmax(axis=1), rows.sum(axis=1), columns.sum(axis=1)], axis=1
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ERASING, MixingConfig(erasing_probability=1.0, erasing_area=(0.5, 0.95))],
+    ids=["recipe", "boxes that often do not fit"],
+)
+def test_boxes_that_are_erased_are_distributed_as_those_of_timm(config: MixingConfig) -> None:
+    changed = erased(config)
+    rng = random.Random(0)
+    drawn = [timm_erasing(rng, config) for _ in range(40_000)]
+    theirs = np.array([box for box in drawn if box is not None])
+    assert_mean(changed.any(axis=(1, 2)).astype(float), len(theirs) / len(drawn))
+    fraction = (theirs[:, 2] * theirs[:, 3]).sum() / (len(drawn) * HEIGHT * WIDTH)
+    assert_mean(changed.mean(axis=(1, 2)), fraction)
+    ours = boxes(changed)
+    for i in range(4):
+        table = np.array([np.bincount(x[:, i], minlength=HEIGHT) for x in (ours, theirs)])
+        table = table[:, table.sum(axis=0) > 40]
+        assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_images_are_erased_independently_of_each_other() -> None:
+    changed = erased(ERASING)
+    happens = changed.any(axis=(1, 2)).astype(float)
+    assert abs(np.corrcoef(happens[:-1], happens[1:])[0, 1]) < 5 / math.sqrt(DRAWS)
+    top = boxes(changed)[:, 0]
+    assert abs(np.corrcoef(top[:-1], top[1:])[0, 1]) < 5 / math.sqrt(len(top))
+
+
+def test_erased_pixels_are_standard_gaussian_noise_and_the_others_are_kept() -> None:
+    images = jnp.full((200, HEIGHT, WIDTH, 3), 100.0)
+    config = MixingConfig(erasing_probability=1.0)
+    result = np.asarray(jitted_erase(jax.random.key(1), images, config))
+    noise = result[result != 100.0]
+    assert stats.kstest(noise, "norm").pvalue > 1e-4
+    box = result[0][(result[0] != 100.0).all(axis=-1)]
+    assert len(np.unique(box)) == box.size
+
+
+def test_augment_erases_before_it_mixes() -> None:
+    images, targets = marked()
+    config = dataclasses.replace(BOTH, erasing_probability=1.0)
+    for key in keys(5):
+        one, two = jax.random.split(key)
+        mixed, labels = jitted_mix(two, jitted_erase(one, images, config), targets, config)
+        result, result_labels = jitted_augment(key, images, targets, config)
+        # Fused in one program or made by two: the last bits of float32.
+        np.testing.assert_allclose(result, mixed, atol=1e-5)
+        np.testing.assert_allclose(result_labels, labels, atol=1e-6)
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+
+def digest(devices: int) -> list:
+    """Augmented images and labels of a batch that is split over devices, and their layout."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    rng = np.random.default_rng(0)
+    images = jax.device_put(rng.normal(size=(8, 12, 10, 3)).astype(np.float32), split)
+    targets = jax.device_put(np.eye(8, dtype=np.float32), split)
+    config = dataclasses.replace(BOTH, erasing_probability=0.5)
+    step = jax.jit(
+        lambda key, x, y: augment(key, x, y, config), out_shardings=(split, split)
+    )  # fmt: skip
+    results = [step(key, images, targets) for key in keys(6)]
+    return [[np.asarray(part, np.float64).tolist() for part in pair] for pair in results]
+
+
+def test_result_does_not_depend_on_the_number_of_devices() -> None:
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "4",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    printed = subprocess.run(
+        [sys.executable, __file__], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    for four, one in zip(json.loads(printed), digest(1), strict=True):
+        for ours, expected in zip(four, one, strict=True):
+            # Products and sums may be fused otherwise: the last bits of float32.
+            np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+# --- config --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mixup", -0.1),
+        ("cutmix", math.nan),
+        ("probability", 1.1),
+        ("switch_probability", -1.0),
+        ("erasing_probability", 2.0),
+        ("erasing_area", (0.5, 0.1)),
+        ("erasing_area", (0.5, 1.0)),
+        ("erasing_aspect", (0.0, 1.0)),
+    ],
+)
+def test_value_out_of_range_is_an_error_that_names_the_key(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^objective\.mixing\.{key} is"):
+        MixingConfig(**{key: value})
+
+
+if __name__ == "__main__":
+    print(json.dumps(digest(4)))

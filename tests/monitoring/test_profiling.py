@@ -1,0 +1,148 @@
+"""The profiler traces the steps that it was asked for, and memory is told where it is known."""
+
+import gzip
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from etils.epath import backend
+
+from darl_jax.monitoring.profiling import ProfileWindow, device_memory, host_memory
+
+
+class Trace:
+    """Stands in for the profiler: what it was asked to do, in order, with the steps between."""
+
+    def __init__(self, monkeypatch):
+        self.events: list = []
+        monkeypatch.setattr(jax.profiler, "start_trace", lambda path: self.start(path))
+        monkeypatch.setattr(jax.profiler, "stop_trace", lambda: self.events.append("stop"))
+
+    def start(self, path) -> None:
+        (path / "plugins").mkdir()
+        (path / "plugins" / "trace.pb").write_bytes(b"trace")
+        self.events.append("start")
+
+    def run(self, workdir, steps, *, close=True, **arguments) -> list:
+        window = ProfileWindow(workdir, wait=lambda: self.events.append("wait"), **arguments)
+        for step in steps:
+            window.before_step(step)
+            self.events.append(step)
+        if close:
+            window.close()
+        return self.events
+
+
+def test_window_holds_its_steps_and_waits_at_both_ends(tmp_path, monkeypatch):
+    events = Trace(monkeypatch).run(tmp_path, range(1, 8), first_step=3, num_steps=2)
+    assert events == [1, 2, "wait", "start", 3, 4, "wait", "stop", 5, 6, 7]
+
+
+def test_window_cut_by_the_end_of_the_run_is_closed(tmp_path, monkeypatch, caplog):
+    with caplog.at_level(logging.INFO):
+        events = Trace(monkeypatch).run(tmp_path, range(1, 5), first_step=3, num_steps=9)
+    assert events == [1, 2, "wait", "start", 3, 4, "wait", "stop"]
+    assert f"Profiled steps 3 to 4 into {tmp_path / 'profile'}" in caplog.text
+    assert "xprof --logdir=" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("steps", "arguments"),
+    [
+        (range(4, 9), {"first_step": 3, "num_steps": 3}),
+        (range(9, 12), {"first_step": 3, "num_steps": 3}),
+        (range(1, 9), {"first_step": 0, "num_steps": 3}),
+        (range(1, 9), {"first_step": 3, "num_steps": 3, "active": False}),
+    ],
+    ids=["resumed inside", "resumed behind", "never", "other process"],
+)
+def test_nothing_is_traced_or_waited_for_outside_of_the_window(
+    tmp_path, monkeypatch, steps, arguments
+):
+    assert Trace(monkeypatch).run(tmp_path, steps, **arguments) == list(steps)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """`gs://` paths, kept in memory."""
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: files)
+    yield epath.Path("gs://bucket/run")
+    files.store.clear()
+
+
+def test_trace_for_a_bucket_is_uploaded_and_leaves_nothing_here(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Trace(monkeypatch).run(bucket, range(1, 5), first_step=2, num_steps=1)
+    assert (bucket / "profile" / "plugins" / "trace.pb").read_bytes() == b"trace"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trace_has_the_steps_and_needs_no_tensorflow(tmp_path):
+    code = """
+import sys
+import jax, jax.numpy as jnp
+from darl_jax.profiling import ProfileWindow
+step = jax.jit(lambda x: jnp.sin(x @ x))
+x = step(jnp.ones((64, 64)))
+window = ProfileWindow(sys.argv[1], first_step=2, num_steps=3, wait=lambda: x.block_until_ready())
+for number in range(1, 10):
+    window.before_step(number)
+    with jax.profiler.TraceAnnotation(f"step {number}"):
+        x = step(x)
+window.close()
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=True,
+        timeout=100,
+        env=dict(os.environ, JAX_PLATFORMS="cpu"),
+    )
+    (path,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    assert list(path.parent.glob("*.xplane.pb"))
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {f"step {i}" for i in range(1, 10)} & names == {"step 2", "step 3", "step 4"}
+
+
+class Device:
+    def __init__(self, statistics):
+        self.memory_stats = lambda: statistics
+
+
+def test_device_memory_is_that_of_the_fullest_device(monkeypatch):
+    devices = [
+        Device({"peak_bytes_in_use": peak * 2**30, "bytes_limit": 80 * 2**30}) for peak in (3, 7, 5)
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert device_memory() == {"memory/device_peak_gib": 7, "memory/device_limit_gib": 80}
+
+
+@pytest.mark.parametrize("statistics", [None, {}, {"num_allocs": 3}])
+def test_nothing_is_said_of_devices_that_do_not_tell(monkeypatch, statistics):
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(statistics)])
+    assert device_memory() == {}
+
+
+def test_device_memory_asks_the_real_devices():
+    assert all(0 < value < 1e4 for value in device_memory().values())
+
+
+def test_host_memory_grows_with_what_the_process_holds():
+    before = host_memory()
+    held = np.ones(2**27, np.uint8)  # 1/8 GiB
+    after = host_memory()
+    grown = after["memory/host_gib"] - before["memory/host_gib"]
+    assert grown == pytest.approx(0.125, abs=0.03)
+    assert held[0] == 1
+    assert 0 < after["memory/host_available_gib"] < 1e5

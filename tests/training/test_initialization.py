@@ -1,0 +1,175 @@
+"""Parameters from a checkpoint: what is taken, what is new, what is dropped, what is refused."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from darl_jax.config import ConfigError, default_config, load
+from darl_jax.interchange import described
+from darl_jax.interchange.loading import LoadedModel
+from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.transfer.classifier import Classifier
+from darl_jax.nn.orders import OrderConfig
+from darl_jax.nn.vit import ViTConfig
+from darl_jax.training import initialization as initialisation
+from darl_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
+
+VIT = ViTConfig(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
+
+
+def pretrained(seed: int = 1, **changes) -> LoadedModel:
+    vit = dataclasses.replace(VIT, **changes)
+    model = DARL(
+        vit, PatchDecoderConfig(), denoising=False, grid=(4, 4), channels=1, rngs=nnx.Rngs(seed)
+    )
+    return LoadedModel(
+        params=jax.tree.map(np.asarray, parameters(model)),
+        config=None,
+        model=dataclasses.asdict(vit) | {"order": vit.order},
+        trained_image_size=8,
+        description="step 3 of /runs/a",
+    )
+
+
+def classifier(classes: int = 5) -> dict:
+    return parameters(
+        Classifier(VIT, num_classes=classes, grid=(4, 4), channels=1, rngs=nnx.Rngs(0))
+    )
+
+
+def config(**changes):
+    values = default_config(objective="classification")
+    values.model.update(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2)
+    values.data.update(source="digits", image_size=8, channels=1, mean=(0.3,), std=(0.4,))
+    values.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return load(values)
+
+
+def test_the_backbone_is_taken_and_the_rest_is_told() -> None:
+    ours, theirs = classifier(), pretrained()
+    result = initialisation.transfer(ours, theirs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(result.params["backbone"]):
+        other = theirs.params["backbone"]
+        for key in path:
+            other = other[key.key]
+        np.testing.assert_array_equal(leaf, other)
+    assert result.new == ("head/bias", "head/kernel")
+    assert result.dropped == (
+        "patch_decoder/head/to_pixels/bias",
+        "patch_decoder/head/to_pixels/kernel",
+    )
+    assert len(result.taken) == len(jax.tree.leaves(ours["backbone"]))
+    text = initialisation.report(result, theirs)
+    assert "step 3 of /runs/a" in text
+    assert "new: head/bias, head/kernel" in text
+    assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in text
+
+
+def test_a_tree_keeps_its_structure_and_layout() -> None:
+    mesh = make_mesh(MeshConfig())
+    ours = classifier()
+    laid_out = jax.device_put(ours, tree_shardings(ours, mesh))
+    result = initialisation.transfer(laid_out, pretrained())
+    placed = initialisation.place(result.params, laid_out)
+    assert jax.tree.structure(placed) == jax.tree.structure(ours)
+    for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(laid_out), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+    np.testing.assert_array_equal(placed["backbone"]["sos"], pretrained().params["backbone"]["sos"])
+
+
+def test_an_array_of_another_shape_is_refused_by_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"key/kernel: \(2, 24, 24\) in the checkpoint, \(2, 16, 16\)"
+    ):
+        initialisation.transfer(classifier(), pretrained(width=24))
+
+
+def test_a_backbone_with_other_arrays_is_refused_by_name() -> None:
+    learnable = pretrained(positions="learnable")
+    with pytest.raises(
+        ConfigError, match="backbone/positions: present in the checkpoint, absent here"
+    ):
+        initialisation.transfer(classifier(), learnable)
+    lacking = pretrained()
+    del lacking.params["backbone"]["final_norm"]
+    with pytest.raises(
+        ConfigError, match="final_norm/scale: absent in the checkpoint, present here"
+    ):
+        initialisation.transfer(classifier(), lacking)
+
+
+def test_a_head_of_other_classes_is_refused_until_it_is_dropped() -> None:
+    loaded = dataclasses.replace(pretrained(), params=jax.tree.map(np.asarray, classifier(3)))
+    with pytest.raises(ConfigError, match=r"head/kernel: \(16, 3\).*\(16, 5\)[\s\S]*init.drop"):
+        initialisation.transfer(classifier(5), loaded)
+    result = initialisation.transfer(classifier(5), loaded, drop=("head",))
+    assert result.new == ("head/bias", "head/kernel") == result.dropped
+    with pytest.raises(ConfigError, match=r"'heads'.*begin with backbone, head"):
+        initialisation.transfer(classifier(5), loaded, drop=("heads",))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_heads": 4},  # which no shape shows
+        {"positions": "none"},
+        {"rope_max_wavelength": 100.0},
+        {"rope_y_first": True},
+    ],
+)
+def test_a_model_that_differs_where_no_shape_shows_it_is_refused(changes: dict) -> None:
+    key, value = next(iter(changes.items()))
+    with pytest.raises(ConfigError, match=rf"config.model.{key} is .* checkpoint's is {value!r}"):
+        initialisation.check_same_model(pretrained(**changes), config())
+
+
+def test_images_of_another_size_need_the_trained_size() -> None:
+    larger = {"data__image_size": 16}
+    with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
+        initialisation.check_same_model(pretrained(), config(**larger))
+    initialisation.check_same_model(pretrained(), config(**larger, model__trained_image_size=8))
+    with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
+        initialisation.check_same_model(pretrained(), config(model__trained_image_size=4))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "warning"),
+    [
+        (OrderConfig(), {}, None),
+        (OrderConfig("spiral"), {"name": "spiral", "block": 4, "seed": 1}, None),
+        (OrderConfig("spiral"), {}, "order is raster, and .* reads patches in the order spiral"),
+        (OrderConfig("nested_raster", 2), {"name": "nested_raster", "block": 4}, "raster 4 x 4"),
+        (OrderConfig(), {"name": "spiral"}, "order is spiral, and .* in the order raster"),
+        (
+            OrderConfig("permutation", seed=1),
+            {"name": "permutation"},
+            "permutation of seed 0, and .* in the order permutation of seed 1",
+        ),
+    ],
+)
+def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, warning):
+    changes = {f"model__order__{key}": value for key, value in ours.items()}
+    with caplog.at_level("WARNING"):
+        initialisation.check_same_model(pretrained(order=theirs), config(**changes))
+    assert ("config.model.order" in caplog.text) == (warning is not None)
+    assert re.search(warning or "", caplog.text)
+
+
+def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
+    theirs = pretrained(two_stream=True, order=OrderConfig("random"))
+    run = {
+        "model": dataclasses.asdict(
+            dataclasses.replace(VIT, two_stream=True, order=OrderConfig("random"))
+        )
+    }
+    theirs = dataclasses.replace(theirs, model=described.model_of(run))
+    with caplog.at_level("WARNING"):
+        initialisation.check_same_model(theirs, config())
+    assert "config.model.order" not in caplog.text
+    result = initialisation.transfer(classifier(), theirs)
+    assert {path.split("/")[0] for path in result.dropped} == {"patch_decoder", "query_stream"}
