@@ -24,7 +24,6 @@ from darl_jax.planning import sweep
 from darl_jax.planning.roofline import Roofline, gib
 from darl_jax.planning.step_memory import DoesNotFitError
 from darl_jax.planning.step_plan import (
-    CompiledStep,
     StepPlan,
     align,
     compile_plan,
@@ -33,7 +32,6 @@ from darl_jax.planning.step_plan import (
 )
 from darl_jax.planning.topology import VALID_FORMS, open_topology
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
-from darl_jax.runtime.compilation import save_executable
 
 _USAGE = "python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16"
 
@@ -55,9 +53,6 @@ _ACCUMULATIONS = flags.DEFINE_list(
     "accumulations", [], "With --sweep: accumulation_steps to try; diffusion draws other noise."
 )
 _JSON = flags.DEFINE_string("json", None, "A file that the plan is written to as JSON.")
-_EXECUTABLE = flags.DEFINE_string(
-    "write_executable", None, "A file for the compiled step, with which a run starts at once."
-)
 
 
 def main(argv: list[str]) -> None:
@@ -82,14 +77,13 @@ def main(argv: list[str]) -> None:
                     say=to_stderr,
                 )
                 print(sweep.table(ranking))
-                plan, compiled = ranking.best_plan, ranking.best_step
+                plan = ranking.best_plan
                 print()
             else:
-                plan, compiled = compile_plan(
-                    config, topology, train_images=train_images, say=to_stderr
-                )
+                plan = compile_plan(config, topology, train_images=train_images, say=to_stderr)
         print(table(plan))
-        write_files(plan, compiled)
+        if _JSON.value:
+            epath.Path(_JSON.value).write_text(json.dumps(as_json(plan), indent=1))
 
 
 def read_flags() -> tuple[TrainConfig, str]:
@@ -111,15 +105,6 @@ def whole_numbers(flag: flags.FlagHolder) -> list[int]:
     if not all(re.fullmatch(r"[1-9]\d*", number) for number in flag.value):
         raise ValueError(f"{given} must be positive whole numbers")
     return [int(number) for number in flag.value]
-
-
-def write_files(plan: StepPlan, compiled: CompiledStep) -> None:
-    """What --json and --write_executable ask for. Raises OSError."""
-    if _JSON.value:
-        epath.Path(_JSON.value).write_text(json.dumps(as_json(plan), indent=1))
-    if _EXECUTABLE.value:
-        save_executable(_EXECUTABLE.value, compiled.compiled, description=compiled.description)
-        to_stderr(f"Wrote the compiled step to {_EXECUTABLE.value}")
 
 
 def as_json(plan: StepPlan) -> dict[str, Any]:

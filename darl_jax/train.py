@@ -67,9 +67,6 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and pictures go: a folder or a bucket."
 )
-_EXECUTABLE = flags.DEFINE_string(
-    "executable", None, "A file that darl_jax.plan wrote: the step, compiled for these devices."
-)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "Of several processes: host:port where process 0 awaits the others."
 )
@@ -134,18 +131,13 @@ def main(argv: list[str]) -> None:
         with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
             if _CONFIG.value is None or not _WORKDIR.value:
                 raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-            if _EXECUTABLE.value and not epath.Path(_EXECUTABLE.value).is_file():
-                raise ValueError(
-                    f"--executable={_EXECUTABLE.value}: there is no such file; darl_jax.plan "
-                    "--write_executable makes one"
-                )
             config = config_lib.load(_CONFIG.value)
             workdir = absolute_path(_WORKDIR.value)
             make_workdir(workdir)
             compilation.keep_in(workdir)
         if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
-        code = train(config, workdir, stop, executable=_EXECUTABLE.value)
+        code = train(config, workdir, stop)
         stop.end_training()
         sys.exit(code)
 
@@ -159,16 +151,13 @@ def make_workdir(workdir: epath.Path) -> None:
         raise type(error)(reason) from error
 
 
-def train(
-    config: TrainConfig, workdir: epath.Path, stop: StopRequest, executable: str | None = None
-) -> int:
+def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
     """One run; returns its exit code.
 
     Args:
       config: what is trained.
       workdir: where everything is kept.
       stop: knows of SIGTERM and Ctrl-C.
-      executable: a file that plan.py wrote, with the step compiled for these devices.
     """
     with contextlib.ExitStack() as cleanup, cluster.failing_together():
         with (
@@ -179,7 +168,7 @@ def train(
             # Mesh.
             mesh = make_mesh(config.mesh)
             build.check_layout(config, mesh)
-            kernel = choose_attention(config)
+            choose_attention(config)
             cleanup.enter_context(jax.set_mesh(mesh))
             logging.info("Mesh %s of %s", dict(mesh.shape), jax.devices()[0].device_kind)
             is_writer = jax.process_index() == 0
@@ -260,10 +249,7 @@ def train(
                     build.abstract_batch(config, mesh),
                     step_key,
                 )
-                train_step = compilation.compile_or_load(
-                    lowered, config, mesh, attention=kernel, path=executable
-                )
-            compilation.log_memory(train_step)
+                train_step = compilation.compile_step(lowered)
 
             # What is watched.
             writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)

@@ -39,8 +39,8 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @functools.cache
-def fsdp_plan() -> tuple[dict[str, Any], bytes]:
-    """(plan, executable) for 2 x 2 forced CPU devices; made once for all tests."""
+def fsdp_plan() -> dict[str, Any]:
+    """Plan for 2 x 2 forced CPU devices, computed once for all tests."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         done = run_plan(
@@ -48,7 +48,6 @@ def fsdp_plan() -> tuple[dict[str, Any], bytes]:
             "--config.mesh.data=2",
             "--config.mesh.fsdp=2",
             f"--json={folder / 'plan.json'}",
-            f"--write_executable={folder / 'step'}",
         )
         assert done.returncode == 0, done.stderr
-        return json.loads((folder / "plan.json").read_text()), (folder / "step").read_bytes()
+        return json.loads((folder / "plan.json").read_text())

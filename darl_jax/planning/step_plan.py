@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -21,7 +20,6 @@ from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
 from darl_jax.planning.step_memory import Memory, advice_where_it_does_not_fit, read_memory
 from darl_jax.planning.topology import Topology
-from darl_jax.runtime.compilation import describe
 from darl_jax.training import build
 from darl_jax.training.optimizers import learning_rate_schedule
 from darl_jax.training.sharding import make_mesh
@@ -81,14 +79,6 @@ class StepPlan:
     notes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class CompiledStep:
-    """What a plan was read off, to be kept in a file."""
-
-    compiled: jax.stages.Compiled
-    description: dict[str, Any]
-
-
 def training_images(config: TrainConfig, given: int | None) -> tuple[int, str]:
     """(records of the training split, where the number is from).
 
@@ -136,7 +126,7 @@ def kernel(config: TrainConfig, topology: Topology) -> tuple[str, list[str]]:
 
 def compile_plan(
     config: TrainConfig, topology: Topology, *, train_images: int, say: Callable[[str], None]
-) -> tuple[StepPlan, CompiledStep]:
+) -> StepPlan:
     """Compiles the step that the program would run, and reads the plan off it.
 
     Args:
@@ -168,7 +158,7 @@ def compile_plan(
     seconds = time.monotonic() - began
     memory = read_memory(compiled, state, topology)
     work = read_work(compiled, config, mesh, topology, chosen)
-    plan = StepPlan(
+    return StepPlan(
         config=config,
         topology=topology.name,
         chip=topology.chip.name if topology.chip else None,
@@ -184,8 +174,6 @@ def compile_plan(
         total_steps=total_steps,
         notes=(*notes, *compiler_notes(config, topology)),
     )
-    description = describe(config, mesh, lowered, attention=chosen)
-    return plan, CompiledStep(compiled, description)
 
 
 def read_work(

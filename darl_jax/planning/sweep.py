@@ -15,7 +15,6 @@ from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
 from darl_jax.planning.step_memory import DoesNotFitError, shard_bytes
 from darl_jax.planning.step_plan import (
-    CompiledStep,
     StepPlan,
     align,
     collective_times,
@@ -63,7 +62,6 @@ class Ranking:
     candidates: tuple[Candidate, ...]
     tried: int
     best_plan: StepPlan
-    best_step: CompiledStep
 
 
 def run(
@@ -112,17 +110,17 @@ def run(
     promising = [each for each in candidates if each.estimate.memory <= _DOUBT * limit]
     say(f"{len(candidates)} candidates, of which {len(promising)} may fit {topology.chip.name}")
     done: list[Candidate] = []
-    best: tuple[float, StepPlan, CompiledStep] | None = None
+    best: tuple[float, StepPlan] | None = None
     for each in promising[: 2 * compile_top]:
         try:
-            plan, step = compile_plan(each.config, topology, train_images=train_images, say=say)
+            plan = compile_plan(each.config, topology, train_images=train_images, say=say)
         except DoesNotFitError as error:
             done.append(dataclasses.replace(each, refused=str(error).split(". ")[0]))
             continue
         done.append(dataclasses.replace(each, plan=plan))
         seconds = _rank(done[-1])
         if best is None or seconds < best[0]:
-            best = seconds, plan, step
+            best = seconds, plan
         if sum(one.plan is not None for one in done) == compile_top:
             break
     if best is None:
@@ -130,7 +128,7 @@ def run(
             f"none of {len(candidates)} candidates fits {topology.name}. Raise "
             "config.accumulation_steps, lower config.batch_size or take more or larger chips"
         )
-    return Ranking(tuple(sorted(done, key=_rank)), len(candidates), *best[1:])
+    return Ranking(tuple(sorted(done, key=_rank)), len(candidates), best[1])
 
 
 def _seconds_per_image(config: TrainConfig, times: Roofline) -> float:
