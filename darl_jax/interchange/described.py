@@ -19,7 +19,7 @@ from darl_jax.interchange.names import ModelShape
 from darl_jax.nn.orders import OrderConfig, fixed_order
 
 VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # RoPE rotates halves of a head; version 1 rotated adjacent channels
 CONFIG_FILE, ARRAYS_FILE = "config.json", "model.safetensors"
 
 # Keys of config.model that decide what the arrays mean.

@@ -1,10 +1,10 @@
 """A checkpoint for timm's ViT with RoPE (`timm.models.eva.Eva`), which then needs none of our code.
 
-timm (1.0.31 read) turns adjacent channel pairs of a head, all pairs of one axis before those of
+timm (1.0.31 read) rotates adjacent channel pairs of a head, all pairs of one axis before those of
 the other, by coordinate * temperature^(-2i/d), with integer coordinates that `ref_feat_shape`
-scales from another grid: the angles of models/positions.py. Its `vit_*_rope_*` put x first
-('xy'), so that weights of a model with y first have the halves of each head's queries and keys
-exchanged. LayerScale, which these models have, is written as 1.
+scales from another grid: the angles of nn/positions.py. There the pairs are the halves of a head,
+so each head's queries and keys are permuted here; timm's `vit_*_rope_*` put x first ('xy'), so a
+model with y first has the axes' pairs exchanged too. LayerScale, which these models have, is 1.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import numpy as np
 
 from darl_jax.interchange.names import Tensors
 from darl_jax.interchange.timm_names import join_qkv, renamed
-from darl_jax.nn.positions import sincos_2d
+from darl_jax.nn.positions import halves_from_pairs, sincos_2d
 
 # (width, depth, heads) of timm's own models with patches of 16.
 _ARCHITECTURES = {
@@ -95,7 +95,9 @@ def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head
         head: whether the head is kept.
     """
     depth, width = model["depth"], model["width"]
-    order = channel_order(width, model["num_heads"], y_first=_is_y_first(model))
+    order = np.arange(width)
+    if model["positions"] == "rope2d":
+        order = channel_order(width, model["num_heads"], y_first=model["rope_y_first"])
 
     def reorder(name: str, array: np.ndarray) -> np.ndarray:
         return array if name == "value" else array[order]
@@ -117,16 +119,9 @@ def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head
 
 
 def channel_order(width: int, num_heads: int, *, y_first: bool) -> np.ndarray:
-    """Which of our output channels of a query or key stands at each of timm's.
-
-    (width,); y first means that the halves of each head are exchanged.
-    """
+    """Output channel of our query or key projection at each of timm's channels, (width,)."""
     head_dim = width // num_heads
-    within = np.arange(head_dim)
+    pairs = np.argsort(halves_from_pairs(head_dim)).reshape(-1, 2)
     if y_first:
-        within = np.roll(within, head_dim // 2)
-    return (np.arange(num_heads)[:, None] * head_dim + within).ravel()
-
-
-def _is_y_first(model: Mapping[str, Any]) -> bool:
-    return bool(model["positions"] == "rope2d" and model["rope_y_first"])
+        pairs = np.roll(pairs, len(pairs) // 2, axis=0)
+    return (np.arange(num_heads)[:, None] * head_dim + pairs.ravel()).ravel()

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMAT, FORMAT_VERSION = "darl_jax.vit", 1
+FORMAT, FORMAT_VERSION = "darl_jax.vit", 2
 LAYER_NORM_EPSILON = 1e-6
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -113,7 +113,7 @@ class ViT(nn.Module):
         positions: "none", "sincos2d", "learnable", "rope1d" or "rope2d".
         grid: (rows, columns) of patches of the images that positions are counted on.
         rope_max_wavelength: base of RoPE's frequencies.
-        rope_y_first: whether the first half of a head's channels turns by the row.
+        rope_y_first: whether the first half of a head's channel pairs rotates by the row.
         sequence: which patch of the grid, in raster order, stands where in the sequence; None for
             raster order.
         num_classes: of the head; None without one.
@@ -296,10 +296,10 @@ class Mlp(nn.Module):
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns adjacent channel pairs of (batch, head, token, channel), in float32."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    """Rotates the channel pairs (i, i + d/2) of (batch, head, token, channel), in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.to(x.dtype)
 
 
 def coordinates(grid: tuple[int, int], trained: tuple[int, int]) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ The convention, so that a number can be compared with others:
   are counted: patch embedding, q / k / v / out, MLPs, the patch decoder's linear layers. Norms,
   softmax, GELU, biases, residuals, rotations, corruption and loss are not; neither is the attention
   of the denoising patch decoder over its two tokens, which is elementwise work of a few operations
-  a channel. The product by which `models.positions.rotate` exchanges channel pairs only moves them.
+  a channel.
 - Causal attention counts as the full token x token square, as PaLM's model FLOPs utilisation does
   (arXiv 2204.02311, Appendix B), whether or not a kernel skips the masked half.
 - Work that nobody reads is not counted: in the denoising Transformer's last block only the

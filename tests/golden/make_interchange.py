@@ -77,6 +77,7 @@ def from_module(images: Arrays) -> Arrays:
             grid=(SIDE, SIDE),
             rope_max_wavelength=100.0,
             rope_y_first=False,
+            sequence=None,
             num_classes=None,
             pooling=None,
             mask="causal",

@@ -110,8 +110,8 @@ def test_arrays_that_are_missing_extra_or_misshapen_are_named(exported):
 
 def test_another_format_version_is_named_with_the_one_that_is_read(exported):
     config = json.loads((exported / "config.json").read_text())
-    (exported / "config.json").write_text(json.dumps(config | {"format_version": 2}))
-    with pytest.raises(ValueError, match=r"has format version 2; .* reads version 1"):
+    (exported / "config.json").write_text(json.dumps(config | {"format_version": 1}))
+    with pytest.raises(ValueError, match=r"has format version 1; .* reads version 2"):
         load_model(str(exported))
 
 

@@ -29,8 +29,12 @@ PARTS = {
 }
 
 
+# timm's adjacent channel pairs as the halves of a head: the golden models' 2 heads of 8 channels.
+HALVES = [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
+
+
 def golden_as_ours(*, learnable=False):
-    """timm's golden weights under our flat names; channels as they are."""
+    """timm's golden weights under our flat names; with RoPE, queries and keys by halves."""
     theirs = golden_weights("eva")
     ours = {"sos": theirs["cls_token"][0, 0]}
     if learnable:
@@ -43,7 +47,9 @@ def golden_as_ours(*, learnable=False):
                 ours[f"blocks.{i}.{name}.{kind}"] = theirs[f"blocks.{i}.{part}.{kind}"]
             joined = theirs[f"blocks.{i}.attn.qkv.{kind}"]
             for j, name in enumerate(("query", "key", "value")):
-                ours[f"blocks.{i}.attention.{name}.{kind}"] = joined[16 * j : 16 * (j + 1)]
+                part = joined[16 * j : 16 * (j + 1)]
+                rotated = name != "value" and not learnable
+                ours[f"blocks.{i}.attention.{name}.{kind}"] = part[HALVES] if rotated else part
     return ours
 
 
@@ -73,12 +79,13 @@ def test_timms_angles_are_ours(kind, model, mask):
         np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_the_arrays_are_timms():
-    model = GOLDEN_MODEL | {"positions": "learnable"}
-    found, expected = (
-        to_timm(golden_as_ours(learnable=True), model, head=False),
-        golden_weights("eva"),
-    )
+@pytest.mark.parametrize("encoding", ["learnable", "rope2d"])
+def test_the_arrays_are_timms(encoding):
+    model = GOLDEN_MODEL | {"positions": encoding}
+    ours, expected = golden_as_ours(learnable=encoding == "learnable"), golden_weights("eva")
+    found = to_timm(ours, model, head=False)
+    if encoding == "rope2d":
+        del expected["pos_embed"]
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -88,14 +95,15 @@ def test_y_first_is_permuted_to_timms_x_first():
     """What timm gets from weights of a model with y first, it computes with x first."""
     tensors = golden_as_ours()
     order = channel_order(16, 2, y_first=True)
-    assert order.tolist() == [4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11]
+    assert order.tolist() == [2, 6, 3, 7, 0, 4, 1, 5, 10, 14, 11, 15, 8, 12, 9, 13]
     model = GOLDEN_MODEL | {"positions": "rope2d", "rope_y_first": True}
     theirs = to_timm(tensors, model, head=False)
     for i in range(2):
         for kind in ("weight", "bias"):
             for j, name in enumerate(("query", "key", "value")):
                 part = theirs[f"blocks.{i}.attn.qkv.{kind}"][16 * j : 16 * (j + 1)]
-                tensors[f"blocks.{i}.attention.{name}.{kind}"] = part
+                halves = part if name == "value" else part[HALVES]
+                tensors[f"blocks.{i}.attention.{name}.{kind}"] = halves
     x_first = backbone_of(tensors, positions="rope2d")
     found = block_features(x_first, golden()["images/4x12"], "causal")
     np.testing.assert_allclose(found, golden()["eva/ij/4x12/causal"], atol=TOLERANCE, rtol=0)

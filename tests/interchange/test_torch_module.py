@@ -158,8 +158,8 @@ def test_pytorch_says_what_is_wrong_with_a_file(tmp_path):
     with pytest.raises(ValueError, match="has no array sos"):
         module.load()
     config = folder / "config.json"
-    config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 9'))
-    with pytest.raises(ValueError, match=r"version 9; this file reads .*, version 1"):
+    config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 9'))
+    with pytest.raises(ValueError, match=r"version 9; this file reads .*, version 2"):
         module.load()
 
 

@@ -16,8 +16,12 @@ GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / "golden" / "rope2
 
 
 def as_sequence(x: np.ndarray) -> jax.Array:
-    """(batch, head, rows, columns, channel) as (batch, token, head, channel) behind a token 0."""
+    """(batch, head, rows, columns, channel) as (batch, token, head, channel) behind a token 0.
+
+    The golden file has the paper's adjacent pairs, which become halves.
+    """
     flat = np.moveaxis(x.reshape(*x.shape[:2], -1, x.shape[-1]), 1, 2)
+    flat = flat[..., positions.halves_from_pairs(x.shape[-1])]
     start = np.random.default_rng(0).normal(size=(flat.shape[0], 1, *flat.shape[2:]))
     return jnp.asarray(np.concatenate([start, flat], axis=1), jnp.float32)
 
@@ -34,8 +38,12 @@ def test_rope_2d_equals_rotary_embedding_torch(y_first: bool) -> None:
 
 def test_rope_1d_equals_rotary_embedding_torch() -> None:
     angles = positions.rope_angles("rope1d", (2, 5), (2, 5), 16)
-    got = positions.rotate(jnp.asarray(np.swapaxes(GOLDEN["q1d"], 1, 2)), angles)
-    np.testing.assert_allclose(got, np.swapaxes(GOLDEN["q1d_rotated"], 1, 2), atol=1e-5)
+    query, expected = (
+        np.swapaxes(GOLDEN[name], 1, 2)[..., positions.halves_from_pairs(16)]
+        for name in ("q1d", "q1d_rotated")
+    )
+    got = positions.rotate(jnp.asarray(query), angles)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_rope_keeps_the_type_of_what_it_turns_and_computes_in_float32() -> None:
@@ -54,21 +62,21 @@ def test_rope_is_the_pairwise_formula_and_its_gradient_turns_back(dtype: jnp.dty
     x, cotangent = (jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(2))
 
     def as_pairs(x: jax.Array | np.ndarray) -> np.ndarray:
-        return np.asarray(x, np.float32).reshape(*shape[:-1], 8, 2)
+        return np.asarray(x, np.float32).reshape(*shape[:-1], 2, 8)
 
     def pairwise(x: jax.Array, angles: np.ndarray) -> np.ndarray:
         cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
-        even, odd = np.moveaxis(as_pairs(x), -1, 0)
-        turned = np.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-        return turned.reshape(shape).astype(dtype)
+        first, second = np.moveaxis(as_pairs(x), -2, 0)
+        rotated = [first * cos - second * sin, first * sin + second * cos]
+        return np.stack(rotated, axis=-2).reshape(shape).astype(dtype)
 
     # Not compiled: a compiler may join a product and a sum into one rounding.
     got, transpose = jax.vjp(lambda x: positions.rotate(x, angles), x)
     np.testing.assert_array_equal(got, pairwise(x, angles))
     back, exact = transpose(cotangent)[0], pairwise(cotangent.astype(jnp.float32), -angles)
     # Both products and their sum are rounded, each by half a unit in the last place at most.
-    unit = float(jnp.finfo(dtype).eps) * np.hypot(*np.moveaxis(as_pairs(cotangent), -1, 0))
-    assert np.all(np.abs(as_pairs(back) - as_pairs(exact)) <= 1.5 * unit[..., None])
+    unit = float(jnp.finfo(dtype).eps) * np.hypot(*np.moveaxis(as_pairs(cotangent), -2, 0))
+    assert np.all(np.abs(as_pairs(back) - as_pairs(exact)) <= 1.5 * unit[..., None, :])
 
 
 def test_remat_dots_keeps_nothing_of_rope() -> None:

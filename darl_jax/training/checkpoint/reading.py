@@ -29,8 +29,9 @@ from jaxtyping import PyTree
 
 from darl_jax.training.checkpoint.checksums import checksums, json_checksum, seal_is_whole, sealed
 
-# Raised whenever a checkpoint written before could no longer be read: other names, other items.
-FORMAT_VERSION = 2
+# Raised whenever an older checkpoint could no longer be read as it was meant: other names, items or
+# channels (3: RoPE by halves of a head).
+FORMAT_VERSION = 3
 FOLDER = "checkpoints"
 
 # TensorStore's codes for what passes or can be granted: the checkpoint itself may be whole.

@@ -102,11 +102,12 @@ def dense(p: dict, x: np.ndarray) -> np.ndarray:
 
 
 def turned(x: np.ndarray, angles: np.ndarray | None) -> np.ndarray:
-    """(token, head, channel), pairs of neighbours as complex numbers."""
+    """RoPE of (token, head, channel), with the two halves of a head as one complex number."""
     if angles is None:
         return x
-    pairs = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)[:, None]
-    return np.stack([pairs.real, pairs.imag], axis=-1).reshape(x.shape)
+    real, imaginary = np.split(x, 2, axis=-1)
+    pairs = (real + 1j * imaginary) * np.exp(1j * angles)[:, None]
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
 def plain(model: DARL, patches: np.ndarray, order: np.ndarray) -> np.ndarray:

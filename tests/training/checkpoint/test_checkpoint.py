@@ -299,7 +299,7 @@ def test_a_leaf_without_a_sharding_is_refused(make_checkpointer):
 def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypatch):
     state = make_state()
     checkpointer = make_checkpointer()
-    monkeypatch.setattr(checkpoint_reading, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(checkpoint_reading, "FORMAT_VERSION", 4)
     checkpointer.save(1, state, CONFIG)
     checkpointer.wait()
     monkeypatch.undo()
@@ -307,7 +307,7 @@ def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypa
         lambda: checkpointer.restore(abstract(state)),
         lambda: restore_params(tmp_path),
     ):
-        with pytest.raises(ValueError, match=r"checkpoints/1 has format version 3; .* version 2"):
+        with pytest.raises(ValueError, match=r"checkpoints/1 has format version 4; .* version 3"):
             read()
 
 

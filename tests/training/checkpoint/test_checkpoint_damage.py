@@ -221,7 +221,7 @@ def test_what_is_no_damage_moves_nothing(checkpointer, tmp_path, monkeypatch, tr
     for step in (1, 2, 3):
         with monkeypatch.context() as patch:
             if trouble == "version" and step == 2:
-                patch.setattr(checkpoint_reading, "FORMAT_VERSION", 3)
+                patch.setattr(checkpoint_reading, "FORMAT_VERSION", 4)
             checkpointer.save(step, make_state(step), CONFIG)
     checkpointer.wait()
     damage(tmp_path, 3, "config/metadata")
