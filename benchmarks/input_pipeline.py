@@ -37,13 +37,16 @@ from PIL import Image
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from darl_jax.data import order
-from darl_jax.data.chunks import Layout
+from darl_jax.data.base import Split, fingerprint_of
+from darl_jax.data.batches import BatchRows, TrainChunks, rows_to_records
 from darl_jax.data.images import decode as images
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.decode import HostImage
-from darl_jax.data.images.memory import MemorySource
-from darl_jax.data.makers import TrainByRecord, TrainInMemory, rows_to_records
-from darl_jax.data.pipeline import DataConfig, train_batches
-from darl_jax.data.sources.tfds import Record, TfdsSource
+from darl_jax.data.images.memory import MemorySplit
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import train_batches
+from darl_jax.data.sources.base import Record
+from darl_jax.data.sources.tfds import TfdsSource
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
 
 SIZE = 224
@@ -58,15 +61,24 @@ class HeldSource:
 
     dataset, split = "imagenet2012 in memory", "train"
 
-    def __init__(self, records: Sequence[Record], num_classes: int):
-        self._records, self.num_classes = records, num_classes
+    def __init__(self, records: Sequence[Record], class_names: tuple[str, ...]):
+        self._records, self.class_names = records, class_names
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, index: Sequence[int]) -> list[Record]:
-        """The records of these numbers."""
+        """Records by their numbers."""
         return [self._records[i] for i in index]
+
+    def files(self, index: Sequence[int]) -> list[str]:
+        """None: the records are in memory."""
+        del index
+        return []
+
+    def fingerprint(self) -> str:
+        """A hash of the records' names."""
+        return fingerprint_of(*(record.name for record in self._records))
 
 
 class Round(NamedTuple):
@@ -87,10 +99,12 @@ def held_source(data_dir: str) -> HeldSource:
             upright = image.getexif().get(0x0112, 1) == 1
             if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
                 plain.append(record)
-    return HeldSource(plain[: len(plain) // BATCH * BATCH], source.num_classes)
+    return HeldSource(plain[: len(plain) // BATCH * BATCH], source.class_names)
 
 
-def boxes_and_flips(source: HeldSource, config: DataConfig) -> tuple[np.ndarray, np.ndarray, list]:
+def boxes_and_flips(
+    source: HeldSource, config: ImagesConfig
+) -> tuple[np.ndarray, np.ndarray, list]:
     """(boxes, flips, encoded images) of the first epoch, in its order."""
     rows = np.arange(len(source), dtype=np.int64)
     epoch, index = rows_to_records(rows, len(source), SEED)
@@ -162,11 +176,11 @@ def alone(make_chunk: Callable[[int], dict], chunks: int) -> Round:
         return Round(count, time.perf_counter() - began, time.process_time() - cpu)
 
 
-def together(source: HeldSource | MemorySource, config: DataConfig, batches: int) -> Round:
+def together(split: Split, config: ImagesConfig, batches: int) -> Round:
     """The pipeline as training uses it, with all cores, after its workers have started."""
-    size = 1024 if isinstance(source, MemorySource) else 8 * BATCH
+    size = 1024 if split.in_memory else 8 * BATCH
     options = {"batch_size": size, "seed": SEED, "start_step": 0}
-    with train_batches(source, config, **options) as stream:
+    with train_batches(split, config, **options) as stream:
         for _ in range(2):
             next(stream)
         began, cpu = time.perf_counter(), time.process_time()
@@ -202,10 +216,10 @@ def print_difference(name: str, one: np.ndarray, other: np.ndarray) -> None:
 def measure_imagenet(data_dir: str, tf_python: str, rounds: int) -> None:
     """Prints the rows of ImageNet."""
     cores = len(os.sched_getaffinity(0))
-    config = DataConfig(image_size=SIZE, num_workers=cores)
+    config = ImagesConfig(image_size=SIZE, num_workers=cores)
     source = held_source(data_dir)
     boxes, flips, content = boxes_and_flips(source, config)
-    layout = Layout(BATCH, 0, 1, BATCH)
+    batch_rows = BatchRows(BATCH, 0, 1, BATCH)
     chunks = len(source) // BATCH
     pillow = dataclasses.replace(config, resizer="pillow")
     contestants: dict[str, Callable[[], Round]] = {}
@@ -215,9 +229,9 @@ def measure_imagenet(data_dir: str, tf_python: str, rounds: int) -> None:
         ("ours, resizer='pillow'", source, pillow),
         ("ours, reading ArrayRecord", stored, config),
     ):
-        make_chunk = TrainByRecord(records, with_config, layout, SEED)
+        make_chunk = TrainChunks(ImageSplit(records, with_config), batch_rows, SEED)
         contestants[name] = functools.partial(alone, make_chunk, chunks)
-    on_all = {"ours": lambda: together(source, config, 6)}
+    on_all = {"ours": lambda: together(ImageSplit(source, config), config, 6)}
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
         if tf_python:
@@ -248,16 +262,16 @@ def measure_imagenet(data_dir: str, tf_python: str, rounds: int) -> None:
             print("(tf.data is left out: --tf_python names no Python that has TensorFlow)")
             return
         print(f"TensorFlow {peers['one'].ask('pixels')['tensorflow']}")
-        compare_pixels(source, config, layout, np.load(folder / "pixels.npy"))
+        compare_pixels(source, config, batch_rows, np.load(folder / "pixels.npy"))
 
 
 def compare_pixels(
-    source: HeldSource, config: DataConfig, layout: Layout, theirs: np.ndarray
+    source: HeldSource, config: ImagesConfig, batch_rows: BatchRows, theirs: np.ndarray
 ) -> None:
     """Prints how far the pixels are from tf.data's, with and without decoding at a lower scale."""
 
-    def pixels(with_config: DataConfig) -> np.ndarray:
-        make_chunk = TrainByRecord(source, with_config, layout, SEED)
+    def pixels(with_config: ImagesConfig) -> np.ndarray:
+        make_chunk = TrainChunks(ImageSplit(source, with_config), batch_rows, SEED)
         return np.concatenate([make_chunk(e)["image"] for e in range(len(source) // BATCH)])
 
     pillow = dataclasses.replace(config, resizer="pillow")
@@ -279,9 +293,9 @@ def compare_pixels(
 
 def measure_cifar(data_dir: str, rounds: int) -> None:
     """Prints the rows of CIFAR-10 in memory."""
-    config = DataConfig(image_size=32, in_memory=True)
-    held = MemorySource(TfdsSource("cifar10", "train[:20000]", data_dir), 3, skip_bad=False)
-    make_chunk = TrainInMemory(held, config, Layout(256, 0, 1, 256), SEED)
+    config = ImagesConfig(image_size=32, in_memory=True)
+    held = MemorySplit(ImageSplit(TfdsSource("cifar10", "train[:20000]", data_dir), config))
+    make_chunk = TrainChunks(held, BatchRows(256, 0, 1, 256), SEED)
     one = take_turns({"ours": lambda: alone(make_chunk, 200)}, rounds)
     every = take_turns({"ours": lambda: together(held, config, 60)}, rounds)
     print("\nCIFAR-10 in memory, crop, resize and flip at 32 px    best    median")

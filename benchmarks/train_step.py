@@ -264,7 +264,7 @@ def run_case(case: Case, arguments: argparse.Namespace) -> Outcome:
     with contextlib.ExitStack() as cleanup:
         if arguments.data_dir is not None:
             batches = cleanup.enter_context(open_batches(config))
-            about.append({"step": f"fed by {config.data.name or config.data.source}"})
+            about.append({"step": f"fed by {config.data.dataset or config.data.source}"})
             steps.append(contestants.Fed(training, compiled, batches))
         reason = contestants.why_no_peer(config)
         if arguments.torch_python and reason:
@@ -323,7 +323,7 @@ def _about(step: str, compiled: jax.stages.Compiled, began: float) -> dict[str, 
 def open_batches(config: TrainConfig) -> Batches:
     """What training would be fed with."""
     return pipeline.train_batches(
-        pipeline.open_sources(config.data).train,
+        config.data.open().train,
         config.data,
         batch_size=config.batch_size,
         seed=0,

@@ -22,5 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse", size="H")
     config.total_epochs = 800.0
     config.model.patch_size = 14
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     return config

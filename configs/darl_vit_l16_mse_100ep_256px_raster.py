@@ -19,6 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = default_config(objective="mse", size="L")
     config.total_epochs = 100.0
     config.model.patch_size = 16
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.image_size = 256
     return config

@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.total_epochs = 100.0
     config.model.patch_size = 16
     config.model.order.name = "round_robin"
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.image_size = 256
     return config

@@ -21,6 +21,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.patch_size = 16
     config.model.order.name = "round_robin"
     config.model.order.block = 4
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.image_size = 256
     return config

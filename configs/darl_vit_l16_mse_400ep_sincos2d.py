@@ -19,5 +19,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.total_epochs = 400.0
     config.model.patch_size = 16
     config.model.positions = "sincos2d"
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     return config

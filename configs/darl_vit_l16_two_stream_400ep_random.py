@@ -22,5 +22,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.patch_size = 16
     config.model.two_stream = True
     config.model.order.name = "random"
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     return config

@@ -21,5 +21,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.total_epochs = 400.0
     config.model.patch_size = 16
     config.model.two_stream = True
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     return config

@@ -23,6 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.patch_decoder.condition_on_gamma = True
     config.objective.schedule.a = 1.0
     config.objective.schedule.b = 1.0
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.image_size = 64
     return config

@@ -174,8 +174,10 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             is_writer = jax.process_index() == 0
 
             # Data.
-            sources = pipeline.open_sources(config.data)
-            config = build.with_classes(config, sources.train.num_classes, sources.train.dataset)
+            sources = config.data.open()
+            config = build.with_classes(
+                config, len(sources.train.class_names), sources.train.dataset
+            )
             steps_per_epoch = len(sources.train) / config.batch_size
             total_steps = config.total_steps or max(1, round(config.total_epochs * steps_per_epoch))
             logging.info(

@@ -187,7 +187,7 @@ def test_only_a_refusal_for_memory_is_advice() -> None:
 
 
 def test_the_number_of_images_is_never_guessed(tfds_dir: str) -> None:
-    changes = {"data.source": "tfds", "data.name": "imagenet2012", "data.image_size": 224}
+    changes = {"data.source": "tfds", "data.dataset": "imagenet2012", "data.image_size": 224}
     known = small(**changes)
     assert training_images(known, None)[0] == 1_281_167
     assert training_images(small(**changes, **{"data.train_split": "train[:10%]"}), None)[0] == (
@@ -197,7 +197,7 @@ def test_the_number_of_images_is_never_guessed(tfds_dir: str) -> None:
     # The dataset that is there has the last word, a sample too.
     assert training_images(small(**changes, **{"data.data_dir": tfds_dir}), None)[0] < 1_281_167
     with pytest.raises(ValueError, match="--train_images=N"):
-        training_images(small(**changes | {"data.name": "mine"}), None)
+        training_images(small(**changes | {"data.dataset": "mine"}), None)
     with pytest.raises(ValueError, match="train_split"):
         training_images(small(**changes, **{"data.train_split": "trian"}), None)
 

@@ -23,7 +23,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from darl_jax.data.pipeline import DataConfig
+from darl_jax.data import DATA
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.likelihood import LikelihoodConfig, check_objective
 from darl_jax.evaluators.linear_probe import ProbeConfig
@@ -117,7 +118,7 @@ class TrainConfig:
     patch_decoder: PatchDecoderConfig = dataclasses.field(default_factory=PatchDecoderConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=OBJECTIVES["mse"][0])
     sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    data: ImagesConfig = dataclasses.field(default_factory=ImagesConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
@@ -295,6 +296,7 @@ def load(config: ml_collections.ConfigDict, *, begins: bool = True) -> TrainConf
         "objective": _named(
             values, "objective", {key: each[0] for key, each in OBJECTIVES.items()}
         ),
+        "data": _named(values, "data", DATA),
         "optimizer": _named(values, "optimizer", OPTIMIZERS),
     }
     try:

@@ -26,7 +26,7 @@ TINY = {"width": 64, "depth": 4, "num_heads": 2, "mlp_dim": 256, "unroll": 4} | 
 
 def use_cifar10(config: ml_collections.ConfigDict) -> None:
     """Whole images of CIFAR-10, held in memory and standardised by its own statistics."""
-    config.data.name = "cifar10"
+    config.data.dataset = "cifar10"
     config.data.validation_split = "test"
     config.data.image_size = 32
     config.data.eval_crop = 1.0
@@ -81,7 +81,7 @@ def linear_probes(size: str) -> ml_collections.ConfigDict:
     """
     config = default_config(objective="probes", size=size, optimizer="lars")
     config.init.checkpoint = config_dict.placeholder(str)
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.objective.num_classes = 1000
     config.batch_size = 16384
@@ -104,7 +104,7 @@ def attentive_probes(size: str) -> ml_collections.ConfigDict:
     """
     config = default_config(objective="probes", size=size)
     config.init.checkpoint = config_dict.placeholder(str)
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaugment.magnitude = 9.0
     config.objective.num_classes = 1000
@@ -125,7 +125,7 @@ def _classification(size: str) -> ml_collections.ConfigDict:
     """What Tables 9 and 10 have in common."""
     config = default_config(objective="classification", size=size)
     config.batch_size = 4096
-    config.data.name = "imagenet2012"
+    config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaugment.magnitude = 9.0
     config.data.randaugment.std = 0.5

@@ -1,1 +1,7 @@
-"""Images from a dataset, a folder or scikit-learn to batches of uint8 pixels on the host."""
+"""Input: records of a dataset to batches in host memory; nothing here knows a model."""
+
+from darl_jax.data.base import DataConfig
+from darl_jax.data.images.config import ImagesConfig
+
+# Kinds of data by the config's key `data.name`.
+DATA: dict[str, type[DataConfig]] = {"images": ImagesConfig}

@@ -6,7 +6,8 @@ from types import TracebackType
 
 import numpy as np
 
-from darl_jax.data.chunks import Batch, Chunks, Layout, MakeChunk
+from darl_jax.data.base import Batch
+from darl_jax.data.batches import BatchRows, MakeChunk
 from darl_jax.data.threads import ThreadChunks
 from darl_jax.data.workers import WorkerChunks
 
@@ -24,7 +25,7 @@ class Batches:
     def __init__(
         self,
         make_chunk: MakeChunk,
-        layout: Layout,
+        layout: BatchRows,
         *,
         start_step: int,
         num_steps: int | None,
@@ -50,7 +51,7 @@ class Batches:
         start = start_step * layout.chunks
         stop = sys.maxsize if num_steps is None else start + num_steps * layout.chunks
         self._next, self._stop = start, stop
-        self._chunks: Chunks
+        self._chunks: WorkerChunks | ThreadChunks
         if num_workers:
             self._chunks = WorkerChunks(
                 make_chunk,

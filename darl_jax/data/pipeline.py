@@ -1,104 +1,29 @@
-"""Batches of pixels; which record goes where is a pure function of (seed, step).
+"""Batches of examples, whose records are a pure function of (seed, step).
 
 The stream of training rows is endless: epoch after epoch, each a pseudo-random permutation of all
 records. The global batch at step t is rows [t B, (t+1) B) of it, and process p of n takes the p-th
 n-th of those. Nothing is remembered between steps, so a run resumes at any step at once, with any
-number of processes. Crops and flips (Table 8) are keyed by (seed, epoch, record).
+number of processes.
 """
 
+import math
 import os
-from typing import NamedTuple
 
-from absl import logging
+import numpy as np
+from jaxtyping import Int64
 
-from darl_jax.data.chunks import Batch as Batch
-from darl_jax.data.chunks import Layout, MakeChunk
-from darl_jax.data.images.config import DataConfig as DataConfig
-from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.base import DataConfig, Split
+from darl_jax.data.batches import BatchRows, EvalChunks, TrainChunks, rows_to_records
 from darl_jax.data.loading import Batches
-from darl_jax.data.makers import EvalByRecord, EvalInMemory, TrainByRecord, TrainInMemory
-from darl_jax.data.sources.digits import DigitsSource
-from darl_jax.data.sources.folder import FolderSource
-from darl_jax.data.sources.tfds import Dataset, Source, TfdsSource
 
-# How many rows one call makes: enough to spread its overhead, few enough to stay in the cache
-# (in memory) and to keep a worker's share of a batch small (one by one).
+# Rows that one call makes: enough to spread its overhead, few enough to stay in the cache (in
+# memory) and to keep a worker's share of a batch small (record by record).
 _ROWS_IN_MEMORY = 256
 _ROWS_BY_RECORD = 32
 
 
-class Sources(NamedTuple):
-    """The splits that a config names, both opened and looked at.
-
-    Attributes:
-      train: the records to learn from.
-      validation: the records held out.
-    """
-
-    train: Dataset | MemorySource
-    validation: Dataset | MemorySource
-
-
-def open_sources(config: DataConfig) -> Sources:
-    """Opens both splits, decodes the first record of each, and holds them in memory if asked to.
-
-    Raises:
-      ValueError: a key names something that is not there; the message names the key.
-      BadRecordError: a first record cannot be decoded, or with `in_memory` any record.
-    """
-    train = open_source(config, config.train_split, "train_split")
-    validation = open_source(config, config.validation_split, "validation_split")
-    if train.num_classes != validation.num_classes:
-        raise ValueError(
-            f"data.train_split='{train.split}' has {train.num_classes} classes and "
-            f"data.validation_split='{validation.split}' has {validation.num_classes}"
-        )
-    if not config.in_memory:
-        return Sources(train, validation)
-    skip_bad = config.on_bad_record == "skip"
-    return Sources(
-        MemorySource(train, config.channels, skip_bad=skip_bad),
-        MemorySource(validation, config.channels, skip_bad=skip_bad),
-    )
-
-
-def open_source(config: DataConfig, split: str, split_key: str) -> Dataset:
-    """Opens one split and decodes its first record.
-
-    Args:
-      config: which dataset.
-      split: which part of it, in TFDS's split syntax.
-      split_key: the config key that `split` comes from, for messages.
-
-    Raises:
-      ValueError: something that the config names is not there; the message names the key.
-      BadRecordError: the first record cannot be decoded.
-    """
-    source: Dataset
-    if config.source == "tfds":
-        skip_bad = config.on_bad_record == "skip"
-        source = TfdsSource(
-            config.name, split, config.data_dir, split_key=split_key, skip_bad=skip_bad
-        )
-    elif config.source == "folder":
-        source = FolderSource(config.data_dir, split, split_key=split_key)
-    else:
-        source = DigitsSource(split, split_key=split_key)
-    first = EvalByRecord(source, config, Layout(1, 0, 1, 1))(0)
-    logging.info(
-        "data.%s: %s, split '%s', %d records, %d classes; the first one decodes%s",
-        split_key,
-        source.dataset,
-        source.split,
-        len(source),
-        source.num_classes,
-        "" if first["mask"][0] else " not",
-    )
-    return source
-
-
 def train_batches(
-    source: Source | MemorySource,
+    split: Split,
     config: DataConfig,
     *,
     batch_size: int,
@@ -107,41 +32,27 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Batches:
-    """An endless iterator over this process's part of the training batches, from a step on.
+    """An endless iterator over this process's part of the training batches.
 
     Args:
-      source: the records.
-      config: how they are cropped, and by how many workers.
+      split: the records.
+      config: the number of workers, and shapes.
       batch_size: of the global batch, all processes together.
       seed: of the order and the augmentation.
-      start_step: the first batch is that of this step.
-      process_index: which process this is.
-      process_count: of how many.
+      start_step: number of batches that have been consumed already.
+      process_index: this process's number.
+      process_count: number of processes.
 
     Raises:
       ValueError: `batch_size` does not divide by `process_count`.
       BadRecordError: from the iterator, when a record cannot be decoded.
     """
-    make_chunk: MakeChunk
-    if isinstance(source, MemorySource):
-        layout = Layout(batch_size, process_index, process_count, _ROWS_IN_MEMORY)
-        make_chunk = TrainInMemory(source, config, layout, seed)
-    else:
-        layout = Layout(batch_size, process_index, process_count, _ROWS_BY_RECORD)
-        make_chunk = TrainByRecord(source, config, layout, seed)
-    return Batches(
-        make_chunk,
-        layout,
-        start_step=start_step,
-        num_steps=None,
-        num_workers=_workers(source, config),
-        row_bytes=config.image_size**2 * config.channels,
-        timeout_seconds=config.worker_timeout_seconds,
-    )
+    rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
+    return _batches(TrainChunks(split, rows, seed), config, start_step=start_step, num_steps=None)
 
 
 def eval_batches(
-    source: Source | MemorySource,
+    split: Split,
     config: DataConfig,
     *,
     batch_size: int,
@@ -150,46 +61,66 @@ def eval_batches(
 ) -> Batches:
     """One pass over all records in their own order, each exactly once over all processes.
 
-    All processes yield the same number of batches. Rows past the end, and with
-    on_bad_record="skip" records that cannot be decoded, are black with `mask` False.
+    All processes yield the same number of batches. Rows past the end are zero with `mask` False.
 
     Args:
-      source: the records.
-      config: how they are cropped, and by how many workers.
+      split: the records.
+      config: the number of workers, and shapes.
       batch_size: of the global batch, all processes together.
-      process_index: which process this is.
-      process_count: of how many.
+      process_index: this process's number.
+      process_count: number of processes.
 
     Raises:
       ValueError: `batch_size` does not divide by `process_count`.
       BadRecordError: from the iterator, when a record cannot be decoded.
     """
-    make_chunk: MakeChunk
-    if isinstance(source, MemorySource):
-        layout = Layout(batch_size, process_index, process_count, _ROWS_IN_MEMORY)
-        make_chunk = EvalInMemory(source, config, layout)
-    else:
-        layout = Layout(batch_size, process_index, process_count, _ROWS_BY_RECORD)
-        make_chunk = EvalByRecord(source, config, layout)
+    rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
+    empty = {name: np.zeros((0, *x.shape), x.dtype) for name, x in config.features.items()}
+    chunks = EvalChunks(split, rows, empty)
+    return _batches(chunks, config, start_step=0, num_steps=-(-len(split) // batch_size))
+
+
+def records_of_step(
+    split: Split, *, batch_size: int, seed: int, step: int
+) -> Int64[np.ndarray, " row"]:
+    """Record numbers of a training step, in the order of the global batch.
+
+    Args:
+      split: the records.
+      batch_size: of the global batch.
+      seed: of the order.
+      step: counted from 1, as in metrics and checkpoints.
+    """
+    rows = np.arange((step - 1) * batch_size, step * batch_size, dtype=np.int64)
+    return rows_to_records(rows, len(split), seed)[1]
+
+
+def _rows_at_once(split: Split) -> int:
+    return _ROWS_IN_MEMORY if split.in_memory else _ROWS_BY_RECORD
+
+
+def _batches(
+    make_chunk: TrainChunks | EvalChunks,
+    config: DataConfig,
+    *,
+    start_step: int,
+    num_steps: int | None,
+) -> Batches:
+    in_memory = make_chunk.split.in_memory
+    features = config.features.values()
     return Batches(
         make_chunk,
-        layout,
-        start_step=0,
-        num_steps=-(-len(source) // batch_size),
-        num_workers=_workers(source, config),
-        row_bytes=config.image_size**2 * config.channels,
+        make_chunk.rows,
+        start_step=start_step,
+        num_steps=num_steps,
+        num_workers=0 if in_memory else min(config.num_workers, usable_cores()),
+        row_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in features),
         timeout_seconds=config.worker_timeout_seconds,
     )
 
 
-def _workers(source: Source | MemorySource, config: DataConfig) -> int:
-    if isinstance(source, MemorySource):
-        return 0
-    return min(config.num_workers, usable_cores())
-
-
 def usable_cores() -> int:
-    """Cores that this process may use: fewer than there are where a scheduler has cut them up."""
+    """Cores that this process may use; a scheduler may leave it fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

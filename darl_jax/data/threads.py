@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
-from darl_jax.data.chunks import Batch, MakeChunk
+from darl_jax.data.base import Batch
+from darl_jax.data.batches import MakeChunk
 
 # How long healthy threads are given for what they are at when they are closed.
 _CLOSE_SECONDS = 2.0

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from darl_jax.data.chunks import Batch, MakeChunk
+from darl_jax.data.base import Batch
+from darl_jax.data.batches import MakeChunk
 
 # Chunks of one worker: one that is read here, and the others made or being made.
 _SLOTS = 4
@@ -34,7 +35,9 @@ _spawn = multiprocessing.get_context("spawn")
 class _Made(NamedTuple):
     """A chunk whose pixels lie in shared memory."""
 
+    name: str
     shape: tuple[int, ...]
+    dtype: np.dtype
     others: Batch
 
 
@@ -177,8 +180,8 @@ class _Worker:
             self._read(max(_START_SECONDS, timeout_seconds), "has not started after")
             self._ready = True
         made = self._read(timeout_seconds, "has made nothing for")
-        pixels = np.frombuffer(self._slots[self._asked[0]], np.uint8, np.prod(made.shape))
-        return {"image": pixels.reshape(made.shape), **made.others}
+        pixels = np.frombuffer(self._slots[self._asked[0]], made.dtype, np.prod(made.shape))
+        return {made.name: pixels.reshape(made.shape), **made.others}
 
     def _read(self, timeout_seconds: float, what: str) -> Any:
         try:
@@ -257,9 +260,10 @@ def _work(requests: connection.Connection, program: Any, slots: list[Any]) -> No
         while True:
             element, slot = requests.recv()
             chunk = make_chunk(element)
-            pixels = chunk.pop("image")
-            np.frombuffer(slots[slot], np.uint8, pixels.size).reshape(pixels.shape)[:] = pixels
-            requests.send(_Made(pixels.shape, chunk))
+            largest = max(chunk, key=lambda name: chunk[name].nbytes)
+            pixels = chunk.pop(largest)
+            np.frombuffer(slots[slot], pixels.dtype, pixels.size).reshape(pixels.shape)[:] = pixels
+            requests.send(_Made(largest, pixels.shape, pixels.dtype, chunk))
     except EOFError:
         return
     except BaseException as error:

@@ -8,7 +8,7 @@ shows how much of what these find lies there plainly.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
 
-from darl_jax.data.images.memory import MemorySource, some_records
-from darl_jax.data.sources.tfds import Source, Subset
+from darl_jax.data.base import Split, some_records
 from darl_jax.evaluators.base import HostBatches, block_outputs
 from darl_jax.methods import Batch
 from darl_jax.methods.transfer.probes import block_name
@@ -67,13 +66,7 @@ class KnnConfig:
             )
 
 
-@overload
-def bank_records(source: MemorySource, config: KnnConfig) -> MemorySource: ...
-@overload
-def bank_records(source: Source, config: KnnConfig) -> Source | Subset: ...
-def bank_records(
-    source: Source | MemorySource, config: KnnConfig
-) -> Source | MemorySource | Subset:
+def bank_records(source: Split, config: KnnConfig) -> Split:
     """The records that the bank is made of, the same ones in every run.
 
     Args:
@@ -83,7 +76,7 @@ def bank_records(
     Raises:
       ValueError: the source has no labels.
     """
-    if not source.num_classes:
+    if not source.class_names:
         raise ValueError(
             f"{source.dataset}, split '{source.split}', has no labels, which neighbours vote for"
         )

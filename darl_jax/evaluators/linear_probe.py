@@ -9,7 +9,7 @@ whether pre-training has learnt something, and is no number to hold against the 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,8 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from darl_jax.data.images.memory import MemorySource
-from darl_jax.data.sources.tfds import BadRecordError, Source, Subset
+from darl_jax.data.base import Split, Subset
 from darl_jax.evaluators.base import HostBatches, block_outputs
 from darl_jax.methods import Batch
 from darl_jax.nn.patches import standardise
@@ -78,15 +77,7 @@ def block_index(relative_depth: float, depth: int) -> int:
 # --- the training records ------------------------------------------------------------------------
 
 
-@overload
-def training_records(
-    source: MemorySource, config: ProbeConfig, *, skip_bad: bool
-) -> MemorySource: ...
-@overload
-def training_records(source: Source, config: ProbeConfig, *, skip_bad: bool) -> Subset: ...
-def training_records(
-    source: Source | MemorySource, config: ProbeConfig, *, skip_bad: bool
-) -> Subset | MemorySource:
+def training_records(source: Split, config: ProbeConfig) -> Subset:
     """The first labels_per_class * seeds records of each class, in a fixed random order.
 
     Labels are read record by record until each class has enough, so that of a large dataset only
@@ -95,24 +86,23 @@ def training_records(
     Args:
       source: the training split.
       config: how many records are needed.
-      skip_bad: pass over a record that cannot be read; otherwise raise.
 
     Raises:
       ValueError: the source has no labels, or too few records of a class.
-      BadRecordError: a record cannot be read and `skip_bad` is off.
+      BadRecordError: a record cannot be read, and data.on_bad_record is "error".
     """
     where = f"{source.dataset}, split '{source.split}',"
-    if not source.num_classes:
+    if not source.class_names:
         raise ValueError(f"{where} has no labels, which a probe is trained with")
     needed = config.labels_per_class * config.seeds
-    found = np.zeros(source.num_classes, np.int64)
+    found = np.zeros(len(source.class_names), np.int64)
     chosen: list[int] = []
     order = np.random.default_rng(0).permutation(len(source))
     read = 0
     while read < len(order) and found.min() < needed:
-        some = order[read : read + _RECORDS_AT_ONCE].tolist()
+        some = order[read : read + _RECORDS_AT_ONCE]
         read += len(some)
-        for number, label in zip(some, _labels(source, some, skip_bad), strict=True):
+        for number, label in zip(some.tolist(), source.labels(some).tolist(), strict=True):
             if label >= 0 and found[label] < needed:
                 found[label] += 1
                 chosen.append(number)
@@ -123,27 +113,7 @@ def training_records(
             f"evaluation.probe.seeds={config.seeds} needs {needed} of each class"
         )
     logging.info("Probe: %d training records of %d that were looked at", len(chosen), read)
-    index = np.array(chosen, np.int64)
-    if not isinstance(source, MemorySource):
-        return Subset(source, index)
-    return source.subset(index)
-
-
-def _labels(source: Source | MemorySource, numbers: list[int], skip_bad: bool) -> list[int]:
-    """The labels of some records; -1 for none."""
-    if isinstance(source, MemorySource):
-        return np.where(source.bad, -1, source.labels)[numbers].tolist()
-    try:
-        return [record.label for record in source.read(numbers)]
-    except BadRecordError as error:
-        if not skip_bad:
-            raise
-        if len(numbers) == 1:
-            logging.log_first_n(
-                logging.WARNING, "Not a training record of the probe: %s", 20, error
-            )
-            return [-1]
-    return [_labels(source, [number], skip_bad)[0] for number in numbers]
+    return Subset(source, np.array(chosen, np.int64))
 
 
 # --- the probe -----------------------------------------------------------------------------------

@@ -17,10 +17,8 @@ from jaxtyping import PRNGKeyArray, PyTree, UInt8
 
 from darl_jax import config as config_lib
 from darl_jax.config import ConfigError, TrainConfig
-from darl_jax.data import pipeline
-from darl_jax.data.images.memory import MemorySource, some_records
-from darl_jax.data.pipeline import Sources, eval_batches
-from darl_jax.data.sources.tfds import Dataset
+from darl_jax.data.base import Split, Splits, some_records
+from darl_jax.data.pipeline import eval_batches
 from darl_jax.evaluators import linear_probe
 from darl_jax.evaluators.knn import Knn, bank_records
 from darl_jax.evaluators.likelihood import Likelihood
@@ -59,7 +57,7 @@ class Evaluation:
     def __init__(
         self,
         config: TrainConfig,
-        sources: Sources,
+        sources: Splits,
         graphdef: nnx.GraphDef,
         objective: Objective,
         *,
@@ -102,9 +100,7 @@ class Evaluation:
                 mesh=mesh,
             )
         if self._config.probe_every_steps:
-            records = linear_probe.training_records(
-                sources.train, self._config.probe, skip_bad=config.data.on_bad_record == "skip"
-            )
+            records = linear_probe.training_records(sources.train, self._config.probe)
             self._probe = LinearProbe(
                 self._config.probe,
                 graphdef,
@@ -186,7 +182,7 @@ class Evaluation:
 
 
 def held_out(
-    config: TrainConfig, validation: Dataset | MemorySource, number: int
+    config: TrainConfig, validation: Split, number: int
 ) -> UInt8[np.ndarray, "image height width channel"]:
     """Some images of the validation split, the same in all processes.
 
@@ -287,8 +283,8 @@ def evaluate_checkpoint(
     build.check_layout(config, mesh)
     check_same_model(loaded, config)
     with jax.set_mesh(mesh):
-        sources = pipeline.open_sources(config.data)
-        config = build.with_classes(config, sources.train.num_classes, sources.train.dataset)
+        sources = config.data.open()
+        config = build.with_classes(config, len(sources.train.class_names), sources.train.dataset)
         build_model = build.model_builder(config)
         init_key, _, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
         params = restored_params(config, loaded, mesh)

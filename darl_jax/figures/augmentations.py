@@ -12,13 +12,12 @@ import dataclasses
 import functools
 import logging as logging_lib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import app, flags
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,8 +26,9 @@ from matplotlib.transforms import IdentityTransform
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
-from darl_jax.data.pipeline import DataConfig, open_source, train_batches
-from darl_jax.data.sources.tfds import Dataset
+from darl_jax.data.base import Split
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.pipeline import train_batches
 from darl_jax.evaluators.pictures import magnify
 from darl_jax.methods.transfer.mixing import MixingConfig, augment
 from darl_jax.nn.patches import standardise, unstandardise
@@ -60,22 +60,22 @@ class Example(NamedTuple):
 
 
 def examples(
-    source: Dataset, config: DataConfig, mixing: MixingConfig, seed: int
+    split: Split, config: ImagesConfig, mixing: MixingConfig, seed: int
 ) -> list[list[Example]]:
     """The first batches of COLUMNS examples each, ROWS of them.
 
-    Images are read one by one here, even with `data.in_memory`, which would decode all of them for
+    Images are read one by one, even with `data.in_memory`, which would decode all of them for
     these few and gives the same within two grey levels.
     """
     by_record = dataclasses.replace(config, in_memory=False, num_workers=0)
     rows = []
     options = {"batch_size": COLUMNS, "seed": seed, "start_step": 0}
-    with train_batches(source, by_record, **options) as batches:
+    with train_batches(split, by_record, **options) as batches:
         for key in jax.random.split(jax.random.key(seed), ROWS):
             batch = next(batches)
             images = standardise(jnp.asarray(batch["image"]), config.mean, config.std)
             # Without smoothing, which says the same of every image; a class -1 has no share.
-            targets = jax.nn.one_hot(batch["label"], max(source.num_classes, 1))
+            targets = jax.nn.one_hot(batch["label"], max(len(split.class_names), 1))
             images, targets = augment(key, images, targets, mixing)
             pixels = np.asarray(unstandardise(images, config.mean, config.std))
             seen = zip(batch["index"].tolist(), pixels, _shares(targets), strict=True)
@@ -91,23 +91,8 @@ def _shares(targets: jax.Array) -> list[list[tuple[int, float]]]:
     return result
 
 
-def class_names(
-    source: Dataset, config: DataConfig, rows: Sequence[Sequence[Example]]
-) -> dict[int, str]:
-    """Names of the classes of these examples; numbers where the dataset has no names."""
-    known: dict[int, str] = {}
-    if config.source == "tfds" and source.num_classes:
-        label = tfds.builder(config.name, data_dir=config.data_dir).info.features["label"]
-        known = dict(enumerate(label.names or ()))
-    elif config.source == "folder":
-        records = source.read([example.record for row in rows for example in row])
-        known = {record.label: record.name.split("/")[0] for record in records}
-    wanted = {c for row in rows for example in row for c, _ in example.shares}
-    return {c: known.get(c, f"class {c}") for c in sorted(wanted)}
-
-
 def draw(
-    rows: Sequence[Sequence[Example]], names: Mapping[int, str], title: str, subtitle: str
+    rows: Sequence[Sequence[Example]], names: Sequence[str], title: str, subtitle: str
 ) -> Figure:
     """The examples in rows, each with its label under it, and their shares where it has several."""
     height, width, _ = rows[0][0].pixels.shape
@@ -134,13 +119,13 @@ def draw(
     return figure
 
 
-def _caption(shares: Sequence[tuple[int, float]], names: Mapping[int, str]) -> str:
+def _caption(shares: Sequence[tuple[int, float]], names: Sequence[str]) -> str:
     if len(shares) == 1:
         return names[shares[0][0]]
     return "\n".join(f"{names[c]} {share:.2f}" for c, share in shares)
 
 
-def describe(config: DataConfig, mixing: MixingConfig) -> str:
+def describe(config: ImagesConfig, mixing: MixingConfig) -> str:
     """What is done to the images, in a line."""
     done = [f"crops of {config.crop_scale[0]:g} to {config.crop_scale[1]:g} of the area"]
     if config.flip:
@@ -165,13 +150,12 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--config is needed; usage: {_USAGE}")
         config = config_lib.load(flags.FLAGS.config, begins=False)
         mixing = getattr(config.objective, "mixing", MixingConfig())
-        source = open_source(config.data, config.data.train_split, "train_split")
-        rows = examples(source, config.data, mixing, config.seed)
-        names = class_names(source, config.data, rows)
+        split = config.data.open_split("train_split")
+        rows = examples(split, config.data, mixing, config.seed)
         figure = draw(
             rows,
-            names,
-            f"{source.dataset}, split '{source.split}', as it is trained on",
+            split.class_names,
+            f"{split.dataset}, split '{split.split}', as it is trained on",
             describe(config.data, mixing),
         )
         output = pathlib.Path(flags.FLAGS.output)

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matplotlib.figure import Figure
 
-from darl_jax.data.images.memory import some_records
-from darl_jax.data.pipeline import eval_batches, open_source
+from darl_jax.data.base import some_records
+from darl_jax.data.pipeline import eval_batches
 from darl_jax.evaluators.pictures import mean_errors
 from darl_jax.evaluators.schedule import asked, read_config, restored_params
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
@@ -79,7 +79,7 @@ def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None
         predicted = objective.predict(nnx.merge(graphdef, params), batch, key)
         return mean_errors(predicted.error, predicted.order, batch["mask"])
 
-    source = open_source(data, data.validation_split, "validation_split")
+    source = data.open_split("validation_split")
     records = some_records(source, images)
     total, count = np.zeros((2, math.prod(config.grid))), 0
     # The run's own mesh may be of more devices than are here.

@@ -16,7 +16,7 @@ from jaxtyping import Float, PyTree
 
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.data import pipeline
-from darl_jax.data.images.memory import some_records
+from darl_jax.data.base import some_records
 from darl_jax.evaluators.likelihood import Likelihood
 from darl_jax.evaluators.schedule import held_out, restored_params
 from darl_jax.generation.files import SampleFolder
@@ -134,7 +134,7 @@ def measured_error(
     It is measured on training images with the settings of `config.evaluation.likelihood`.
     """
     settings = dataclasses.replace(config.evaluation.likelihood, steps=max(2, sampler.steps))
-    train = pipeline.open_source(config.data, config.data.train_split, "train_split")
+    train = config.data.open_split("train_split")
     batches = functools.partial(
         pipeline.eval_batches,
         some_records(train, settings.train_images),
@@ -183,7 +183,7 @@ def make_request(config: TrainConfig, wanted: Wanted) -> Request:
         originals, names = read_images(wanted.images, data.image_size, data.channels)
     else:
         # Read one by one, also where training holds all of the split in memory.
-        source = pipeline.open_source(data, data.validation_split, "validation_split")
+        source = data.open_split("validation_split")
         originals = held_out(config, source, wanted.validation_images)
         names = [f"validation_{i:03d}" for i in range(len(originals))]
     return Request(originals, names, wanted.completions, known, order)

@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-from darl_jax.data.pipeline import DataConfig, usable_cores
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.pipeline import usable_cores
 
 _INPUT_SHARE = 0.1  # of the loop's time; above it waiting for data is worth a warning
 _STRAGGLER_SHARE = 0.1  # of a step's time; see `straggler`
@@ -69,7 +70,7 @@ def straggler(times: Float[np.ndarray, "process 3"], num_steps: int) -> Straggle
     return Straggler(slowest, float(excess) / num_steps, bool(more_input > more_host))
 
 
-def input_advice(data: DataConfig, cpu_count: int) -> str:
+def input_advice(data: ImagesConfig, cpu_count: int) -> str:
     """What to change where the loop waits for data.
 
     Args:
@@ -110,7 +111,7 @@ class Bottlenecks:
 
     def __init__(
         self,
-        data: DataConfig,
+        data: ImagesConfig,
         hosts: Sequence[str],
         *,
         cpu_count: int | None = None,

@@ -12,8 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from darl_jax.config import TrainConfig
-from darl_jax.data import pipeline
-from darl_jax.data.sources import tfds as sources
+from darl_jax.data.sources import base as sources
 from darl_jax.nn import attention
 from darl_jax.planning import hlo, roofline
 from darl_jax.planning.hlo_collectives import Collective
@@ -89,8 +88,8 @@ def training_images(config: TrainConfig, given: int | None) -> tuple[int, str]:
     if given is not None:
         return given, "--train_images"
     if data.data_dir or data.source == "digits":
-        return len(pipeline.open_source(data, data.train_split, "train_split")), "the dataset"
-    name = data.name.split(":")[0]
+        return len(data.open_split("train_split")), "the dataset"
+    name = data.dataset.split(":")[0]
     if data.source == "tfds" and name in KNOWN_DATASETS:
         split = sources.slice_split(data.train_split, KNOWN_DATASETS[name], "train_split")
         return len(split), f"TFDS's {name}"

@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from darl_jax.data import workers as workers_lib
-from darl_jax.data.chunks import Batch, Layout
-from darl_jax.data.loading import Batches
-from darl_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from darl_jax.data.batches import BatchRows
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import eval_batches, train_batches
+from darl_jax.data.sources.base import BadRecordError
 from darl_jax.data.sources.folder import FolderSource
-from darl_jax.data.sources.tfds import BadRecordError, TfdsSource
+from darl_jax.data.sources.tfds import TfdsSource
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
@@ -33,7 +35,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-CONFIG = DataConfig(source="folder", image_size=16, num_workers=2)
+CONFIG = ImagesConfig(source="folder", image_size=16, num_workers=2)
 
 
 def workers() -> list[str]:
@@ -43,23 +45,23 @@ def workers() -> list[str]:
 @pytest.mark.parametrize("local_size", [1, 5, 64, 65, 300])
 def test_chunks_part_the_batch_without_gap_or_overlap(local_size: int) -> None:
     for process in range(3):
-        layout = Layout(local_size * 3, process, 3, 64)
+        layout = BatchRows(local_size * 3, process, 3, 64)
         elements = range(7 * layout.chunks, 8 * layout.chunks)
-        rows = np.concatenate([layout.rows(element) for element in elements])
+        rows = np.concatenate([layout.of_chunk(element) for element in elements])
         start = 7 * local_size * 3 + process * local_size
         np.testing.assert_array_equal(rows, np.arange(start, start + local_size))
-        assert max(len(layout.rows(element)) for element in elements) <= 64
+        assert max(len(layout.of_chunk(element)) for element in elements) <= 64
 
 
 def test_workers_make_the_batches_that_this_process_makes(tfds_dir: str) -> None:
     # Batches of three chunks over two workers, so that a worker's turn changes with the batch.
     source = TfdsSource("imagenet2012", "train", tfds_dir)
-    config = DataConfig(image_size=32, num_workers=2)
+    config = ImagesConfig(image_size=32, num_workers=2)
     here = dataclasses.replace(config, num_workers=0)
     options = {"batch_size": 80, "seed": 0, "start_step": 5}
     with (
-        train_batches(source, config, **options) as one,
-        train_batches(source, here, **options) as other,
+        train_batches(ImageSplit(source, config), config, **options) as one,
+        train_batches(ImageSplit(source, here), here, **options) as other,
     ):
         for _ in range(3):
             batch, expected = next(one), next(other)
@@ -73,7 +75,7 @@ def test_workers_make_the_batches_that_this_process_makes(tfds_dir: str) -> None
 
 def test_evaluation_by_workers_ends_and_leaves_none(folder: pathlib.Path) -> None:
     source = FolderSource(str(folder), "train")
-    batches = list(eval_batches(source, CONFIG, batch_size=36))
+    batches = list(eval_batches(ImageSplit(source, CONFIG), CONFIG, batch_size=36))
     index = np.concatenate([batch["index"][batch["mask"]] for batch in batches])
     np.testing.assert_array_equal(index, np.arange(40))
     assert len(batches) == 2
@@ -84,7 +86,7 @@ def test_workers_error_arrives_as_it_was_raised(folder: pathlib.Path) -> None:
     (folder / "07.png").write_bytes(b"broken")
     source = FolderSource(str(folder), "train")
     with pytest.raises(BadRecordError, match=r"record \d+ \(07\.png\) cannot be decoded") as caught:
-        list(eval_batches(source, CONFIG, batch_size=40))
+        list(eval_batches(ImageSplit(source, CONFIG), CONFIG, batch_size=40))
     assert "\n" not in str(caught.value)
     assert not workers()
 
@@ -92,7 +94,9 @@ def test_workers_error_arrives_as_it_was_raised(folder: pathlib.Path) -> None:
 def test_closed_in_the_middle_leaves_no_worker_and_yields_nothing(folder: pathlib.Path) -> None:
     source = FolderSource(str(folder), "train")
     for advance in (0, 1):
-        batches = train_batches(source, CONFIG, batch_size=8, seed=0, start_step=0)
+        batches = train_batches(
+            ImageSplit(source, CONFIG), CONFIG, batch_size=8, seed=0, start_step=0
+        )
         for _ in range(advance):
             next(batches)
         began = time.monotonic()
@@ -106,7 +110,7 @@ def test_closed_in_the_middle_leaves_no_worker_and_yields_nothing(folder: pathli
 
 def test_dropped_iterator_ends_its_workers(folder: pathlib.Path) -> None:
     source = FolderSource(str(folder), "train")
-    batches = train_batches(source, CONFIG, batch_size=8, seed=0, start_step=0)
+    batches = train_batches(ImageSplit(source, CONFIG), CONFIG, batch_size=8, seed=0, start_step=0)
     next(batches)
     assert len(workers()) == 2
     del batches
@@ -121,22 +125,24 @@ def test_too_little_shared_memory_is_an_error_that_names_the_key(
     monkeypatch.setattr(workers_lib, "_SHARED_MEMORY", "/")
     monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result((*state[:4], 1, *state[5:])))
     with pytest.raises(ValueError, match=r"data\.num_workers=2 needs .* shared memory"):
-        train_batches(source, CONFIG, batch_size=8, seed=0, start_step=0)
+        train_batches(ImageSplit(source, CONFIG), CONFIG, batch_size=8, seed=0, start_step=0)
 
 
 # A trainer that takes Ctrl-C as "after this step", and tells which devices its workers may use.
 TRAINER = """
 import signal, sys, time
-from darl_jax.data.folder import FolderSource
-from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import train_batches
 
 if __name__ == "__main__":
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: asked.append(number))
-    config = DataConfig(source="folder", image_size=16, num_workers=2)
-    source = FolderSource(sys.argv[1], "train")
-    with train_batches(source, config, batch_size=8, seed=0, start_step=0) as batches:
+    config = ImagesConfig(source="folder", image_size=16, num_workers=2)
+    split = ImageSplit(FolderSource(sys.argv[1], "train"), config)
+    with train_batches(split, config, batch_size=8, seed=0, start_step=0) as batches:
         next(batches)
         print("ready", flush=True)
         while not asked:
@@ -206,42 +212,3 @@ def test_workers_of_a_killed_trainer_do_not_outlive_it(
     while processes_of_group(process.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert processes_of_group(process.pid) == []
-
-
-@dataclasses.dataclass(frozen=True)
-class Devices:
-    """Says which of JAX's backends a worker would start, and whether it has started any."""
-
-    def __call__(self, _: int) -> Batch:
-        import jax
-        from jax._src import xla_bridge
-
-        started = bool(xla_bridge._backends)
-        alone = jax.config.jax_platforms == "cpu" and os.environ["JAX_PLATFORMS"] == "cpu"
-        answer = np.array([alone and not started])
-        zeros = np.zeros(1, np.int64)
-        return {
-            "image": np.zeros((1, 1, 1, 1), np.uint8),
-            "label": zeros.astype(np.int32),
-            "index": zeros,
-            "mask": answer,
-            "replaced": answer,
-        }
-
-    def describe(self, _: int) -> str:
-        return "nothing"
-
-
-def test_workers_leave_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    layout = Layout(1, 0, 1, 1)
-    with Batches(
-        Devices(),
-        layout,
-        start_step=0,
-        num_steps=None,
-        num_workers=1,
-        row_bytes=1,
-        timeout_seconds=60.0,
-    ) as batches:
-        assert next(batches)["mask"][0]

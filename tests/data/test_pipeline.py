@@ -9,43 +9,48 @@ import pytest
 from PIL import Image
 
 from darl_jax.data import pipeline
-from darl_jax.data.images.memory import MemorySource
-from darl_jax.data.makers import rows_to_records
-from darl_jax.data.pipeline import DataConfig, eval_batches, open_sources, train_batches
+from darl_jax.data.base import Batch, Split
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.memory import MemorySplit
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import eval_batches, train_batches
+from darl_jax.data.sources.base import BadRecordError
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.data.sources.folder import FolderSource
-from darl_jax.data.sources.tfds import BadRecordError
 
-DIGITS = DataConfig(
+DIGITS = ImagesConfig(
     source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0
 )
 
 
-def take(batches: pipeline.Batches, count: int) -> list[pipeline.Batch]:
+def take(batches: pipeline.Batches, count: int) -> list[Batch]:
     with batches:
         return [next(batches) for _ in range(count)]
 
 
-def joined(batches: list[pipeline.Batch], key: str) -> np.ndarray:
+def joined(batches: list[Batch], key: str) -> np.ndarray:
     return np.concatenate([batch[key] for batch in batches])
 
 
-def assert_equal(one: pipeline.Batch, other: pipeline.Batch) -> None:
+def assert_equal(one: Batch, other: Batch) -> None:
     assert one.keys() == other.keys()
     for key in one:
         np.testing.assert_array_equal(one[key], other[key])
 
 
+def digits(split: str, config: ImagesConfig = DIGITS) -> Split:
+    by_record = ImageSplit(DigitsSource(split), config)
+    return MemorySplit(by_record) if config.in_memory else by_record
+
+
 @pytest.fixture(scope="module", params=["by record", "in memory"])
-def train(request: pytest.FixtureRequest) -> DigitsSource | MemorySource:
-    source = DigitsSource("train")
-    return source if request.param == "by record" else MemorySource(source, 1, skip_bad=False)
+def train(request: pytest.FixtureRequest) -> Split:
+    return digits("train", dataclasses.replace(DIGITS, in_memory=request.param == "in memory"))
 
 
 def test_batch_has_the_shapes_and_types_that_the_step_expects(train) -> None:
     config = dataclasses.replace(DIGITS, image_size=12, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    if isinstance(train, MemorySource):
-        train = MemorySource(DigitsSource("train"), 3, skip_bad=False)
+    train = digits("train", dataclasses.replace(config, in_memory=train.in_memory))
     (batch,) = take(train_batches(train, config, batch_size=50, seed=0, start_step=0), 1)
     kinds = {key: (value.shape, value.dtype) for key, value in batch.items()}
     assert kinds == {
@@ -80,8 +85,8 @@ def test_resuming_after_a_billion_steps_is_immediate(train) -> None:
     began = time.monotonic()
     (batch,) = take(train_batches(train, DIGITS, batch_size=64, seed=0, start_step=10**9), 1)
     assert time.monotonic() - began < 30
-    rows = np.arange(64 * 10**9, 64 * (10**9 + 1), dtype=np.int64)
-    np.testing.assert_array_equal(batch["index"], rows_to_records(rows, 1297, 0)[1])
+    expected = pipeline.records_of_step(train, batch_size=64, seed=0, step=10**9 + 1)
+    np.testing.assert_array_equal(batch["index"], expected)
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
@@ -120,10 +125,8 @@ def test_another_seed_gives_another_order_and_another_epoch_another_crop(train) 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 @pytest.mark.parametrize("batch_size", [64, 100, 500, 512])
 def test_evaluation_counts_every_example_exactly_once(process_count: int, batch_size: int) -> None:
-    for source in (
-        DigitsSource("validation"),
-        MemorySource(DigitsSource("validation"), 1, skip_bad=False),
-    ):
+    for in_memory in (False, True):
+        source = digits("validation", dataclasses.replace(DIGITS, in_memory=in_memory))
         parts = [
             list(
                 eval_batches(
@@ -149,14 +152,13 @@ def test_evaluation_counts_every_example_exactly_once(process_count: int, batch_
 
 def test_evaluation_crops_the_centre_and_never_flips() -> None:
     config = dataclasses.replace(DIGITS, eval_crop=1.0)
-    source = DigitsSource("validation")
-    (batch,) = eval_batches(source, config, batch_size=500)
-    stored = np.stack([record.image for record in source.read(range(500))])
+    (batch,) = eval_batches(digits("validation", config), config, batch_size=500)
+    stored = np.stack([record.image for record in DigitsSource("validation").read(range(500))])
     np.testing.assert_array_equal(batch["image"], stored)
 
 
 def test_batch_that_does_not_divide_is_an_error() -> None:
-    source = DigitsSource("train")
+    source = digits("train")
     with pytest.raises(ValueError, match=r"batch_size is 10.*multiple of the 4 processes"):
         train_batches(source, DIGITS, batch_size=10, seed=0, start_step=0, process_count=4)
     with pytest.raises(ValueError, match="batch_size is 0"):
@@ -181,10 +183,10 @@ def bad_index(source: FolderSource) -> int:
 
 
 def test_corrupt_file_is_an_error_that_names_dataset_split_index_and_file(folder) -> None:
-    config = DataConfig(source="folder", image_size=16, num_workers=0)
+    config = ImagesConfig(source="folder", image_size=16, num_workers=0)
     source = FolderSource(str(folder), "train")
     with pytest.raises(BadRecordError) as caught:
-        list(eval_batches(source, config, batch_size=4))
+        list(eval_batches(ImageSplit(source, config), config, batch_size=4))
     message = str(caught.value)
     for part in (
         str(folder),
@@ -198,13 +200,14 @@ def test_corrupt_file_is_an_error_that_names_dataset_split_index_and_file(folder
 
 
 def test_skipped_record_is_replaced_by_the_same_one_every_time_and_marked(folder) -> None:
-    config = DataConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
+    config = ImagesConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
     config = dataclasses.replace(config, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     source = FolderSource(str(folder), "train")
     bad = bad_index(source)
+    train = ImageSplit(source, config)
     seen = []
     for seed in (0, 1):
-        for batch in take(train_batches(source, config, batch_size=16, seed=seed, start_step=0), 2):
+        for batch in take(train_batches(train, config, batch_size=16, seed=seed, start_step=0), 2):
             np.testing.assert_array_equal(batch["replaced"], batch["index"] == bad)
             assert batch["mask"].all()
             images = {
@@ -217,15 +220,15 @@ def test_skipped_record_is_replaced_by_the_same_one_every_time_and_marked(folder
 
 
 def test_skipped_record_is_not_counted_in_evaluation(folder) -> None:
-    config = DataConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
+    config = ImagesConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
     source = FolderSource(str(folder), "train")
-    for held in (source, None):
+    for held in (ImageSplit(source, config), None):
         if held is None:
             for path in folder.glob("*.jpg"):
                 pixels = np.zeros((20, 20, 3), np.uint8) + int(path.stem)
                 if path.stem != "05":
                     Image.fromarray(pixels).save(path)
-            held = MemorySource(source, 3, skip_bad=True)
+            held = MemorySplit(ImageSplit(source, config))
         batches = list(eval_batches(held, config, batch_size=10))
         index, mask = joined(batches, "index"), joined(batches, "mask")
         replaced = joined(batches, "replaced")
@@ -238,28 +241,30 @@ def test_folder_with_nothing_that_decodes_is_an_error_and_no_endless_search(tmp_
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"broken")
     source = FolderSource(str(tmp_path), "train")
-    config = DataConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
+    config = ImagesConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
     with pytest.raises(BadRecordError):
-        take(train_batches(source, config, batch_size=2, seed=0, start_step=0), 1)
+        take(
+            train_batches(ImageSplit(source, config), config, batch_size=2, seed=0, start_step=0), 1
+        )
 
 
 def test_both_splits_are_checked_before_training(folder) -> None:
-    good = DataConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
-    train, validation = open_sources(good)
+    good = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
+    train, validation = good.open()
     assert (len(train), len(validation)) == (1297, 500)
     with pytest.raises(ValueError, match=r"data\.validation_split='test'"):
-        open_sources(dataclasses.replace(good, validation_split="test"))
-    held = open_sources(dataclasses.replace(good, in_memory=True))
-    assert isinstance(held.train, MemorySource) and isinstance(held.validation, MemorySource)
+        dataclasses.replace(good, validation_split="test").open()
+    held = dataclasses.replace(good, in_memory=True).open()
+    assert held.train.in_memory and held.validation.in_memory
     source = FolderSource(str(folder), "train")
     bad = bad_index(source)
-    config = DataConfig(
+    config = ImagesConfig(
         source="folder", data_dir=str(folder), image_size=8,
         train_split="train[:2]" if bad > 1 else "train[-2:]", validation_split=f"train[{bad}:]",
     )  # fmt: skip
     with pytest.raises(BadRecordError, match=r"record 0 \(05\.jpg\)"):
-        open_sources(config)
-    open_sources(dataclasses.replace(config, on_bad_record="skip"))
+        config.open()
+    dataclasses.replace(config, on_bad_record="skip").open()
 
 
 @pytest.mark.parametrize(
@@ -279,5 +284,5 @@ def test_both_splits_are_checked_before_training(folder) -> None:
 )
 def test_impossible_config_is_an_error_that_names_the_key(changes: dict, words: str) -> None:
     with pytest.raises(ValueError) as caught:
-        DataConfig(**changes)
+        ImagesConfig(**changes)
     assert words in str(caught.value)

@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darl_jax.data.chunks import Batch
-from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.base import Batch
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import train_batches
+from darl_jax.data.sources.base import Record
 from darl_jax.data.sources.folder import FolderSource
-from darl_jax.data.sources.tfds import Record
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(120)
 
-CONFIG = DataConfig(source="folder", image_size=8, num_workers=2, worker_timeout_seconds=1.0)
+CONFIG = ImagesConfig(source="folder", image_size=8, num_workers=2, worker_timeout_seconds=1.0)
 OPTIONS = {"batch_size": 40, "seed": 0, "start_step": 3}
 # Each batch is two chunks of 20 rows, so that each worker makes one of every batch.
 STEPS = 4
@@ -60,7 +62,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 def undisturbed(folder: pathlib.Path) -> list[Batch]:
     source = FolderSource(str(folder), "train")
     config = dataclasses.replace(CONFIG, num_workers=0, worker_timeout_seconds=60.0)
-    with train_batches(source, config, **OPTIONS) as batches:
+    with train_batches(ImageSplit(source, config), config, **OPTIONS) as batches:
         return [next(batches) for _ in range(STEPS)]
 
 
@@ -82,7 +84,7 @@ def test_worker_that_falls_ill_once_is_replaced_and_the_batches_are_the_same(
 ) -> None:
     marker = folder.parent / "been"
     source = IllSource(folder, illness, marker)
-    with train_batches(source, CONFIG, **OPTIONS) as batches:
+    with train_batches(ImageSplit(source, CONFIG), CONFIG, **OPTIONS) as batches:
         result = [next(batches) for _ in range(STEPS)]
         assert len(workers()) == 2
     assert_equal(result, undisturbed(folder))
@@ -104,7 +106,7 @@ def test_records_that_take_two_workers_are_an_error_that_names_them(
     folder: pathlib.Path, illness: str, kind: type[OSError]
 ) -> None:
     source = IllSource(folder, illness, None)
-    batches = train_batches(source, CONFIG, **OPTIONS)
+    batches = train_batches(ImageSplit(source, CONFIG), CONFIG, **OPTIONS)
     with pytest.raises(kind) as caught:
         list(itertools.islice(batches, STEPS))
     message = str(caught.value)
@@ -119,7 +121,7 @@ def test_worker_that_is_killed_from_outside_is_replaced_and_the_batches_are_the_
     folder: pathlib.Path,
 ) -> None:
     source = FolderSource(str(folder), "train")
-    with train_batches(source, CONFIG, **OPTIONS) as batches:
+    with train_batches(ImageSplit(source, CONFIG), CONFIG, **OPTIONS) as batches:
         result = [next(batches)]
         for worker in workers():
             worker.kill()
@@ -132,7 +134,7 @@ def test_only_the_time_in_which_a_chunk_is_waited_for_counts(
     folder: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = FolderSource(str(folder), "train")
-    with train_batches(source, CONFIG, **OPTIONS) as batches:
+    with train_batches(ImageSplit(source, CONFIG), CONFIG, **OPTIONS) as batches:
         next(batches)
         pids = {worker.pid for worker in workers()}
         # The workers have nothing to do meanwhile, and are not taken for stuck.
@@ -145,7 +147,7 @@ def test_only_the_time_in_which_a_chunk_is_waited_for_counts(
 
 def test_thread_that_is_stuck_is_an_error_that_names_the_records(folder: pathlib.Path) -> None:
     config = dataclasses.replace(CONFIG, num_workers=0)
-    batches = train_batches(IllSource(folder, "sleep", None), config, **OPTIONS)
+    batches = train_batches(ImageSplit(IllSource(folder, "sleep", None), config), config, **OPTIONS)
     with pytest.raises(TimeoutError, match=rf"nothing for 1 s .*records [\d, ]*\b{ILL}\b"):
         list(itertools.islice(batches, STEPS))
 
@@ -154,8 +156,10 @@ def test_thread_that_is_stuck_is_an_error_that_names_the_records(folder: pathlib
 PROGRAM = """
 import pathlib, sys, time
 from darl_jax.runtime.cli import one_line_errors
-from darl_jax.data.folder import FolderSource
-from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.sources.folder import FolderSource
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import train_batches
 
 class Stuck(FolderSource):
     def read(self, index):
@@ -164,12 +168,12 @@ class Stuck(FolderSource):
         return super().read(index)
 
 if __name__ == "__main__":
-    config = DataConfig(
+    config = ImagesConfig(
         source="folder", image_size=8, num_workers=int(sys.argv[2]), worker_timeout_seconds=1.0
     )
-    source = Stuck(sys.argv[1], "train")
+    split = ImageSplit(Stuck(sys.argv[1], "train"), config)
     with one_line_errors(1, OSError):
-        for _ in train_batches(source, config, batch_size=40, seed=0, start_step=0):
+        for _ in train_batches(split, config, batch_size=40, seed=0, start_step=0):
             failing_from = time.monotonic()
 """
 

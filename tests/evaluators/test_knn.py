@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from sklearn.neighbors import KNeighborsClassifier
 
-from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.evaluators import knn as knn_lib
 from darl_jax.evaluators.knn import Knn, KnnConfig, bank_records, centred_directions, nearest_labels
@@ -17,6 +18,7 @@ from darl_jax.nn.patches import patchify, standardise
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
+DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
 KEY = jax.random.key(0)
 
 
@@ -210,29 +212,18 @@ def test_too_small_a_bank_and_no_queries_are_errors(tiny, images):
 # --- the bank's records --------------------------------------------------------------------------
 
 
-def test_the_bank_is_the_same_part_of_the_records_read_or_held():
-    source, config = DigitsSource("train"), KnnConfig(max_bank=50)
-    read = bank_records(source, config)
-    held = bank_records(MemorySource(source, 1, skip_bad=False), config)
-    assert len(read) == len(held) == 50
-    records = read.read(range(50))
-    assert len({record.name for record in records}) == 50
-    np.testing.assert_array_equal(held.labels, [record.label for record in records])
-    np.testing.assert_array_equal(held.images[:, 0], [record.image[..., 0] for record in records])
-    # Of all classes, in shares like those of the whole.
-    assert set(held.labels) == set(range(10))
+def test_the_bank_is_spread_over_all_classes():
+    split = ImageSplit(DigitsSource("train"), DIGITS)
+    bank = bank_records(split, KnnConfig(max_bank=50))
+    assert set(bank.labels(np.arange(50)).tolist()) == set(range(10))
+    assert bank_records(split, KnnConfig()) is split
 
 
-def test_a_split_within_the_limit_is_the_bank_as_it_is():
+def test_a_split_without_labels_is_an_error():
     source = DigitsSource("train")
-    assert bank_records(source, KnnConfig()) is source
-
-
-def test_a_source_without_labels_is_an_error():
-    source = DigitsSource("train")
-    source.num_classes = 0
+    source.class_names = ()
     with pytest.raises(ValueError, match=r"digits, split 'train', has no labels"):
-        bank_records(source, KnnConfig())
+        bank_records(ImageSplit(source, DIGITS), KnnConfig())
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.sources.base import BadRecordError, Record
 from darl_jax.data.sources.digits import DigitsSource
-from darl_jax.data.sources.tfds import BadRecordError, Record
 from darl_jax.evaluators import linear_probe as probe_lib
 from darl_jax.evaluators.linear_probe import (
     Examples,
@@ -20,6 +21,7 @@ from darl_jax.evaluators.linear_probe import (
 from darl_jax.nn.patches import patchify, standardise
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
 
+DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
 KEY = jax.random.key(0)
 
 
@@ -99,80 +101,42 @@ def test_relative_depth_names_a_block(relative_depth, depth, expected):
 # --- training records ----------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class ListSource:
-    labels: list
-    num_classes: int
-    dataset: str = "things"
-    split: str = "train"
+class ListSource(DigitsSource):
+    """Digits with other labels; -2 stands for a record that cannot be read."""
+
+    def __init__(self, labels, num_classes):
+        super().__init__("train")
+        self.dataset, self.given = "things", labels
+        self.class_names = tuple(map(str, range(num_classes)))
 
     def __len__(self):
-        return len(self.labels)
-
-    def read(self, index):
-        return [Record(np.zeros((1, 1, 1), np.uint8), self.labels[i], f"thing {i}") for i in index]
-
-
-def test_training_records_are_balanced_and_distinct():
-    source = DigitsSource("train")
-    records = probe_lib.training_records(
-        source, ProbeConfig(labels_per_class=3, seeds=4), skip_bad=False
-    )
-    assert len(records) == 120
-    read = records.read(range(120))
-    np.testing.assert_array_equal(np.bincount([record.label for record in read]), [12] * 10)
-    assert len({record.name for record in read}) == 120
-
-
-def test_training_records_held_in_memory_are_the_same_ones():
-    config = ProbeConfig(labels_per_class=3, seeds=4)
-    source = DigitsSource("train")
-    read = probe_lib.training_records(source, config, skip_bad=False).read(range(120))
-    held = probe_lib.training_records(
-        MemorySource(source, 1, skip_bad=False), config, skip_bad=False
-    )
-    np.testing.assert_array_equal(held.labels, [record.label for record in read])
-    np.testing.assert_array_equal(held.images[:, 0], [record.image[..., 0] for record in read])
-
-
-def test_records_in_memory_that_could_not_be_decoded_are_not_trained_on():
-    held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
-    held.bad[::2] = True
-    chosen = probe_lib.training_records(
-        held, ProbeConfig(labels_per_class=3, seeds=4), skip_bad=False
-    )
-    assert not chosen.bad.any()
-    assert len(chosen) == 120
-    assert len(held) == len(held.images) == 1297
-
-
-def test_training_records_are_drawn_from_the_whole_dataset():
-    source = DigitsSource("train")
-    config = ProbeConfig(labels_per_class=3, seeds=4)
-    chosen = probe_lib.training_records(source, config, skip_bad=False)
-    first = {record.name for record in source.read(range(200))}
-    assert len(first & {record.name for record in chosen.read(range(120))}) < 60
-
-
-@dataclasses.dataclass
-class DamagedSource(ListSource):
-    """Records whose number is a multiple of 3 cannot be read."""
+        return len(self.given)
 
     def read(self, index):
         for number in index:
-            if number % 3 == 0:
+            if self.given[number] == -2:
                 raise BadRecordError(self.dataset, self.split, number, "a shard", "it is cut off")
-        return super().read(index)
+        return [Record(np.zeros((1, 1, 1), np.uint8), self.given[i], f"thing {i}") for i in index]
+
+
+def chosen_records(source, on_bad_record="error", **config):
+    split = ImageSplit(source, dataclasses.replace(DIGITS, on_bad_record=on_bad_record))
+    return probe_lib.training_records(split, ProbeConfig(**config))
+
+
+def test_training_records_are_balanced_distinct_and_from_the_whole_dataset():
+    records = chosen_records(DigitsSource("train"), labels_per_class=3, seeds=4)
+    assert len(records) == len(set(records.chosen.tolist())) == 120
+    np.testing.assert_array_equal(np.bincount(records.labels(np.arange(120))), [12] * 10)
+    assert (records.chosen < 200).sum() < 60
 
 
 def test_training_records_that_cannot_be_read_are_passed_over_where_bad_ones_are_skipped():
-    source = DamagedSource([number % 2 for number in range(30)], 2)
-    config = ProbeConfig(labels_per_class=2, seeds=5)
-    chosen = probe_lib.training_records(source, config, skip_bad=True)
-    names = {record.name for record in chosen.read(range(20))}
-    assert names == {f"thing {number}" for number in range(30) if number % 3}
+    source = ListSource([-2 if number % 3 == 0 else number % 2 for number in range(30)], 2)
+    chosen = chosen_records(source, "skip", labels_per_class=2, seeds=5)
+    assert set(chosen.chosen.tolist()) == {number for number in range(30) if number % 3}
     with pytest.raises(BadRecordError, match=r"things, split 'train', record .* it is cut off"):
-        probe_lib.training_records(source, config, skip_bad=False)
+        chosen_records(source, labels_per_class=2, seeds=5)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +148,8 @@ def test_training_records_that_cannot_be_read_are_passed_over_where_bad_ones_are
     ],
 )
 def test_too_few_labels_are_an_error_that_names_the_class(labels, num_classes, message):
-    source = ListSource(labels, num_classes)
     with pytest.raises(ValueError, match=message):
-        probe_lib.training_records(source, ProbeConfig(labels_per_class=3, seeds=2), skip_bad=False)
+        chosen_records(ListSource(labels, num_classes), labels_per_class=3, seeds=2)
 
 
 # --- the whole -----------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.randaugment import RandAugmentConfig
-from darl_jax.data.pipeline import DataConfig, train_batches
-from darl_jax.data.sources.digits import DigitsSource
-from darl_jax.figures.augmentations import COLUMNS, ROWS, class_names, describe, draw, examples
+from darl_jax.data.pipeline import train_batches
+from darl_jax.figures.augmentations import COLUMNS, ROWS, describe, draw, examples
 from darl_jax.methods.transfer.mixing import MixingConfig
 
-DIGITS = DataConfig(
+DIGITS = ImagesConfig(
     source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0,
     randaugment=RandAugmentConfig(magnitude=9.0),
 )  # fmt: skip
@@ -17,10 +17,10 @@ MIXING = MixingConfig(mixup=0.8, cutmix=1.0)
 
 
 def test_without_mixing_the_images_are_those_of_the_training_pipeline() -> None:
-    source = DigitsSource("train")
-    rows = examples(source, DIGITS, MixingConfig(), seed=3)
+    split = DIGITS.open_split("train_split")
+    rows = examples(split, DIGITS, MixingConfig(), seed=3)
     assert [len(row) for row in rows] == [COLUMNS] * ROWS
-    with train_batches(source, DIGITS, batch_size=COLUMNS, seed=3, start_step=0) as batches:
+    with train_batches(split, DIGITS, batch_size=COLUMNS, seed=3, start_step=0) as batches:
         for row, batch in zip(rows, batches, strict=False):
             np.testing.assert_array_equal([e.pixels for e in row], batch["image"])
             assert [e.shares for e in row] == [[(label, 1.0)] for label in batch["label"]]
@@ -28,9 +28,9 @@ def test_without_mixing_the_images_are_those_of_the_training_pipeline() -> None:
 
 
 def test_shares_of_mixed_labels_are_those_of_an_image_and_its_partner() -> None:
-    source = DigitsSource("train")
-    plain = examples(source, DIGITS, MixingConfig(), seed=0)
-    mixed = examples(source, DIGITS, MIXING, seed=0)
+    split = DIGITS.open_split("train_split")
+    plain = examples(split, DIGITS, MixingConfig(), seed=0)
+    mixed = examples(split, DIGITS, MIXING, seed=0)
     several = 0
     for labels, row in zip(plain, mixed, strict=True):
         for example, own, partner in zip(row, labels, labels[::-1], strict=True):
@@ -43,10 +43,9 @@ def test_shares_of_mixed_labels_are_those_of_an_image_and_its_partner() -> None:
 
 
 def test_captions_name_each_class_with_its_share_and_the_title_what_is_done() -> None:
-    source = DigitsSource("train")
-    rows = examples(source, DIGITS, MIXING, seed=0)
-    names = class_names(source, DIGITS, rows)
-    figure = draw(rows, names, "digits", describe(DIGITS, MIXING))
+    split = DIGITS.open_split("train_split")
+    rows = examples(split, DIGITS, MIXING, seed=0)
+    figure = draw(rows, [f"class {i}" for i in range(10)], "digits", describe(DIGITS, MIXING))
     written = [text.get_text() for text in figure.texts]
     assert written[-2] == "digits"
     assert written[-1] == (

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darl_jax.data import pipeline
 from darl_jax.evaluators.schedule import held_out, read_config, restored_params
 from darl_jax.generation.sampling import Wanted, measured_error, sample
 from darl_jax.interchange.loading import LoadedModel, load_model
@@ -80,7 +79,7 @@ def test_images_do_not_depend_on_the_batch_size(model, tmp_path):
 def test_completions_keep_half_of_the_held_out_images(model, tmp_path):
     made = make(model, tmp_path / "out", validation_images=3, completions=2)
     config = read_config(None, model)
-    originals = held_out(config, pipeline.open_sources(config.data).validation, 3)
+    originals = held_out(config, config.data.open().validation, 3)
     np.testing.assert_array_equal(made["originals"], originals)
     assert (made["images"][:, :, :4] == originals[:, None, :4]).all()
     assert (made["images"][:, :, 4:] != originals[:, None, 4:]).any()

@@ -6,7 +6,7 @@ import socket
 import numpy as np
 import pytest
 
-from darl_jax.data.pipeline import DataConfig
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.monitoring.bottlenecks import (
     Bottlenecks,
     host_names,
@@ -56,13 +56,17 @@ def test_times_of_float32_as_processes_send_them_are_accepted():
 @pytest.mark.parametrize(
     ("data", "cores", "advice"),
     [
-        (DataConfig(num_workers=2), 16, "num_workers=2 leaves cores unused: set it to 16"),
-        (DataConfig(num_workers=0), 4, "num_workers=0 leaves cores unused: set it to 4"),
-        (DataConfig(num_workers=8), 8, "all 8 cores have a worker: spread the run over more hosts"),
-        (DataConfig(num_workers=8), 4, "all 4 cores have a worker"),
-        (DataConfig(in_memory=True, num_workers=0), 8, "in memory already"),
-        (DataConfig(data_dir="gs://b/d", num_workers=8), 8, "gs://b/d is read over the network"),
-        (DataConfig(data_dir="gs://b/d", num_workers=2), 8, "set it to 8"),
+        (ImagesConfig(num_workers=2), 16, "num_workers=2 leaves cores unused: set it to 16"),
+        (ImagesConfig(num_workers=0), 4, "num_workers=0 leaves cores unused: set it to 4"),
+        (
+            ImagesConfig(num_workers=8),
+            8,
+            "all 8 cores have a worker: spread the run over more hosts",
+        ),
+        (ImagesConfig(num_workers=8), 4, "all 4 cores have a worker"),
+        (ImagesConfig(in_memory=True, num_workers=0), 8, "in memory already"),
+        (ImagesConfig(data_dir="gs://b/d", num_workers=8), 8, "gs://b/d is read over the network"),
+        (ImagesConfig(data_dir="gs://b/d", num_workers=2), 8, "set it to 8"),
     ],
 )
 def test_advice_follows_from_how_the_data_is_read(data, cores, advice):
@@ -79,7 +83,7 @@ class Clock:
 
 def watch(number: int = 1, clock=None, **data) -> Bottlenecks:
     return Bottlenecks(
-        DataConfig(**data),
+        ImagesConfig(**data),
         [f"host{i // 2}" for i in range(number)],
         cpu_count=16,
         clock=clock or Clock(),
@@ -150,5 +154,5 @@ def test_hosts_have_their_names():
 
 
 def test_cores_are_those_of_the_machine():
-    warned = Bottlenecks(DataConfig(num_workers=0), ["here"]).warnings(times(STARVED), 100)
+    warned = Bottlenecks(ImagesConfig(num_workers=0), ["here"]).warnings(times(STARVED), 100)
     assert f"set it to {os.cpu_count()}" in warned[0]

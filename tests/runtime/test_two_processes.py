@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax.data.pipeline import DataConfig, open_sources, train_batches
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.pipeline import train_batches
 from darl_jax.monitoring.example_log import read_example_log
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.sharding import MeshConfig, global_array, make_mesh, replicated
@@ -24,12 +25,12 @@ STEPS = 3
 
 def fingerprints() -> list[list[int]]:
     """For each global batch the records in their order and a weighted sum of all pixels."""
-    config = DataConfig(
+    config = ImagesConfig(
         source="digits", image_size=8, channels=1, mean=(0.3,), std=(0.4,), in_memory=True
     )
     mesh = make_mesh(MeshConfig())
     batches = train_batches(
-        open_sources(config).train,
+        config.open().train,
         config,
         batch_size=16,
         seed=7,

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from darl_jax.config import TrainConfig
-from darl_jax.data.pipeline import DataConfig
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
@@ -37,7 +37,7 @@ def test_counted_flops_are_those_of_the_traced_loss(objective, decoder):
         model=VIT,
         patch_decoder=decoder,
         objective=objective,
-        data=DataConfig(source="digits", image_size=16),
+        data=ImagesConfig(source="digits", image_size=16),
     )
     model = nnx.eval_shape(lambda: build.model_builder(config)(nnx.Rngs(0)))
     graphdef, params = nnx.split(model)

@@ -1,46 +1,51 @@
-"""What a config says about the data."""
+"""Config of the data kind `images`."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from darl_jax.data.base import DataConfig, Features, Splits
 from darl_jax.data.images.randaugment import RandAugmentConfig
+
+if TYPE_CHECKING:
+    from darl_jax.data.images.split import ImageSplit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they become the model's input.
+class ImagesConfig(DataConfig):
+    """Images of a dataset, and their way to the model's input.
 
     Attributes:
+      name: "images".
       source: "tfds", "folder" or "digits".
-      name: the TFDS dataset, for example "imagenet2012"; may carry a config and a version,
+      dataset: the TFDS dataset, for example "imagenet2012"; may carry a config and a version,
         "cifar10:3.0.2".
-      data_dir: where TFDS prepared it, or the folder of images; local or a bucket.
+      data_dir: the folder that TFDS prepared it in, or the folder of images; local or a bucket.
       train_split: in TFDS's split syntax, slices too, for every source.
       validation_split: the same for the images that are held out.
-      image_size: rows and columns of what the model sees.
+      image_size: rows and columns of the model's input.
       channels: 3 for RGB, 1 for luminance.
-      mean: of each channel, in units of [0, 1]; the objective standardises with it.
+      mean: of each channel, in units of [0, 1]; the objective normalizes with it.
       std: of each channel, in units of [0, 1].
       crop_scale: smallest and largest area of the random resized crop; MAE's (0.2, 1).
       crop_ratio: smallest and largest aspect ratio of it.
       flip: mirror half of the training images.
-      randaugment: what is done to the training images after that; nothing by default.
+      randaugment: distortion of the training images after that; none by default.
       eval_crop: in evaluation, the central square has this fraction of the short side.
-      resizer: what resizes JPEGs: "simd" (the package cykooz-resizer) is four times as fast as
-        "pillow", and a grey level off in one pixel of fifty.
+      resizer: resizes JPEGs: "simd" (the package cykooz-resizer) is four times as fast as
+        "pillow", and a gray level off in one pixel of fifty.
       in_memory: decode once and hold all pixels; for small images of one size.
-      num_workers: processes that read and decode, in each process of the run, but no more than
-        it may use cores; 0 for threads in this one. Images in memory need none.
-      worker_timeout_seconds: a worker that makes nothing for so long, while its images are waited
-        for, is taken for stuck; another takes its place once, and then it is an error.
       on_bad_record: "error" stops at a record that cannot be decoded; "skip" replaces it, and in
         evaluation leaves it out.
     """
 
+    name: str = "images"
     source: str = "tfds"
-    name: str = ""
+    dataset: str = ""
     data_dir: str = ""
     train_split: str = "train"
     validation_split: str = "validation"
@@ -55,23 +60,16 @@ class DataConfig:
     eval_crop: float = 0.875
     resizer: str = "simd"
     in_memory: bool = False
-    num_workers: int = 8
-    worker_timeout_seconds: float = 300.0
     on_bad_record: str = "error"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_choice("source", self.source, ("tfds", "folder", "digits"))
         _check_choice("on_bad_record", self.on_bad_record, ("error", "skip"))
         _check_choice("resizer", self.resizer, ("simd", "pillow"))
         _check_choice("channels", self.channels, (1, 3))
         if self.image_size < 1:
             raise ValueError(f"data.image_size is {self.image_size}; it must be at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers is {self.num_workers}; it must be 0 or more")
-        if self.worker_timeout_seconds <= 0:
-            raise ValueError(
-                f"data.worker_timeout_seconds is {self.worker_timeout_seconds}; it must be positive"
-            )
         if not 0 < self.eval_crop <= 1:
             raise ValueError(f"data.eval_crop is {self.eval_crop}; it must be in (0, 1]")
         low, high = self.crop_scale
@@ -92,6 +90,42 @@ class DataConfig:
                 )
         if min(self.std) <= 0:
             raise ValueError(f"data.std is {self.std}; it must be positive")
+
+    @property
+    def features(self) -> Features:
+        """`image`, uint8 of (height, width, channel), and `label`, int32, -1 for none."""
+        import jax  # Data workers start without it.
+
+        size = (self.image_size, self.image_size, self.channels)
+        return {
+            "image": jax.ShapeDtypeStruct(size, np.uint8),
+            "label": jax.ShapeDtypeStruct((), np.int32),
+        }
+
+    def open(self) -> Splits:
+        """Opens both splits, decodes the first record of each, and with `in_memory` all.
+
+        Raises:
+          ValueError: a key names something that does not exist; the message names the key.
+          BadRecordError: a record cannot be decoded.
+        """
+        from darl_jax.data.images import opening  # TFDS takes a second to import.
+
+        return opening.open_splits(self)
+
+    def open_split(self, key: str) -> "ImageSplit":
+        """Opens one split, never in memory, and decodes its first record.
+
+        Args:
+          key: "train_split" or "validation_split".
+
+        Raises:
+          ValueError: a key names something that does not exist; the message names the key.
+          BadRecordError: the first record cannot be decoded.
+        """
+        from darl_jax.data.images import opening
+
+        return opening.open_split(self, key)
 
 
 def _check_choice(key: str, value: str | int, choices: tuple[str | int, ...]) -> None:

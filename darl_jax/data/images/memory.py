@@ -1,53 +1,51 @@
-"""A whole split, decoded once and held in memory, for small images."""
+"""A whole split of small images, decoded once and held in memory."""
 
-import copy
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from typing import overload
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Int32, Int64, UInt8
 
+from darl_jax.data import order
+from darl_jax.data.base import Batch
+from darl_jax.data.images import decode, randaugment, resample
 from darl_jax.data.images.decode import HostImage
-from darl_jax.data.images.records import Decoded, decode_records
-from darl_jax.data.sources.tfds import Dataset, Source, Subset
+from darl_jax.data.images.split import Decoded, ImageSplit
 
 _BLOCK = 256
 _THREADS = 4
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class MemorySource:
-    """A split's pixels and labels as arrays.
+class MemorySplit:
+    """A split's pixels and labels as arrays; examples are made by the batch.
 
     Attributes:
-      dataset: the dataset's name or the folder, for messages.
-      split: the split as the config wrote it.
-      num_classes: how many labels there are, 0 for none.
+      config: the data's config.
       images: planar pixels (n, channel, height, width).
-      labels: class numbers, -1 for none.
-      bad: which records could not be decoded; they hold their substitutes.
+      bad: records that cannot be decoded; they hold their substitutes.
     """
 
-    def __init__(self, source: Dataset, channels: int, *, skip_bad: bool):
+    in_memory = True
+
+    def __init__(self, by_record: ImageSplit):
         """Decodes every record, with a line of progress now and then.
 
         Raises:
           ValueError: the images differ in size.
-          BadRecordError: a record cannot be decoded and `skip_bad` is off.
+          BadRecordError: a record cannot be decoded, and on_bad_record is "error".
         """
-        self.dataset, self.split = source.dataset, source.split
-        self.num_classes = source.num_classes
-        self._fingerprint = source.fingerprint()
+        self.config = by_record.config
+        self._by_record = by_record
         self.images: UInt8[np.ndarray, "n channel height width"]
-        self.labels: Int32[np.ndarray, " n"] = np.zeros(len(source), np.int32)
-        self.bad: Bool[np.ndarray, " n"] = np.zeros(len(source), bool)
-        for start, block in _decode_blocks(source, channels, skip_bad):
+        self._labels: Int32[np.ndarray, " n"] = np.zeros(len(by_record), np.int32)
+        self.bad: Bool[np.ndarray, " n"] = np.zeros(len(by_record), bool)
+        for start, block in _decode_blocks(by_record):
             if start == 0:
                 shape = block[0].pixels.shape
-                self.images = np.empty((len(source), channels, *shape[:2]), np.uint8)
+                self.images = np.empty((len(self), shape[2], *shape[:2]), np.uint8)
             for number, decoded in enumerate(block, start):
                 if decoded.pixels.shape != shape:
                     raise ValueError(
@@ -56,7 +54,7 @@ class MemorySource:
                         f"is {_size(decoded.pixels.shape)}: set data.in_memory=False"
                     )
                 self.images[number] = decoded.pixels.transpose(2, 0, 1)
-                self.labels[number] = decoded.label
+                self._labels[number] = decoded.label
                 self.bad[number] = decoded.replaced
         logging.info(
             "%s, split '%s': %d images of %s in memory, %.0f MB",
@@ -67,56 +65,85 @@ class MemorySource:
             self.images.nbytes / 1e6,
         )
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def dataset(self) -> str:
+        """The dataset's name or folder, for messages."""
+        return self._by_record.dataset
 
-    def subset(self, index: Int64[np.ndarray, " m"]) -> "MemorySource":
-        """Some of the records, in this order."""
-        subset = copy.copy(self)
-        subset.images, subset.labels = self.images[index], self.labels[index]
-        subset.bad = self.bad[index]
-        return subset
+    @property
+    def split(self) -> str:
+        """The split as the config writes it."""
+        return self._by_record.split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty without labels."""
+        return self._by_record.class_names
+
+    def __len__(self) -> int:
+        return len(self._by_record)
 
     def fingerprint(self) -> str:
-        """That of the source that the pixels were read from."""
-        return self._fingerprint
+        """A hash of the records and their order."""
+        return self._by_record.fingerprint()
 
+    def describe(self, index: Int64[np.ndarray, " n"]) -> str:
+        """Names the records and their files."""
+        return self._by_record.describe(index)
 
-@overload
-def some_records(source: MemorySource, number: int) -> MemorySource: ...
-@overload
-def some_records(source: Source, number: int) -> Source | Subset: ...
-def some_records(source: Source | MemorySource, number: int) -> Source | MemorySource | Subset:
-    """`number` records spread over a source, or all, in its order; the same ones in every run.
+    def labels(self, index: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """Class numbers of records; -1 for none and for records that cannot be decoded."""
+        return np.where(self.bad[index], -1, self._labels[index]).astype(np.int32)
 
-    They are the first of a fixed permutation, so that fewer are a part of more.
-    """
-    if len(source) <= number:
-        return source
-    index = np.sort(np.random.default_rng(0).permutation(len(source))[:number])
-    if not isinstance(source, MemorySource):
-        return Subset(source, index)
-    return source.subset(index)
+    def train_examples(
+        self, index: Int64[np.ndarray, " n"], epoch: Int64[np.ndarray, " n"], seed: int
+    ) -> Batch:
+        """Crops, resizes, mirrors and distorts images, with `ImageSplit`'s random numbers."""
+        config, (height, width) = self.config, self.images.shape[2:]
+        uniforms = order.uniforms(seed, epoch, index, decode.UNIFORMS_PER_RECORD)
+        boxes = decode.random_resized_crops(
+            uniforms,
+            np.full(len(index), height),
+            np.full(len(index), width),
+            config.crop_scale,
+            config.crop_ratio,
+        )
+        pixels = resample.resize_crops(self.images[index], boxes, config.image_size)
+        if config.flip:
+            flips = decode.random_flips(uniforms)
+            pixels[flips] = pixels[flips][..., ::-1]
+        images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        for row, operations in enumerate(randaugment.draw(config.randaugment, seed, epoch, index)):
+            if operations:
+                images[row] = randaugment.apply(images[row], operations, config.mean)
+        return {"image": images, "label": self._labels[index], "replaced": self.bad[index]}
+
+    def eval_examples(self, index: Int64[np.ndarray, " n"]) -> Batch:
+        """Crops and resizes images; records that cannot be decoded are black and masked."""
+        height, width = self.images.shape[2:]
+        box = decode.central_box(height, width, self.config.eval_crop)
+        pixels = resample.resize_box(self.images[index], box, self.config.image_size)
+        images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        images[self.bad[index]] = 0
+        return {"image": images, "label": self.labels(index), "mask": ~self.bad[index]}
 
 
 def _size(shape: tuple[int, ...]) -> str:
     return f"{shape[0]} x {shape[1]}"
 
 
-def _decode_blocks(
-    source: Dataset, channels: int, skip_bad: bool
-) -> Iterator[tuple[int, list[Decoded]]]:
-    def pixels(_: int, image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
-        return image.pixels(channels)
+def _decode_blocks(split: ImageSplit) -> Iterator[tuple[int, list[Decoded]]]:
+    def pixels(image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
+        return image.pixels(split.config.channels)
 
-    def decode(start: int) -> tuple[int, list[Decoded]]:
-        index: Int64[np.ndarray, " n"] = np.arange(start, min(start + _BLOCK, len(source)))
-        return start, decode_records(source, index, pixels, skip_bad=skip_bad)
+    def decode_block(start: int) -> tuple[int, list[Decoded]]:
+        index = np.arange(start, min(start + _BLOCK, len(split)))
+        return start, split.decode_records(index, pixels)
 
     began = said = time.monotonic()
     with futures.ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for start, block in pool.map(decode, range(0, len(source), _BLOCK)):
+            for start, block in pool.map(decode_block, range(0, len(split), _BLOCK)):
                 yield start, block
                 now = time.monotonic()
                 if now - said > _SECONDS_BETWEEN_LINES:
@@ -124,11 +151,11 @@ def _decode_blocks(
                     done = start + len(block)
                     logging.info(
                         "Decoding %s, split '%s', into memory: %d of %d images, %.0f s to go",
-                        source.dataset,
-                        source.split,
+                        split.dataset,
+                        split.split,
                         done,
-                        len(source),
-                        (now - began) / done * (len(source) - done),
+                        len(split),
+                        (now - began) / done * (len(split) - done),
                     )
         finally:
             pool.shutdown(cancel_futures=True)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from darl_jax.data import order
-from darl_jax.data.sources.tfds import Record, base_split, fingerprint_of, slice_split
+from darl_jax.data.base import fingerprint_of
+from darl_jax.data.sources.base import Record, base_split, slice_split
 
 DIGITS_TRAIN = 1297
 DIGITS_VALIDATION = 500
@@ -21,7 +22,7 @@ class DigitsSource:
     """
 
     dataset = "digits"
-    num_classes = 10
+    class_names = tuple("0123456789")
 
     def __init__(self, split: str, *, split_key: str = "train_split"):
         """Takes a split.
@@ -58,7 +59,7 @@ class DigitsSource:
         return []
 
     def fingerprint(self) -> str:
-        """Of which digits stand in which order."""
+        """A hash of the digits and their order."""
         return fingerprint_of(self.dataset, self._index.tobytes())
 
 

@@ -10,7 +10,8 @@ from absl import logging
 from etils import epath
 
 from darl_jax.data import order
-from darl_jax.data.sources import tfds as sources
+from darl_jax.data.base import fingerprint_of
+from darl_jax.data.sources import base as sources
 from darl_jax.data.threads import DaemonThreads
 
 EXTENSIONS = frozenset(
@@ -59,10 +60,9 @@ class FolderSource:
             logging.info("%s: left out %s that are no images", directory, _count(skipped))
         self.dataset = str(root)
         self.split = split
-        classes = _classes(root, directory, paths)
-        self.num_classes = len(classes)
+        self.class_names = _classes(root, directory, paths)
         self._root = str(directory)
-        self._number = {name: number for number, name in enumerate(classes)}
+        self._number = {name: number for number, name in enumerate(self.class_names)}
         # A million Python strings are ten times as large as their bytes in one array.
         self._paths = np.array([os.fsencode(path) for path in sorted(paths)])
         chosen = sources.slice_split(split, {base: len(paths)}, split_key)
@@ -72,7 +72,7 @@ class FolderSource:
             root,
             split,
             len(self),
-            f"{self.num_classes} classes" if classes else "no class folders",
+            f"{len(self.class_names)} classes" if self.class_names else "no class folders",
         )
 
     def __len__(self) -> int:
@@ -99,7 +99,7 @@ class FolderSource:
 
     def fingerprint(self) -> str:
         """Of the relative paths in their order and of the classes' names."""
-        return sources.fingerprint_of(
+        return fingerprint_of(
             self._paths.dtype.str, self._paths.tobytes(), self._files.tobytes(), *self._number
         )
 
@@ -193,7 +193,7 @@ def _count(skipped: Counter[str]) -> str:
     return f"{skipped.total()} files ({kinds})" if skipped else "0 files"
 
 
-def _classes(root: epath.Path, directory: epath.Path, paths: list[str]) -> list[str]:
+def _classes(root: epath.Path, directory: epath.Path, paths: list[str]) -> tuple[str, ...]:
     own = {path.split("/", 1)[0] for path in paths if "/" in path}
     loose = next((path for path in paths if "/" not in path), None)
     if own and loose:
@@ -203,11 +203,11 @@ def _classes(root: epath.Path, directory: epath.Path, paths: list[str]) -> list[
         )
     train = root / "train"
     if not own or directory == train or not train.is_dir():
-        return sorted(own)
+        return tuple(sorted(own))
     classes = _sub_folders(train)
     unknown = own.difference(classes)
     if unknown:
         raise ValueError(
             f"{directory} has class folders that {train} lacks: {sources.as_names(unknown)}"
         )
-    return classes
+    return tuple(classes)

@@ -1,173 +1,21 @@
-"""Where records come from: random access by index, and names for the messages about bad ones."""
+"""TFDS datasets that were prepared as ArrayRecord, read without TensorFlow."""
 
 import difflib
-import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
 
-import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from jaxtyping import Int64, UInt8
 
+from darl_jax.data.base import fingerprint_of
+from darl_jax.data.sources.base import BadRecordError, Record, split_ranges
 from darl_jax.data.sources.shards import check_shards
 
 # One command line on purpose: it is what the reader of the message pastes.
 CONVERT_COMMAND = (
     "tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
 )
-
-
-class Record(NamedTuple):
-    """One example as it is stored.
-
-    Attributes:
-      image: the encoded file's bytes, or pixels of (height, width, channel).
-      label: class number, -1 where the dataset has none.
-      name: what finds the record again, for messages: a file name, a path, a shard.
-    """
-
-    image: bytes | UInt8[np.ndarray, "height width channel"]
-    label: int
-    name: str
-
-
-class BadRecordError(ValueError):
-    """A record that cannot be read or decoded; the message names where it is.
-
-    Attributes:
-      dataset: the dataset's name or the folder.
-      split: the split as the config wrote it.
-      index: the record's number in this split.
-      name: the record's file name.
-      reason: why it cannot be decoded.
-    """
-
-    def __init__(self, dataset: str, split: str, index: int, name: str, reason: str):
-        super().__init__(dataset, split, index, name, reason)
-        self.dataset, self.split, self.index = dataset, split, index
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return (
-            f"{self.dataset}, split '{self.split}', record {self.index} ({self.name}) cannot be "
-            f"decoded: {self.reason}; repair it, or set data.on_bad_record='skip'"
-        )
-
-
-@runtime_checkable
-class Source(Protocol):
-    """A split of a dataset, by index; it can be pickled to a worker process.
-
-    Attributes:
-      dataset: the dataset's name or the folder, for messages.
-      split: the split as the config wrote it.
-      num_classes: how many labels there are, 0 for none.
-    """
-
-    dataset: str
-    split: str
-    num_classes: int
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order. Raises BadRecordError."""
-        ...
-
-
-class Subset:
-    """Some records of a source, in a given order; itself a source."""
-
-    def __init__(self, source: Source, index: Int64[np.ndarray, " record"]):
-        self.dataset = source.dataset
-        self.split = source.split
-        self.num_classes = source.num_classes
-        self._source = source
-        self._index = index
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def read(self, index: Sequence[int]) -> list[Record]:
-        """The records of these numbers, in this order."""
-        return self._source.read([int(self._index[i]) for i in index])
-
-
-@runtime_checkable
-class Dataset(Source, Protocol):
-    """A source that is a split itself, and not a choice of another source's records."""
-
-    def files(self, index: Sequence[int]) -> list[str]:
-        """The files that these records are read from; none where they come with a package."""
-        ...
-
-    def fingerprint(self) -> str:
-        """A hash of which records there are in which order, the same wherever the files lie.
-
-        It is made of names and numbers; the images themselves are not read.
-        """
-        ...
-
-
-def fingerprint_of(*parts: str | bytes) -> str:
-    """16 hexadecimal digits that depend on each part and on where one ends."""
-    digest = hashlib.sha256()
-    for part in parts:
-        content = part.encode() if isinstance(part, str) else part
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()[:16]
-
-
-def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarray, " n"]:
-    """The record numbers that TFDS's split syntax means, for a source that is not TFDS.
-
-    Args:
-      split: "train", "train[:90%]", "train[10:50]", or a sum of such joined by "+"; all of one
-        base split.
-      lengths: how many records each base split has.
-      key: the config key that the split comes from, for the message.
-
-    Raises:
-      ValueError: the split is malformed, unknown, outside the records or empty.
-    """
-    parts = _split_ranges(split, lengths, key)
-    return np.concatenate([np.arange(part.start, part.stop, dtype=np.int64) for part in parts])
-
-
-def _split_ranges(split: str, lengths: dict[str, int], key: str) -> list[range]:
-    infos = {
-        name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
-        for name, length in lengths.items()
-    }
-    try:
-        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(_bad_split(key, split, lengths, error)) from error
-    ranges = [
-        range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
-        for part in parts
-    ]
-    if not any(ranges):
-        raise ValueError(_bad_split(key, split, lengths, ValueError("It holds no records.")))
-    return ranges
-
-
-def base_split(split: str) -> str:
-    """The name before the first slice: "train" of "train[:90%]+train[95%:]"."""
-    return re.split(r"[\[+]", split, maxsplit=1)[0].strip()
-
-
-def _bad_split(key: str, split: str, lengths: dict[str, int], error: Exception) -> str:
-    there = ", ".join(f"{name} ({length} records)" for name, length in lengths.items())
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"data.{key}='{split}' cannot be read: {reason} What is there: {there}"
-
-
-# --- TFDS ----------------------------------------------------------------------------------------
 
 
 class TfdsSource:
@@ -204,21 +52,22 @@ class TfdsSource:
         features = builder.info.features
         if "image" not in features:
             raise ValueError(
-                f"data.name='{name}' has no feature 'image' to train on; it has "
+                f"data.dataset='{name}' has no feature 'image' to train on; it has "
                 f"{', '.join(sorted(features))}"
             )
         # A dict in all but `get`.
         label = features["label"] if "label" in features else None  # noqa: SIM401
-        self.num_classes = getattr(label, "num_classes", None) or 0
+        # TFDS names classes by their numbers where it has no names.
+        self.class_names: tuple[str, ...] = tuple(getattr(label, "names", None) or ())
         lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
-        _split_ranges(split, lengths, split_key)
+        split_ranges(split, lengths, split_key)
         try:
             self._records = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"data.name='{name}' cannot be opened in {directory}: {_one_line(error)}"
+                f"data.dataset='{name}' cannot be opened in {directory}: {_one_line(error)}"
             ) from error
 
         self._instructions = builder.info.splits[split].file_instructions
@@ -260,7 +109,7 @@ class TfdsSource:
         return fingerprint_of(self.dataset, *shards)
 
     def _record(self, index: int, example: dict) -> Record:
-        label = int(example["label"]) if self.num_classes else -1
+        label = int(example["label"]) if self.class_names else -1
         return Record(example["image"], label, self._name(index, example))
 
     def _name(self, index: int, example: dict) -> str:
@@ -293,7 +142,7 @@ def _one_line(error: Exception) -> str:
 def _tfds_directory(name: str, data_dir: str) -> epath.Path:
     """The folder of the newest prepared version that `name` allows."""
     if not name:
-        raise ValueError("data.name is empty: it names the TFDS dataset, for example 'cifar10'")
+        raise ValueError("data.dataset is empty: it names the TFDS dataset, for example 'cifar10'")
     if not data_dir:
         raise ValueError(
             f"data.data_dir is empty: it is the folder or bucket that holds '{name}' as TFDS "
@@ -320,7 +169,7 @@ def _tfds_directory(name: str, data_dir: str) -> epath.Path:
     if len({there.rpartition("/")[0] for there in matching}) != 1:
         trouble = "names several configs" if matching else "is not prepared"
         raise ValueError(
-            f"data.name='{name}' {trouble} in {root / dataset}; what is prepared there: "
+            f"data.dataset='{name}' {trouble} in {root / dataset}; what is prepared there: "
             f"{', '.join(prepared) or 'nothing (no folder with a dataset_info.json)'}"
         )
     return root / dataset / max(matching, key=_version_number)
@@ -335,7 +184,7 @@ def _no_dataset(name: str, dataset: str, root: epath.Path) -> str:
     close = difflib.get_close_matches(dataset, there, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else "."
     return (
-        f"data.name='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
+        f"data.dataset='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
         f"It holds: {', '.join(there[:20]) or 'no folders'}"
     )
 
@@ -353,10 +202,3 @@ def _check_format(directory: epath.Path) -> None:
 
 def _folders(path: epath.Path) -> list[str]:
     return sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.is_dir())
-
-
-def as_names(names: Iterable[str], limit: int = 20) -> str:
-    """The first names of a list, for a message."""
-    names = sorted(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

@@ -8,22 +8,27 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from darl_jax.data.base import some_records
 from darl_jax.data.images import memory
-from darl_jax.data.images.memory import MemorySource, some_records
-from darl_jax.data.pipeline import DataConfig, eval_batches, train_batches
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.memory import MemorySplit
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import eval_batches, train_batches
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.data.sources.folder import FolderSource
 from darl_jax.data.sources.tfds import TfdsSource
 
+DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
+
 
 def test_pixels_and_labels_are_those_of_the_records() -> None:
     source = DigitsSource("validation")
-    held = MemorySource(source, 1, skip_bad=False)
+    held = MemorySplit(ImageSplit(source, DIGITS))
     records = source.read(range(len(source)))
-    np.testing.assert_array_equal(held.labels, [record.label for record in records])
+    np.testing.assert_array_equal(held.labels(np.arange(500)), [record.label for record in records])
     np.testing.assert_array_equal(held.images[:, 0, :, :, None], [r.image for r in records])
     assert not held.bad.any()
-    assert len(held) == 500 and held.num_classes == 10
+    assert len(held) == 500 and held.class_names == tuple("0123456789")
 
 
 # The fast resizer's weights are of 16 bits, and move one value of a few hundred by a level.
@@ -32,9 +37,9 @@ def test_pixels_and_labels_are_those_of_the_records() -> None:
 def test_batches_equal_those_that_are_made_record_by_record(
     tfds_dir: str, image_size: int, resizer: str, mean: float
 ) -> None:
-    source = TfdsSource("cifar10", "train[:300]", tfds_dir)
-    config = DataConfig(image_size=image_size, num_workers=0, resizer=resizer)
-    held = MemorySource(source, 3, skip_bad=False)
+    config = ImagesConfig(image_size=image_size, num_workers=0, resizer=resizer)
+    source = ImageSplit(TfdsSource("cifar10", "train[:300]", tfds_dir), config)
+    held = MemorySplit(source)
     options = {"batch_size": 200, "seed": 3, "start_step": 2}
     pairs = []
     with (
@@ -67,9 +72,9 @@ def test_bad_record_is_replaced_alike_in_memory_and_record_by_record(
         Image.fromarray(pixels).save(tmp_path / str(i % 2) / f"{i}.png")
     for name in ("0/4.png", "1/7.png"):
         (tmp_path / name).write_bytes(b"broken")
-    source = FolderSource(str(tmp_path), "train")
-    config = DataConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
-    held = MemorySource(source, 3, skip_bad=True)
+    config = ImagesConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
+    source = ImageSplit(FolderSource(str(tmp_path), "train"), config)
+    held = MemorySplit(source)
     assert held.bad.sum() == 2
     with train_batches(source, config, batch_size=40, seed=0, start_step=0) as batches:
         by_record = next(batches)
@@ -87,7 +92,7 @@ def test_images_of_different_sizes_are_an_error_that_names_the_key(
     for i, size in enumerate(((8, 8), (8, 8), (9, 8))):
         Image.new("RGB", size).save(tmp_path / f"{i}.png")
     with pytest.raises(ValueError, match=r"data\.in_memory=True.*8 x 9") as caught:
-        MemorySource(FolderSource(str(tmp_path), "train"), 3, skip_bad=False)
+        MemorySplit(ImageSplit(FolderSource(str(tmp_path), "train"), ImagesConfig()))
     assert "data.in_memory=False" in str(caught.value)
 
 
@@ -97,21 +102,20 @@ def test_long_decoding_says_how_far_it_is(
     monkeypatch.setattr(memory, "_SECONDS_BETWEEN_LINES", -1.0)
     logging.set_verbosity(logging.INFO)
     with caplog.at_level("INFO", logger="absl"):
-        MemorySource(DigitsSource("train"), 1, skip_bad=False)
+        MemorySplit(ImageSplit(DigitsSource("train"), DIGITS))
     assert "256 of 1297 images" in caplog.text
 
 
 def test_one_channel_and_no_augmentation_give_the_stored_digits() -> None:
-    held = MemorySource(DigitsSource("train"), 1, skip_bad=False)
-    config = DataConfig(
-        source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,),
-        crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False, eval_crop=1.0,
-    )  # fmt: skip
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "eval_crop": 1.0}
+    config = dataclasses.replace(DIGITS, flip=False, **whole)
+    held = MemorySplit(ImageSplit(DigitsSource("train"), config))
     with train_batches(held, config, batch_size=64, seed=0, start_step=0) as batches:
         batch = next(batches)
     stored = held.images[batch["index"]].transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(batch["image"], stored)
     mirrored = dataclasses.replace(config, flip=True)
+    held = MemorySplit(ImageSplit(DigitsSource("train"), mirrored))
     with train_batches(held, mirrored, batch_size=64, seed=0, start_step=0) as batches:
         flipped = next(batches)["image"]
     same = (flipped == stored).all(axis=(1, 2, 3))
@@ -120,14 +124,13 @@ def test_one_channel_and_no_augmentation_give_the_stored_digits() -> None:
 
 
 def test_some_records_are_spread_over_the_split_and_fewer_are_a_part_of_more() -> None:
-    source = DigitsSource("validation")
-    names = {
-        number: [record.name for record in some_records(source, number).read(range(number))]
-        for number in (20, 50)
-    }
-    assert set(names[20]) < set(names[50])
-    every = [record.name for record in source.read(range(500))]
-    places = [every.index(name) for name in names[50]]
-    assert places == sorted(set(places))
-    assert places[0] < 100 and places[-1] >= 400
-    assert some_records(source, 500) is source
+    split = ImageSplit(DigitsSource("validation"), DIGITS)
+    chosen = {number: some_records(split, number).chosen.tolist() for number in (20, 50)}
+    assert set(chosen[20]) < set(chosen[50])
+    assert chosen[50] == sorted(set(chosen[50]))
+    assert chosen[50][0] < 100 and chosen[50][-1] >= 400
+    assert some_records(split, 500) is split
+    examples = some_records(split, 50).eval_examples(np.array([3, 49]))
+    expected = split.eval_examples(np.array(chosen[50])[[3, 49]])
+    for name in expected:
+        np.testing.assert_array_equal(examples[name], expected[name])

@@ -12,12 +12,14 @@ from scipy import stats
 
 from darl_jax import config as config_lib
 from darl_jax.data import order
+from darl_jax.data.batches import rows_to_records
 from darl_jax.data.images import decode as images
 from darl_jax.data.images import randaugment
-from darl_jax.data.images.memory import MemorySource
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.data.images.memory import MemorySplit
 from darl_jax.data.images.randaugment import OPERATIONS, Operation, RandAugmentConfig
-from darl_jax.data.makers import rows_to_records
-from darl_jax.data.pipeline import DataConfig, train_batches
+from darl_jax.data.images.split import ImageSplit
+from darl_jax.data.pipeline import train_batches
 from darl_jax.data.sources.digits import DigitsSource
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[2] / "golden" / "randaugment.npz")
@@ -27,10 +29,10 @@ TIMM = """AutoContrast Equalize Invert Rotate PosterizeIncreasing SolarizeIncrea
     ColorIncreasing ContrastIncreasing BrightnessIncreasing SharpnessIncreasing ShearX ShearY
     TranslateXRel TranslateYRel""".split()
 RECIPE = RandAugmentConfig(magnitude=9.0)
-DIGITS = DataConfig(
+DIGITS = ImagesConfig(
     source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0
 )
-COLOURS = DataConfig(
+COLOURS = ImagesConfig(
     source="digits", image_size=12, mean=(0.5,) * 3, std=(0.5,) * 3, num_workers=0,
     randaugment=RECIPE,
 )  # fmt: skip
@@ -144,21 +146,19 @@ def test_what_is_done_is_independent_of_the_crop_and_the_flip() -> None:
 # --- in the pipeline -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["by record", "in memory"])
-def train(request: pytest.FixtureRequest) -> DigitsSource | MemorySource:
-    source = DigitsSource("train")
-    return source if request.param == "by record" else MemorySource(source, 3, skip_bad=False)
-
-
-def first(source: DigitsSource | MemorySource, config: DataConfig, step: int = 0) -> dict:
-    options = {"batch_size": 100, "seed": 2, "start_step": step}
-    with train_batches(source, config, **options) as batches:
+def first(config: ImagesConfig, step: int = 0, **process: int) -> dict:
+    split = ImageSplit(DigitsSource("train"), config)
+    options = {"batch_size": 100, "seed": 2, "start_step": step, **process}
+    held = MemorySplit(split) if config.in_memory else split
+    with train_batches(held, config, **options) as batches:
         return next(batches)
 
 
-def test_batch_is_the_plain_one_after_the_operations_of_each_record(train) -> None:
-    plain = first(train, dataclasses.replace(COLOURS, randaugment=RandAugmentConfig()), step=13)
-    augmented = first(train, COLOURS, step=13)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_batch_is_the_plain_one_after_the_operations_of_each_record(in_memory) -> None:
+    config = dataclasses.replace(COLOURS, in_memory=in_memory)
+    plain = first(dataclasses.replace(config, randaugment=RandAugmentConfig()), step=13)
+    augmented = first(config, step=13)
     epoch, index = rows_to_records(np.arange(1300, 1400), 1297, 2)
     assert set(epoch) == {1}
     operations = randaugment.draw(RECIPE, 2, epoch, index)
@@ -171,33 +171,31 @@ def test_batch_is_the_plain_one_after_the_operations_of_each_record(train) -> No
 
 
 def test_rows_are_the_same_for_any_number_of_processes_and_workers() -> None:
-    source = DigitsSource("train")
-    whole = first(source, COLOURS)["image"]
-    parts = []
-    for process in range(2):
-        config = dataclasses.replace(COLOURS, num_workers=process)
-        with train_batches(
-            source, config, batch_size=100, seed=2, start_step=0,
-            process_index=process, process_count=2,
-        ) as batches:  # fmt: skip
-            parts.append(next(batches)["image"])
+    parts = [
+        first(
+            dataclasses.replace(COLOURS, num_workers=process),
+            process_index=process,
+            process_count=2,
+        )["image"]
+        for process in range(2)
+    ]
+    whole = first(COLOURS)["image"]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
 def test_grey_images_stay_grey() -> None:
     config = dataclasses.replace(DIGITS, randaugment=RECIPE)
-    batch = first(DigitsSource("train"), config)
+    batch = first(config)
     assert batch["image"].shape == (100, 8, 8, 1)
-    assert (batch["image"] != first(DigitsSource("train"), DIGITS)["image"]).any()
+    assert (batch["image"] != first(DIGITS)["image"]).any()
 
 
 def test_without_it_batches_are_those_of_before_it_was_there() -> None:
     # Hashes of the revision that had no RandAugment. In memory a crop is a product of matrices,
     # whose last bits are the machine's: there whole images, which are only ordered and mirrored.
     whole = dataclasses.replace(DIGITS, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    source = DigitsSource("train")
-    by_record = first(source, DIGITS, step=5)["image"]
-    in_memory = first(MemorySource(source, 1, skip_bad=False), whole, step=5)["image"]
+    by_record = first(DIGITS, step=5)["image"]
+    in_memory = first(dataclasses.replace(whole, in_memory=True), step=5)["image"]
     hashes = [
         hashlib.sha256(np.ascontiguousarray(image)).hexdigest()[:16]
         for image in (by_record, in_memory)

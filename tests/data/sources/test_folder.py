@@ -10,8 +10,8 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from darl_jax.data.sources.base import BadRecordError
 from darl_jax.data.sources.folder import FolderSource
-from darl_jax.data.sources.tfds import BadRecordError
 
 
 def write_images(directory: pathlib.Path, count: int, suffix: str = ".png") -> None:
@@ -36,7 +36,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
     write_images(tmp_path / "dog", 5)
     write_images(tmp_path / "cat" / "tabby", 3, ".JPEG")
     source = FolderSource(str(tmp_path), "train")
-    assert (len(source), source.num_classes) == (8, 2)
+    assert (len(source), source.class_names) == (8, ("cat", "dog"))
     for record in source.read(range(8)):
         assert record.label == (0 if record.name.startswith("cat") else 1)
         assert record.image == (tmp_path / record.name).read_bytes()
@@ -45,7 +45,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
 def test_flat_folder_has_no_classes(tmp_path: pathlib.Path) -> None:
     write_images(tmp_path, 6)
     source = FolderSource(str(tmp_path), "train")
-    assert (len(source), source.num_classes) == (6, 0)
+    assert (len(source), source.class_names) == (6, ())
     assert {record.label for record in source.read(range(6))} == {-1}
 
 
@@ -68,7 +68,7 @@ def test_sub_folder_of_the_splits_name_is_the_split(tmp_path: pathlib.Path) -> N
     train = FolderSource(str(tmp_path), "train")
     validation = FolderSource(str(tmp_path), "validation[:1]")
     assert (len(train), len(validation)) == (6, 1)
-    assert train.num_classes == validation.num_classes == 3
+    assert train.class_names == validation.class_names == ("a", "b", "c")
     # Class numbers are the training split's, though the first two classes are not held out.
     assert validation.read([0])[0].label == 2
     write_images(tmp_path / "validation" / "zebra", 1)

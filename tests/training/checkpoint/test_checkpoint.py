@@ -556,7 +556,7 @@ def test_config_differences_name_the_keys_and_both_values():
     saved = {"model": {"width": 384, "depth": 12, "old": 1}, "data": {"dir": "a", "name": "x"}}
     current = {"model": {"width": 768, "depth": 12, "new": None}, "data": {"dir": "b", "name": "y"}}
     assert config_differences(saved, current, ["data.dir"]) == [
-        "data.name: 'x' in the checkpoint, 'y' now",
+        "data.dataset: 'x' in the checkpoint, 'y' now",
         "model.new: absent in the checkpoint, None now",
         "model.old: 1 in the checkpoint, absent now",
         "model.width: 384 in the checkpoint, 768 now",

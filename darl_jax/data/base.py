@@ -1,0 +1,198 @@
+"""Contract between the kinds of data and the pipeline, which knows none of them."""
+
+import abc
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+if TYPE_CHECKING:
+    import jax
+
+# One example: name -> shape and dtype, without the batch dimension. A string, because data workers
+# start without JAX.
+Features = Mapping[str, "jax.ShapeDtypeStruct"]
+
+# Rows of a batch. The keys of the features, and for each row
+#   index     int64, the record's number in its split, -1 for padding
+#   mask      bool, False for rows that do not count: padding, and in evaluation bad records
+#   replaced  bool, another record stands for this one, which could not be decoded
+Batch = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Split(Protocol):
+    """One split of a dataset, as examples; it can be pickled to a worker process."""
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name or folder, for messages."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The split as the config writes it."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty without labels."""
+        ...
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether examples are made from arrays in memory, which workers would only copy."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def fingerprint(self) -> str:
+        """A hash of the records and their order, the same wherever the files lie."""
+        ...
+
+    def train_examples(
+        self, index: Int64[np.ndarray, " n"], epoch: Int64[np.ndarray, " n"], seed: int
+    ) -> Batch:
+        """Augmented examples of records, a pure function of its arguments.
+
+        Returns:
+          the features, each with n rows, and optionally `replaced`.
+        """
+        ...
+
+    def eval_examples(self, index: Int64[np.ndarray, " n"]) -> Batch:
+        """Examples of records without augmentation.
+
+        Returns:
+          the features, each with n rows, and optionally `mask`, False where a record cannot be
+          decoded and does not count.
+        """
+        ...
+
+    def labels(self, index: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """Class numbers of records without making the examples; -1 for none."""
+        ...
+
+    def describe(self, index: Int64[np.ndarray, " n"]) -> str:
+        """Names the records and their files, for messages."""
+        ...
+
+
+class Splits(NamedTuple):
+    """The opened splits of a config: records to learn from, and records held out."""
+
+    train: Split
+    validation: Split
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(abc.ABC):
+    """Keys that every kind of data has.
+
+    Attributes:
+      name: kind of data, a key of `data.DATA`.
+      num_workers: processes that make examples, in each process of the run, but no more than the
+        cores it may use; 0 makes them in threads of the program itself, as data in memory does.
+      worker_timeout_seconds: time limit for a batch that is waited for.
+    """
+
+    name: str = ""
+    num_workers: int = 8
+    worker_timeout_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers is {self.num_workers}; it must be 0 or more")
+        if self.worker_timeout_seconds <= 0:
+            raise ValueError(
+                f"data.worker_timeout_seconds is {self.worker_timeout_seconds}; it must be positive"
+            )
+
+    @property
+    @abc.abstractmethod
+    def features(self) -> Features:
+        """Shapes and dtypes of one example."""
+
+    @abc.abstractmethod
+    def open(self) -> Splits:
+        """Opens both splits.
+
+        Raises:
+          ValueError: a key names something that does not exist; the message names the key.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Chosen records of a split, in a given order; itself a split."""
+
+    whole: Split
+    chosen: Int64[np.ndarray, " record"]
+
+    @property
+    def dataset(self) -> str:
+        """The dataset's name or folder, for messages."""
+        return self.whole.dataset
+
+    @property
+    def split(self) -> str:
+        """The split as the config writes it."""
+        return self.whole.split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label; empty without labels."""
+        return self.whole.class_names
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether examples are made from arrays in memory."""
+        return self.whole.in_memory
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def fingerprint(self) -> str:
+        """A hash of the records and their order."""
+        return fingerprint_of(self.whole.fingerprint(), self.chosen.tobytes())
+
+    def train_examples(
+        self, index: Int64[np.ndarray, " n"], epoch: Int64[np.ndarray, " n"], seed: int
+    ) -> Batch:
+        """Augmented examples, with the random numbers that the whole split gives the records."""
+        return self.whole.train_examples(self.chosen[index], epoch, seed)
+
+    def eval_examples(self, index: Int64[np.ndarray, " n"]) -> Batch:
+        """Examples of records without augmentation."""
+        return self.whole.eval_examples(self.chosen[index])
+
+    def labels(self, index: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
+        """Class numbers of records; -1 for none."""
+        return self.whole.labels(self.chosen[index])
+
+    def describe(self, index: Int64[np.ndarray, " n"]) -> str:
+        """Names the records by their numbers in the whole split."""
+        return self.whole.describe(self.chosen[index])
+
+
+def some_records(split: Split, number: int) -> Split:
+    """`number` records spread over a split in its order, the same in every run; or all of it.
+
+    They are the first of a fixed permutation, so that fewer are a part of more.
+    """
+    if len(split) <= number:
+        return split
+    return Subset(split, np.sort(np.random.default_rng(0).permutation(len(split))[:number]))
+
+
+def fingerprint_of(*parts: str | bytes) -> str:
+    """16 hexadecimal digits that depend on each part and on its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode(errors="surrogateescape") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()[:16]
