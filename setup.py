@@ -34,6 +34,7 @@ REQUIREMENTS = [
     "psutil>=6,<8",  # when the process began, memory in use
     "matplotlib>=3.10,<4",  # pictures of predictions, errors and curves
     "tensorboardX>=2.6.2,<3",  # TensorBoard events without TensorFlow
+    "tqdm>=4.66,<5",  # the live line
 ]
 
 TEST = [

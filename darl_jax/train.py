@@ -29,13 +29,14 @@ from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.data import pipeline
 from darl_jax.evaluators.schedule import Evaluation, made
+from darl_jax.monitoring.clock import Clock, history_until
 from darl_jax.monitoring.example_log import ExampleLog
-from darl_jax.monitoring.goodput import Goodput, history_until
+from darl_jax.monitoring.phases import phase
 from darl_jax.monitoring.profiling import ProfileWindow
-from darl_jax.monitoring.progress import Progress
 from darl_jax.monitoring.run_log import RunLog
 from darl_jax.monitoring.writers import MetricWriter
 from darl_jax.nn import attention
+from darl_jax.nn.flops import peak_flops
 from darl_jax.runtime import cluster, compilation
 from darl_jax.runtime.cli import (
     BAD_INPUT,
@@ -174,7 +175,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             is_writer = jax.process_index() == 0
 
             # Data.
-            sources = config.data.open()
+            with phase("Opening the data"):
+                sources = config.data.open()
             config = build.with_classes(
                 config, len(sources.train.class_names), sources.train.dataset
             )
@@ -222,7 +224,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
 
             averages = config.ema_decay > 0
             abstract = abstract_state(build_model, optimizer, mesh, ema=averages)
-            restored = checkpointer.restore_latest(abstract, check)
+            with phase("Reading the last checkpoint"):
+                restored = checkpointer.restore_latest(abstract, check)
             if restored is not None:
                 state, start_step = restored
                 logging.info("Goes on from step %d, restored from %s", start_step, workdir)
@@ -233,12 +236,12 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 if initial is not None:
                     state = initialise(state, initial, drop=config.init.drop)
             history = history_until(workdir, start_step) if is_writer else []
-            goodput = Goodput(history)
+            clock = Clock(history)
             overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
             logging.info("Parameters:\n%s", overview)
 
             # The step, compiled before the first batch is there.
-            with goodput.spent("compile"):
+            with clock("compile"), phase("Compiling the step"):
                 lowered = lower_step(
                     make_train_step(
                         graphdef,
@@ -256,18 +259,17 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             # What is watched.
             writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
             cleanup.callback(writer.close)
-            progress = Progress(
-                total_steps, batch_size=config.batch_size, start_step=start_step, active=is_writer
-            )
-            cleanup.callback(progress.close)
             run_log = RunLog(
-                config,
-                learning_rate=learning_rate,
-                steps_per_epoch=steps_per_epoch,
                 writer=writer,
-                progress=progress,
-                goodput=goodput,
+                clock=clock,
+                total_steps=total_steps,
+                batch_size=config.batch_size,
+                steps_per_epoch=steps_per_epoch,
+                flops_per_example=build.step_flops(config) // config.batch_size,
+                peak_flops=peak_flops(jax.devices()[0]),
+                learning_rate=learning_rate,
             )
+            cleanup.callback(run_log.close)
             step_metrics = StepMetrics(config.max_dropped_in_a_row)
             evaluation = Evaluation(
                 config,
@@ -307,11 +309,11 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
 
         def evaluate(step: int) -> None:
             """For which everything is saved, for it may take longer than a stopped run is given."""
-            with goodput.spent("checkpoint"):
+            with clock("checkpoint"):
                 checkpointer.wait()
             writer.flush()
             message = f"step {step} of {total_steps} is saved in {workdir}; {_GOES_ON}"
-            with progress.pause(), goodput.spent("evaluation"), stop.all_saved(message):
+            with clock("evaluation"), stop.all_saved(message):
                 evaluation.run(
                     state.evaluated_params, evaluation_key, step, writer, last=step == total_steps
                 )
@@ -333,12 +335,12 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 evaluate(start_step)
             for step in range(start_step + 1, total_steps + 1):
                 profile.before_step(step)
-                with goodput.spent("input"):
+                with clock("input"):
                     rows = next(batches)
                 examples.add(step, rows["index"])
                 batch = device_batch(rows, mesh, stop=stop.signal is not None)
                 state, metrics = train_step(state, batch, step_key)
-                with goodput.spent("device"):
+                with clock("device"):
                     step_metrics.add(step, metrics)
                 last = step == total_steps
                 stops = step_metrics.stop_requested and not last
@@ -347,29 +349,29 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 logs = last or stops or step % config.log_every_steps == 0
                 if saves or logs:
                     # Before anything is saved or shown all steps are known to be good.
-                    with goodput.spent("device"):
+                    with clock("device"):
                         step_metrics.wait()
-                progress.update(step, step_metrics.loss)
+                run_log.show(step, step_metrics.loss)
                 if logs:
                     run_log.write(step, step_metrics.summary())
                 if saves:
-                    with progress.pause(), goodput.spent("checkpoint"):
+                    with clock("checkpoint"):
                         checkpointer.save(step, state, saved_config)
                     run_log.note(step)
                 if evaluates:
                     logging.info("Step %d: training loss %.5f", step, step_metrics.loss)
                     evaluate(step)
                 if stops:
-                    with goodput.spent("checkpoint"):
+                    with clock("checkpoint"):
                         checkpointer.wait()
                     run_log.note(step)
-                    progress.close()
+                    run_log.close()
                     if is_writer:
                         told = stop.signal or "another process was told to stop"
                         saved = f"saved step {step} of {total_steps} in {workdir}"
                         print(f"{told}: {saved}; {_GOES_ON}", file=sys.stderr)
                     return EXIT_INTERRUPTED
-            with goodput.spent("checkpoint"):
+            with clock("checkpoint"):
                 checkpointer.wait()
             if owed or start_step < total_steps:
                 run_log.note(total_steps, finished=True)

@@ -108,8 +108,7 @@ def sample(config: TrainConfig, loaded: LoadedModel, wanted: Wanted, output: str
         folder = SampleFolder(folder_path, request, settings)
         given = np.repeat(request.originals, request.each, axis=0)
         logging.info("%d images, %d at once, %s", len(given), batch_size, sampler or "the mean")
-        progress = Progress(len(given), batch_size=1, unit="image", plain_seconds=0.0)
-        progress.update(0)
+        progress = Progress(len(given), unit="image")
         made = 0
         key = jax.random.key(wanted.seed)
         for images in generator.batches(

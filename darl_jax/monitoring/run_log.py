@@ -1,100 +1,137 @@
-"""The line of metrics that a run writes now and then, and what it warns of."""
+"""Live line, lines of metrics and warnings of a training run."""
 
+import collections
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from absl import logging
 
-from darl_jax.config import TrainConfig
 from darl_jax.monitoring.bottlenecks import Bottlenecks, host_names, input_shares
-from darl_jax.monitoring.goodput import Goodput
+from darl_jax.monitoring.clock import Clock
 from darl_jax.monitoring.profiling import device_memory, host_memory
 from darl_jax.monitoring.progress import Progress
 from darl_jax.monitoring.writers import MetricWriter
-from darl_jax.nn.flops import peak_flops
 from darl_jax.runtime import cluster
-from darl_jax.training import build
+
+_RECENT_SECONDS = 30.0  # of the loop: span of the speed on the live line
 
 
 class RunLog:
-    """Adds speed, utilisation, goodput and memory to what the steps report.
+    """Adds speed, utilization, goodput and memory to the metrics of steps, and shows a live line.
 
-    All processes make one and write together, for what holds a run up is seen by comparing them.
+    All processes create one and call the same methods together, for a slow process is found by
+    comparing them.
 
     Args:
-      config: of the run.
-      learning_rate: of an update, counted from 0.
+      writer: receives the lines.
+      clock: of the run.
+      total_steps: step at which the run ends.
+      batch_size: examples in a step, of all processes together.
       steps_per_epoch: batches in the training split.
-      writer: where the line goes.
-      progress: knows the speed.
-      goodput: knows where the time went.
+      flops_per_example: FLOPs of one example in a training step.
+      peak_flops: FLOP/s of one device, or None where it is not known.
+      learning_rate: of an update, counted from 0.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
         *,
-        learning_rate: Callable[[int], Any],
-        steps_per_epoch: float,
         writer: MetricWriter,
-        progress: Progress,
-        goodput: Goodput,
-    ):
-        self._learning_rate = learning_rate
-        self._steps_per_epoch = steps_per_epoch
+        clock: Clock,
+        total_steps: int,
+        batch_size: int,
+        steps_per_epoch: float,
+        flops_per_example: int,
+        peak_flops: float | None,
+        learning_rate: Callable[[int], Any],
+    ) -> None:
         self._writer = writer
-        self._progress = progress
-        self._goodput = goodput
-        self._image_flops = build.step_flops(config) / config.batch_size
-        self._peak = peak_flops(jax.devices()[0])
-        self._bottlenecks = Bottlenecks(config.data, host_names())
+        self._clock = clock
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._steps_per_epoch = steps_per_epoch
+        self._flops_per_example = flops_per_example
+        self._peak_flops = peak_flops
+        self._learning_rate = learning_rate
+        self._bottlenecks = Bottlenecks(host_names())
+        self._progress: Progress | None = None
+        self._recent: collections.deque[tuple[float, int]] = collections.deque()
         self._last_step = 0
 
     def begin(self, step: int) -> None:
-        """Starts the first window, for the steps after this one."""
+        """Begins the first window and the live line, for the steps after `step`."""
         self._last_step = step
-        self._goodput.window()
+        self._clock.window()
         self.note(step)
+        active = jax.process_index() == 0
+        self._progress = Progress(self._total_steps, start=step, active=active)
+
+    def show(self, step: int, loss: float | None) -> None:
+        """Updates the live line; cheap enough for every step.
+
+        Args:
+          step: steps done.
+          loss: of a recent step, or None before there is one.
+        """
+        if self._progress is None:
+            return
+        recent = self._recent
+        recent.append((self._clock.loop_seconds(), step))
+        # The oldest point stays just outside of the span, for steps that take longer than it.
+        while len(recent) > 2 and recent[1][0] <= recent[-1][0] - _RECENT_SECONDS:
+            recent.popleft()
+        (began, first), (ended, last) = recent[0], recent[-1]
+        notes = [] if loss is None else [f"loss {loss:.4f}"]
+        if ended > began:
+            speed = (last - first) * self._batch_size / (ended - began)
+            notes.append(f"{speed:,.1f} examples/s")
+        self._progress.update(step, "  ".join(notes))
 
     def note(self, step: int, *, finished: bool = False) -> None:
-        """Writes where the time went: now and not later, for the run may be killed.
+        """Writes the account of the time at once, for the run may be killed.
 
         Args:
           step: steps done.
           finished: whether the run ends here.
         """
-        self._writer.scalars(step, self._goodput.summary(finished=finished))
+        self._writer.scalars(step, self._clock.summary(finished=finished))
         self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a line for the steps since the last one, and warns of what held them up.
 
         Args:
-          step: the last of them.
-          values: what they report, from `StepMetrics.summary`.
+          step: the last of them, whose results have been waited for.
+          values: of these steps, from `StepMetrics.summary`.
         """
-        with self._goodput.spent("device"):  # Where a process waits for slower ones.
-            times = cluster.gather(self._goodput.window())
+        with self._clock("device"):  # A process waits here for slower ones.
+            times = cluster.gather(self._clock.window())
+        num_steps, self._last_step = step - self._last_step, step
         if jax.process_index() == 0:
-            for text in self._bottlenecks.warnings(times, step - self._last_step):
+            for text in self._bottlenecks.warnings(times, num_steps):
                 logging.warning(text)
-        self._last_step = step
         line = dict(values)
         # Dropped updates do not count for the schedule.
         updates = step - 1 - int(values["dropped_updates"])
         line["learning_rate"] = float(self._learning_rate(max(updates, 0)))
         line["epoch"] = step / self._steps_per_epoch
         line["input_wait"] = float(input_shares(times).max())
-        line["images_per_second"] = self._progress.images_per_second
-        flops_per_second = self._image_flops * line["images_per_second"]
-        line["model_tflops_per_second"] = flops_per_second / 1e12
-        if self._peak is not None:
-            line["model_flops_utilisation"] = flops_per_second / (self._peak * jax.device_count())
+        speed = num_steps * self._batch_size / max(float(times[0].sum()), 1e-9)
+        line["examples_per_second"] = speed
+        line["model_tflops_per_second"] = self._flops_per_example * speed / 1e12
+        if self._peak_flops is not None:
+            peak = self._peak_flops * jax.device_count()
+            line["model_flops_utilization"] = self._flops_per_example * speed / peak
         self._writer.scalars(
             step,
             {f"train/{name}": value for name, value in line.items()}
-            | self._goodput.summary()
+            | self._clock.summary()
             | device_memory()
             | host_memory(),
         )
+
+    def close(self) -> None:
+        """Erases the live line."""
+        if self._progress is not None:
+            self._progress.close()

@@ -1,7 +1,10 @@
-"""What a run tells while it goes on: scalars and pictures in files, and a line on the terminal.
+"""Writers of a run's metrics, pictures and arrays.
 
 In the workdir: `events.out.tfevents.*` for TensorBoard, `metrics.jsonl` for everything else,
 `pictures/<name>_<step>.png`, and `<name>_<step>.npz` for arrays.
+
+Events are framed by tensorboardX's synchronous `EventsWriter`. Its `SummaryWriter` hands them to a
+thread, which ends on a full disk; the eleventh event after that blocks for ever.
 """
 
 import contextlib
@@ -9,8 +12,6 @@ import io
 import json
 import math
 import os
-import socket
-import struct
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,12 +20,13 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
+from tensorboardX import record_writer, summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
-from tensorboardX.record_writer import masked_crc32c
 
 _METRICS_FILE = "metrics.jsonl"
 _RESERVED = ("step", "time", "purge_step")
+_EVENTS_PREFIX = "darl_jax"  # of paths for tensorboardX; see _AppendedFiles
 
 _UPLOAD_SECONDS = 60.0  # between two uploads of a file that lies in a bucket
 
@@ -34,16 +36,15 @@ class MetricWriter:
 
     A line of `metrics.jsonl` is `{"step": ..., "time": <Unix seconds>, <name>: <value>, ...}`; JSON
     has no words for NaN and the infinities, so those are the strings "NaN", "Infinity" and
-    "-Infinity". `read_metrics` reads it all back. What is written is handed to the operating system
-    at once, so that a killed run loses nothing. Objects in buckets cannot be appended to: there
-    each file is kept in memory and uploaded whole, once a minute and at `flush` and `close`.
+    "-Infinity". Every write reaches the operating system at once, so that a killed run loses
+    nothing. Objects in buckets cannot be appended to: there each file is kept in memory and
+    uploaded whole, once a minute and at `flush` and `close`.
 
     Args:
         workdir: local or bucket path.
-        purge_step: first step that this run writes (again). What an earlier, killed run wrote at or
-            after it, beyond the checkpoint that this run goes on from, is superseded: it stays in
-            the files, marked, and neither TensorBoard nor `read_metrics` shows it. None supersedes
-            nothing.
+        purge_step: first step that this run writes (again). Lines of an earlier, killed run from
+            this step on are superseded: they stay in the files, and neither TensorBoard nor
+            `read_metrics` shows them. None supersedes nothing.
         active: whether anything is written; of several processes, one is active.
 
     Raises:
@@ -63,10 +64,10 @@ class MetricWriter:
             self._lines.write(b"\n")
         if purge_step is not None and not self._lines.was_empty:
             self._write_line({"purge_step": purge_step, "time": time.time()})
-        # TensorBoard reads a run's files in the order of their names.
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}"
-        self._events = AppendedFile(self._workdir / name)
-        self._write_event(file_version="brain.Event:2")
+        # tensorboardX names files by the second, and TensorBoard reads them in this order.
+        self._events = EventsWriter(
+            f"{_EVENTS_PREFIX}:{self._workdir / 'events'}", filename_suffix=f".{time.time_ns()}"
+        )
         if purge_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self._write_event(step=purge_step, session_log=start)
@@ -87,10 +88,10 @@ class MetricWriter:
         self._write_line(
             line | {name: x if math.isfinite(x) else json.dumps(x) for name, x in numbers.items()}
         )
-        self._write_summary(
-            step,
-            [summary_pb2.Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()],
-        )
+        event = summary_pb2.Summary()
+        for name, x in numbers.items():
+            event.MergeFrom(summary.scalar(name, x))
+        self._write_event(step=step, summary=event)
 
     def images(
         self, step: int, images: Mapping[str, UInt8[np.ndarray, "_height _width _channel"]]
@@ -98,23 +99,14 @@ class MetricWriter:
         """Writes pictures, grey (1 channel) or RGB (3), to TensorBoard and `pictures/`."""
         if not self._active:
             return
-        values = []
         for name, image in images.items():
-            height, width, channels = image.shape
-            encoded = io.BytesIO()
-            Image.fromarray(image[:, :, 0] if channels == 1 else image).save(encoded, "png")
-            picture = summary_pb2.Summary.Image(
-                height=height,
-                width=width,
-                colorspace=channels,
-                encoded_image_string=encoded.getvalue(),
-            )
-            values.append(summary_pb2.Summary.Value(tag=name, image=picture))
+            pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+            content = summary.image(name, pixels, dataformats="HWC")
+            self._write_event(step=step, summary=content)
             path = self._workdir / "pictures" / f"{name.replace('/', '_')}_{step:08d}.png"
             with _naming(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(encoded.getvalue())
-        self._write_summary(step, values)
+                path.write_bytes(content.value[0].image.encoded_image_string)
 
     def arrays(self, step: int, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes arrays to `<name>_<step>.npz`."""
@@ -127,7 +119,7 @@ class MetricWriter:
             path.write_bytes(content.getvalue())
 
     def flush(self) -> None:
-        """Uploads what is only in memory yet, in a bucket; local files are up to date anyway."""
+        """Uploads files that lie in a bucket; local files are up to date anyway."""
         if self._active:
             self._lines.flush()
             self._events.flush()
@@ -141,30 +133,19 @@ class MetricWriter:
     def _write_line(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(record, allow_nan=False).encode() + b"\n")
 
-    def _write_summary(self, step: int, values: list[Any]) -> None:
-        self._write_event(step=step, summary=summary_pb2.Summary(value=values))
-
     def _write_event(self, **fields: Any) -> None:
-        """One record: length, its checksum, the event, its checksum."""
-        data = event_pb2.Event(wall_time=time.time(), **fields).SerializeToString()
-        length = struct.pack("<Q", len(data))
-        self._events.write(
-            length
-            + struct.pack("<I", masked_crc32c(length))
-            + data
-            + struct.pack("<I", masked_crc32c(data))
-        )
+        self._events.write_event(event_pb2.Event(wall_time=time.time(), **fields))
 
 
 def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
-    """The history in a `metrics.jsonl`, as if the run had never been killed.
+    """Reads the history in a `metrics.jsonl`, as if the run had never been killed.
 
     Args:
         path: the file, or the workdir that it is in.
 
     Returns:
-        A dict for each line, with "step", "time" and the metrics, in the order of writing. What a
-        resumed run superseded is left out, and so are lines that a kill cut short (with a warning).
+        A dict for each line, with "step", "time" and the metrics, in the order of writing, without
+        superseded lines and (with a warning) without lines that a kill cut short.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -191,7 +172,7 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
 
 
 class AppendedFile:
-    """A file that grows at its end: on disk with each write, in a bucket with each upload.
+    """File that grows at its end: on disk with each write, in a bucket with each upload.
 
     Raises:
         OSError: it cannot be written; the error names it (here and in every method).
@@ -215,7 +196,7 @@ class AppendedFile:
         self.ends_with_newline = last in (b"", b"\n")
 
     def write(self, data: bytes) -> None:
-        """Appends bytes; on disk, they are handed to the operating system at once."""
+        """Appends bytes; on disk, the operating system has them at once."""
         with _naming(self._path):
             if not self._in_bucket:
                 left = memoryview(data)
@@ -227,7 +208,7 @@ class AppendedFile:
             self.flush()
 
     def flush(self) -> None:
-        """Uploads a file in a bucket."""
+        """Uploads a file that lies in a bucket."""
         if self._in_bucket:
             with _naming(self._path):
                 self._path.write_bytes(bytes(self._content))
@@ -240,9 +221,20 @@ class AppendedFile:
             self._file.close()
 
 
+class _AppendedFiles:
+    """Factory of files for tensorboardX, which has such ones for S3 and GCS."""
+
+    @staticmethod
+    def open(path: str) -> AppendedFile:
+        return AppendedFile(epath.Path(path.removeprefix(f"{_EVENTS_PREFIX}:")))
+
+
+record_writer.register_writer_factory(_EVENTS_PREFIX, _AppendedFiles)
+
+
 @contextlib.contextmanager
 def _naming(path: epath.Path) -> Iterator[None]:
-    """An error of the file system that names the file, which one from a full disk does not."""
+    """Names the file in an error of the file system; that of a full disk does not."""
     try:
         yield
     except OSError as error:

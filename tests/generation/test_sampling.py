@@ -168,7 +168,6 @@ def test_program_makes_the_same_images_on_any_number_of_devices(model, tmp_path)
         XLA_FLAGS="--xla_force_host_platform_device_count=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "image 8/8 (100.0%)" in done.stderr
     one = make(model, tmp_path / "one", number=8)["images"]
     with np.load(tmp_path / "four" / "samples.npz") as arrays:
         assert np.abs(arrays["images"].astype(int) - one).max() <= 1

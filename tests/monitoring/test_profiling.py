@@ -91,7 +91,7 @@ def test_trace_has_the_steps_and_needs_no_tensorflow(tmp_path):
     code = """
 import sys
 import jax, jax.numpy as jnp
-from darl_jax.profiling import ProfileWindow
+from darl_jax.monitoring.profiling import ProfileWindow
 step = jax.jit(lambda x: jnp.sin(x @ x))
 x = step(jnp.ones((64, 64)))
 window = ProfileWindow(sys.argv[1], first_step=2, num_steps=3, wait=lambda: x.block_until_ready())

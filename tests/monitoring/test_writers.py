@@ -115,11 +115,11 @@ def test_pictures_are_the_same_in_tensorboard_and_as_files(tmp_path, channels):
     writer.close()
     value = parse_events(event_files(tmp_path)[0].read_bytes())[1].summary.value[0]
     assert value.tag == "validation/patches"
-    assert (value.image.height, value.image.width, value.image.colorspace) == (4, 6, channels)
+    assert (value.image.height, value.image.width) == (4, 6)
     file = tmp_path / "pictures" / "validation_patches_00000012.png"
     for png in (value.image.encoded_image_string, file.read_bytes()):
         pixels = np.asarray(Image.open(io.BytesIO(png)))
-        np.testing.assert_array_equal(pixels.reshape(image.shape), image)
+        np.testing.assert_array_equal(pixels, np.broadcast_to(image, (4, 6, 3)))
 
 
 def test_arrays_are_in_a_file_of_their_step(tmp_path):
