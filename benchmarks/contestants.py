@@ -23,7 +23,6 @@ from jaxtyping import PyTree
 from darl_jax.config import TrainConfig
 from darl_jax.data.loading import Batches
 from darl_jax.nn import flops
-from darl_jax.training import build
 from darl_jax.training.optimizers import learning_rate_schedule
 from darl_jax.training.sharding import global_array, make_mesh
 from darl_jax.training.state import abstract_state, create_state, graph_definition
@@ -51,14 +50,14 @@ class Training:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.mesh = make_mesh(config.mesh, jax.devices()[:1])
-        self._builder = build.model_builder(config)
+        self._builder = config.method.init
         rate = learning_rate_schedule(
             config.optimizer,
             batch_size=config.batch_size,
             steps_per_epoch=1000.0,
             total_steps=100_000,
         )
-        self._optimizer = build.build_optimizer(config, rate)
+        self._optimizer = build_optimizer(config.optimizer, rate, config.method)
         self._abstract = abstract_state(self._builder, self._optimizer, self.mesh)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._abstract.params))
         self.key = jax.random.key(1)
@@ -69,12 +68,12 @@ class Training:
         """The step that training compiles; nothing is allocated."""
         step = make_train_step(
             graph_definition(self._builder),
-            build.build_objective(self.config),
+            self.config.method,
             self._optimizer,
             accumulation_steps=self.config.accumulation_steps,
         )
         with jax.set_mesh(self.mesh):
-            batch = build.abstract_batch(self.config, self.mesh)
+            batch = abstract_batch(self.config.method.inputs, self.config.batch_size, self.mesh)
             return lower_step(step, self._abstract, batch, self.key).compile()
 
     def allocate(self) -> None:
@@ -87,7 +86,7 @@ class Training:
 
     def on_device(self, batch: Mapping[str, np.ndarray]) -> PyTree:
         """What the step reads of a host's batch; flags that it does not have are False."""
-        abstract = build.abstract_batch(self.config, self.mesh)
+        abstract = abstract_batch(self.config.method.inputs, self.config.batch_size, self.mesh)
         rows = {
             key: batch[key] if key in batch else np.zeros(leaf.shape, leaf.dtype)
             for key, leaf in abstract.items()
@@ -174,7 +173,7 @@ def memory_of(compiled: jax.stages.Compiled) -> int:
 
 def why_no_peer(config: TrainConfig) -> str | None:
     """Why torch_vit.py cannot do a config's work; None where it can."""
-    if config.objective.name != "mse" or getattr(config.objective, "normalise_target", False):
+    if config.objective.name != "mse" or getattr(config.objective, "normalize_target", False):
         return "the PyTorch model learns by the squared error of pixels alone"
     if config.patch_decoder.layers:
         return "the PyTorch model's patch decoder is one linear layer"
@@ -225,7 +224,7 @@ class TorchPeer:
             raise ValueError(f"--torch_python={python} cannot be run: {error.strerror}") from error
         try:
             self.about = self._answer()
-            image_flops = build.step_flops(config) // config.batch_size
+            image_flops = config.method.flops()
             ours = {
                 "parameters": parameters,
                 "forward_flops": image_flops // flops.train_step_flops(1, 1),

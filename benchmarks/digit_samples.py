@@ -33,7 +33,6 @@ from darl_jax.generation import Generator
 from darl_jax.interchange.loading import LoadedModel, load_model
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
-from darl_jax.training import build
 from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import graph_definition
 
@@ -54,9 +53,9 @@ def generate(
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         generator = Generator(
-            graph_definition(build.model_builder(config)),
-            build.build_objective(config),
-            grid=config.grid,
+            graph_definition(config.method.init),
+            config.method,
+            grid=config.method.grid,
             sampler=sampler,
             known=known,
             mesh=mesh,
@@ -95,7 +94,9 @@ def main() -> None:
 
     upper = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(train[:, :half].reshape(len(train), -1))
     _, nearest = upper.kneighbors(test[:, :half].reshape(len(test), -1))
-    completed = generate(config, loaded, sampler, test, config.grid[0] * config.grid[1] // 2)
+    completed = generate(
+        config, loaded, sampler, test, config.method.grid[0] * config.method.grid[1] // 2
+    )
     rows = [["lower half", "read as the original's class"]]
     rows.append(["the digit's own", read(test)])
     rows.append(["completed by the model", read(completed)])

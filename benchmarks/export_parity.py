@@ -28,7 +28,6 @@ from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.vit import ViT
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
-from darl_jax.training import build
 
 _USAGE = "benchmarks/export_parity.py --torch_python=/path/to/torch/bin/python"
 _TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has PyTorch.")
@@ -66,7 +65,7 @@ def random_params(config: config_lib.TrainConfig) -> dict[str, Any]:
         values = rng.standard_normal(leaf.shape, np.float32) * np.float32(scale)
         return values + np.float32(name.endswith("scale"))
 
-    create = build.model_builder(config)
+    create = config.method.init
     shapes = nnx.eval_shape(lambda: parameters(create(nnx.Rngs(0))))
     return dict(jax.tree_util.tree_map_with_path(draw, shapes))
 
@@ -76,7 +75,9 @@ def write_features(params: dict, config: config_lib.TrainConfig, folder: pathlib
     patch = config.model.patch_size
 
     def create() -> ViT:
-        return ViT(config.model, patch_dim=3 * patch**2, grid=config.trained_grid, rngs=nnx.Rngs(0))
+        return ViT(
+            config.model, patch_dim=3 * patch**2, grid=config.method.trained_grid, rngs=nnx.Rngs(0)
+        )
 
     graphdef = nnx.split(nnx.eval_shape(create))[0]
     backbone = jax.device_put(params["backbone"])

@@ -38,7 +38,6 @@ from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import flops
 from darl_jax.nn.patches import patchify, standardise
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
-from darl_jax.training import build
 from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import create_params, graph_definition
 
@@ -60,7 +59,7 @@ class Sampling:
         self.generator = Generator(
             model.graphdef,
             model.objective,
-            grid=model.config.grid,
+            grid=model.config.method.grid,
             sampler=sampler,
             known=known,
             mesh=model.mesh,
@@ -86,8 +85,8 @@ class Model:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.mesh = make_mesh(config.mesh, jax.devices()[:1])
-        builder = build.model_builder(config)
-        objective = build.build_objective(config)
+        builder = config.method.init
+        objective = config.method
         if not isinstance(objective, PatchObjective) or not objective.denoising:
             raise ValueError("--config must be of objective.name='diffusion'")
         self.objective = objective
@@ -101,7 +100,7 @@ class PrefixAnew(Sampling):
     def __init__(self, model: Model, sampler: SamplerConfig, batch_size: int, known: int):
         super().__init__(model, sampler, batch_size, known)
         config, objective = model.config, model.objective
-        counts = sampler.counts(math.prod(config.grid))[known:]
+        counts = sampler.counts(math.prod(config.method.grid))[known:]
         tables = make_tables(sampler, counts)
 
         @jax.jit
@@ -168,7 +167,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
         config = load_config(arguments.config, arguments.dtype)
-        patches = math.prod(config.grid)
+        patches = math.prod(config.method.grid)
         made = arguments.patches or patches
         if not 1 <= made <= patches:
             raise ValueError(f"--patches={made} must be between 1 and {patches}")

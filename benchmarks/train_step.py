@@ -39,7 +39,6 @@ from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.attention import IMPLEMENTATIONS, choose_implementation
 from darl_jax.nn.vit import DTYPES, REMAT_POLICIES
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
-from darl_jax.training import build
 from darl_jax.training.sharding import MeshConfig
 
 ALL_MODELS = ("b16", "l16", "h14")
@@ -211,7 +210,7 @@ def kernels(config: TrainConfig) -> tuple[str, list[str], dict[str, str]]:
             device=jax.devices()[0],
             dtype=config.model.dtype,
             head_dim=config.model.head_dim,
-            tokens=config.grid[0] * config.grid[1],
+            tokens=config.method.grid[0] * config.method.grid[1],
         )
 
     taken, others, reasons = choose(config.model.attention), [], {}
@@ -301,7 +300,7 @@ def run_case(case: Case, arguments: argparse.Namespace) -> Outcome:
         "objective": config.objective.name,
         "batch_size": config.batch_size,
         **{key: getattr(config.model, key) for key in ("dtype", "remat", "unroll")},
-        "step_flops": build.step_flops(config),
+        "step_flops": config.batch_size * config.method.flops(),
         "matmul_flops": matmul.flops,
         "matmul_seconds": times[0],
     }

@@ -1,116 +1,211 @@
-r"""Makes images with a pre-trained model: from nothing, or from the first patches of images on.
+r"""Generates images with a pre-trained model: from nothing, or from the first patches of images on.
 
     python -m darl_jax.sample --checkpoint=runs/digits --output=samples
     python -m darl_jax.sample --checkpoint=runs/digits --output=completed --validation_images=8
-    python -m darl_jax.sample --checkpoint=runs/photos --output=completed --images=a.png,b.png \
-        --known=20 --completions=4 --sampler.name=ddim --sampler.steps=50
+    python -m darl_jax.sample --checkpoint=runs/photos --output=completed --images=a.png,photos/ \
+        --known=20 --completions=4 --config.objective.sampler.name=ddim \
+        --config.objective.sampler.steps=50
 
 The output folder gets each image as a PNG, all of them as grid.png (originals first, in a red
-frame) and as arrays in samples.npz, and settings.json. The sampler is the config's, but for what
---sampler.KEY=VALUE says; models of the squared error have none and give their mean. A model of two
-streams makes patches in any --order, and any --region anew. A seed gives the same images for any
-batch size and number of devices. Exit codes: 0 done; 1 an error while it ran; 2 a flag, config,
-image or checkpoint that cannot be used.
+frame) and as arrays in samples.npz, and settings.json. Images of another size are cropped and
+resized as in evaluation. Models of the squared error have no sampler and give their mean. A model
+of two streams generates in any --config.model.order, and any --region anew. A seed gives the same
+images for any batch size and number of devices. Exit codes: 0 done; 1 an error while it ran; 2 a
+flag, config, image or checkpoint that cannot be used.
 """
 
 import dataclasses
-import logging as logging_lib
-import typing
-from typing import Any
+import functools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, flags
+import jax
+import numpy as np
+from absl import flags, logging
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, PyTree
 from ml_collections import config_flags
 
-from darl_jax.evaluators.schedule import read_config
-from darl_jax.generation.sampling import Wanted, sample
-from darl_jax.interchange.loading import load_model
-from darl_jax.methods.darl.samplers import SamplerConfig
-from darl_jax.runtime.cli import (
-    BAD_INPUT,
-    EXIT_BAD_INPUT,
-    EXIT_ERROR,
-    advice_on_memory,
-    flags_parser,
-    one_line_errors,
+from darl_jax import config as config_lib
+from darl_jax.data import pipeline
+from darl_jax.data.base import some_records
+from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig
+from darl_jax.evaluators.samples import held_out
+from darl_jax.generation.files import SampleFolder
+from darl_jax.generation.generator import Generator, check_order, generating_method
+from darl_jax.generation.request import (
+    Request,
+    file_names,
+    from_nothing,
+    image_files,
+    read_images,
+    region_order,
 )
+from darl_jax.interchange.initialization import restored_params
+from darl_jax.interchange.loading import load_run
+from darl_jax.methods.darl.base import DARLMethod
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.likelihood import interpolate_error, spread_levels
+from darl_jax.monitoring.progress import Progress
+from darl_jax.nn.orders import fixed_order
+from darl_jax.runtime import cli
+from darl_jax.training.sharding import make_mesh
+from darl_jax.training.state import graph_definition
 
 _USAGE = "python -m darl_jax.sample --checkpoint=runs/digits --output=samples"
 
-
-_DEFINE: dict[type, Any] = {
-    str: flags.DEFINE_string,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    bool: flags.DEFINE_boolean,
-}
-
-
-def _define_sampler_flags() -> dict[str, flags.FlagHolder]:
-    """A flag --sampler.KEY for each key of config.sampler, without a value of its own."""
-    holders = {}
-    for key, kind in typing.get_type_hints(SamplerConfig).items():
-        plain = (typing.get_args(kind) or (kind,))[0]
-        holders[key] = _DEFINE[plain](
-            f"sampler.{key}", None, f"In the place of config.sampler.{key}."
-        )
-    return holders
-
-
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file in the place of the checkpoint's own config."
+    "config", None, "Config file; without it the checkpoint's own config is used."
 )
-_SAMPLER = _define_sampler_flags()
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run's workdir.")
-_STEP = flags.DEFINE_integer("step", None, "Of the run's checkpoints; the newest if not given.")
-_OUTPUT = flags.DEFINE_string("output", None, "A folder that is new or empty.")
-_NUMBER = flags.DEFINE_integer("number", 16, "Of images from nothing.")
-_IMAGES = flags.DEFINE_list("images", [], "Image files, or folders of them, to be completed.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; by default the newest.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new or empty.")
+_NUMBER = flags.DEFINE_integer("number", 16, "Number of unconditional samples.")
+_IMAGES = flags.DEFINE_list("images", [], "Image files, or folders of them, to complete.")
 _VALIDATION_IMAGES = flags.DEFINE_integer(
-    "validation_images", 0, "How many images of the validation split are completed."
+    "validation_images", 0, "Number of images of the validation split to complete."
 )
 _KNOWN = flags.DEFINE_integer(
-    "known", None, "Patches that are kept of each image, the first ones; half if not given."
+    "known", None, "Number of patches that are kept of each image, in order; by default half."
 )
-_COMPLETIONS = flags.DEFINE_integer("completions", 7, "Of each image that is completed.")
-_ORDER = flags.DEFINE_string(
-    "order", None, "In which patches are made: NAME, NAME:BLOCK or permutation:SEED."
+_COMPLETIONS = flags.DEFINE_integer("completions", 7, "Completions per image.")
+_REGION = flags.DEFINE_list(
+    "region", [], "Patches to generate anew: first row, end row, first column, end column."
 )
-_REGION = flags.DEFINE_string(
-    "region", None, "Rows and columns of patches that are made anew: FIRST:END,FIRST:END."
-)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images that are made at once.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of images generated at once.")
+_SEED = flags.DEFINE_integer("seed", 0, "Sampling seed.")
 
 
-def main(argv: list[str]) -> None:
-    """Makes images, and exits with one of the codes above."""
-    del argv
-    logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
-        if not _CHECKPOINT.value or not _OUTPUT.value:
-            raise ValueError(f"--checkpoint and --output are needed; usage: {_USAGE}")
-        loaded = load_model(_CHECKPOINT.value, _STEP.value)
-        config = read_config(_CONFIG.value, loaded)
-        changed: dict[str, Any] = {
-            key: flag.value for key, flag in _SAMPLER.items() if flag.value is not None
-        }
-        wanted = Wanted(
-            sampler=dataclasses.replace(config.sampler, **changed),
-            sampler_is_asked=bool(changed),
-            number=_NUMBER.value,
-            images=tuple(_IMAGES.value),
-            validation_images=_VALIDATION_IMAGES.value,
-            known=_KNOWN.value,
-            completions=_COMPLETIONS.value,
-            order=_ORDER.value,
-            region=_REGION.value,
-            batch_size=_BATCH_SIZE.value,
-            seed=_SEED.value,
+def make_request(method: DARLMethod) -> Request:
+    """The images that the flags ask for.
+
+    Raises:
+      ValueError: flags exclude each other, or do not fit the model.
+    """
+    data, grid = method.data, method.grid
+    if _REGION.value and _KNOWN.value is not None:
+        raise ValueError("--region decides which patches are kept; leave --known out")
+    if _IMAGES.value and _VALIDATION_IMAGES.value:
+        raise ValueError("give --images or --validation_images, not both")
+    if not _IMAGES.value and not _VALIDATION_IMAGES.value:
+        if _REGION.value or _KNOWN.value:
+            raise ValueError(
+                "--region and --known keep patches of images: give --images or --validation_images"
+            )
+        return from_nothing(_NUMBER.value, data.features["image"].shape)
+    order, known = None, math.prod(grid) // 2 if _KNOWN.value is None else _KNOWN.value
+    if _REGION.value:
+        order, known = region_order(_REGION.value, grid)
+    if _COMPLETIONS.value < 1:
+        raise ValueError(f"--completions={_COMPLETIONS.value} must be at least 1")
+    if _IMAGES.value:
+        files = image_files(_IMAGES.value, "--images")
+        originals, names = read_images(files, data), file_names(files)
+    else:
+        # Not data.open(): training may hold all images in memory, and these are few.
+        split = data.open_split("validation_split")
+        originals = held_out(split, _VALIDATION_IMAGES.value)
+        names = [f"validation_{i:03d}" for i in range(len(originals))]
+    return Request(originals, names, _COMPLETIONS.value, known, order)
+
+
+def measured_error(
+    method: Diffusion, graphdef: nnx.GraphDef, params: PyTree, seed: int, mesh: Mesh
+) -> Callable[[int], Float[np.ndarray, "step variance"]]:
+    """The denoiser's mean squared error on training images, at the levels of any number of steps.
+
+    The analytic variance of a sampler follows from it.
+    """
+    settings = LikelihoodConfig(steps=max(2, method.objective.sampler.steps))
+    train = method.data.open_split("train_split")
+    batches = functools.partial(
+        pipeline.eval_batches,
+        some_records(train, settings.train_images),
+        method.data,
+        batch_size=_BATCH_SIZE.value,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    likelihood = Likelihood(
+        settings,
+        graphdef,
+        method,
+        training_batches=batches,
+        test_batches=batches,
+        key=jax.random.key(seed),
+        mesh=mesh,
+    )
+    logging.info("Measuring the denoiser's error on %d training images", settings.train_images)
+    measured = likelihood.training_error(params, jax.random.key(seed))
+
+    def error(count: int) -> Float[np.ndarray, "step variance"]:
+        levels = np.arange(1, count + 1) * (settings.steps / count)
+        return interpolate_error(levels, spread_levels(settings.steps, settings.levels), measured)
+
+    return error
+
+
+def main() -> None:
+    """Generates the images."""
+    if not _CHECKPOINT.value or not _OUTPUT.value:
+        raise ValueError(f"--checkpoint and --output are needed; usage: {_USAGE}")
+    config = config_lib.load(_CONFIG.value, begins=False)
+    method = generating_method(config.method)
+    sampler = method.objective.sampler if isinstance(method, Diffusion) else None
+    output = Path(_OUTPUT.value).expanduser()
+    loaded = load_run(_CHECKPOINT.value, _STEP.value)
+    trained_order = loaded.model["order"]
+    if method.model.order != trained_order:
+        own = dataclasses.replace(method.model, order=trained_order)
+        trained = dataclasses.replace(method, model=own)
+        check_order(trained, fixed_order(method.model.order, method.grid))
+    request = make_request(method)
+    check_order(method, request.order)
+
+    mesh = make_mesh(config.mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if _BATCH_SIZE.value < 1:
+        raise ValueError(f"--batch_size={_BATCH_SIZE.value} must be at least 1")
+    given = np.repeat(request.originals, request.each, axis=0)
+    batch_size = shards * math.ceil(min(_BATCH_SIZE.value, len(given)) / shards)
+    graphdef = graph_definition(method.init)
+    with jax.set_mesh(mesh):
+        params = restored_params(config, loaded, mesh)
+        error = None
+        if isinstance(method, Diffusion) and method.objective.sampler.variance == "analytic":
+            error = measured_error(method, graphdef, params, config.seed, mesh)
+        generator = Generator(
+            graphdef,
+            method,
+            sampler=sampler,
+            order=request.order,
+            known=request.known,
+            error=error,
+            mesh=mesh,
         )
-        with advice_on_memory():
-            folder = sample(config, loaded, wanted, _OUTPUT.value)
-    print(f"{folder}: grid.png has all of them")
+        settings = {
+            "checkpoint": loaded.description,
+            "sampler": None if sampler is None else dataclasses.asdict(sampler),
+            "seed": _SEED.value,
+            "known": request.known,
+            "order": None if request.order is None else request.order.tolist(),
+        }
+        folder = SampleFolder(output, request, json.dumps(settings, indent=1))
+        logging.info("%d images, %d at once, %s", len(given), batch_size, sampler or "the mean")
+        key, numbers = jax.random.key(_SEED.value), np.arange(len(given))
+        progress = Progress(len(given), unit="image")
+        try:
+            for images in generator.batches(params, key, numbers, given, batch_size=batch_size):
+                folder.add(images)
+                progress.update(folder.count)
+        finally:
+            progress.close()
+    folder.finish()
+    print(f"{output}: grid.png has all of them")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags_parser(_USAGE))
+    cli.run(main, _USAGE)

@@ -117,9 +117,9 @@ def test_config_file_loads_and_its_model_can_be_built(path):
     loaded = load(read_config_file(path))
     if "cifar10" in path.stem:
         loaded = build.with_classes(loaded, 10, "cifar10")
-    graph_definition(build.model_builder(loaded))
-    build.build_objective(loaded)
-    assert build.step_flops(loaded) > 0
+    graph_definition(loaded.method.init)
+    loaded.method
+    assert loaded.batch_size * loaded.method.flops() > 0
 
 
 @pytest.mark.parametrize("path", configs("darl_vit"))

@@ -12,7 +12,6 @@ from darl_jax.planning import topology
 from darl_jax.planning.step_memory import DoesNotFitError, advice_where_it_does_not_fit, refusal
 from darl_jax.planning.step_plan import training_images
 from darl_jax.runtime.chips import CHIPS
-from darl_jax.training import build
 from darl_jax.training.optimizers import make_optimizer
 from darl_jax.training.state import init_state
 from tests.planned import REPOSITORY, SIZE, fsdp_plan, run_plan
@@ -33,7 +32,7 @@ def small(**changes: object) -> config.TrainConfig:
 def parameters(of: config.TrainConfig) -> dict[str, tuple[int, ...]]:
     optimizer = make_optimizer(of.optimizer, 0.0)
     state = jax.eval_shape(
-        lambda key: init_state(build.model_builder(of), optimizer, key), jax.random.key(0)
+        lambda key: init_state(of.method.init, optimizer, key), jax.random.key(0)
     )
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     return {

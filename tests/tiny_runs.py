@@ -8,8 +8,8 @@ from darl_jax import train
 from darl_jax.config import TrainConfig, default_config, load
 from darl_jax.runtime import cluster
 from darl_jax.runtime.signals import StopRequest
-from darl_jax.training import build
 from darl_jax.training.checkpoint import Checkpointer
+from darl_jax.training.optimizers import build_optimizer
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import abstract_state
 
@@ -18,16 +18,18 @@ def tiny(objective: str = "mse", optimizer: str = "adamw", **changes) -> TrainCo
     """A run on digits that takes a second once it is compiled."""
     config = default_config(objective=objective, optimizer=optimizer)
     config.batch_size = 32
-    config.total_steps = 12
+    config.total_steps, config.total_epochs = 12, None
     config.log_every_steps = 4
     config.model.update(width=32, depth=2, num_heads=2, mlp_dim=64, patch_size=4, dtype="float32")
     config.data.update(
         source="digits", image_size=8, channels=1, mean=(0.3,), std=(0.4,), flip=False,
         crop_scale=(0.5, 1.0), eval_crop=1.0, in_memory=True,
     )  # fmt: skip
-    config.optimizer.update(base_learning_rate=1e-2, warmup_steps=2)
+    config.optimizer.update(base_learning_rate=1e-2, warmup_steps=2, warmup_epochs=None)
     config.checkpoint.update(every_steps=4, keep_last=2)
-    config.evaluation.update(loss_every_steps=6, pictures_every_steps=0, probe_every_steps=0)
+    config.evaluators.validation.every_steps = 6
+    if "pictures" in config.evaluators:
+        config.evaluators.pictures.every_steps = 0
     for key, value in changes.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     return load(config)
@@ -41,10 +43,10 @@ def run(config, workdir) -> int:
 def saved_state(workdir, config) -> dict[str, np.ndarray]:
     """The last checkpoint's arrays by name, read as whoever wrote it does not matter."""
     checkpointer = Checkpointer(workdir, keep_last=2, keep_every=0)
-    config = build.with_classes(config, 10, "digits")
+    config = config.resolved(config.data.open().train)
     abstract = abstract_state(
-        build.model_builder(config),
-        build.build_optimizer(config, lambda step: 0.0 * step),
+        config.method.init,
+        build_optimizer(config.optimizer, lambda step: 0.0 * step, config.method),
         make_mesh(MeshConfig()),
         ema=config.ema_decay > 0,
     )

@@ -1,1 +1,21 @@
-"""Questions asked of a model while it trains: one file for each."""
+"""Evaluators: one file for each question, all behind the contract in base.py."""
+
+from darl_jax.evaluators.base import EvaluatorConfig
+from darl_jax.evaluators.knn import KnnConfig
+from darl_jax.evaluators.likelihood import LikelihoodConfig
+from darl_jax.evaluators.linear_probe import LinearProbeConfig
+from darl_jax.evaluators.pictures import PicturesConfig
+from darl_jax.evaluators.samples import SamplesConfig
+from darl_jax.evaluators.validation_loss import ValidationLossConfig
+
+# config.evaluators.<name>.kind -> config of the entry
+EVALUATORS: dict[str, type[EvaluatorConfig]] = {
+    "validation_loss": ValidationLossConfig,
+    "pictures": PicturesConfig,
+    "samples": SamplesConfig,
+    "linear_probe": LinearProbeConfig,
+    "knn": KnnConfig,
+    "likelihood": LikelihoodConfig,
+}
+
+__all__ = ["EVALUATORS", "EvaluatorConfig"]

@@ -1,4 +1,4 @@
-"""Weighted k-nearest neighbours on frozen features, at every depth.
+"""Weighted k-nearest neighbors on frozen features, at every depth.
 
 Nothing is trained: an image has the label that the most similar images of a bank vote for (Wu et
 al. 2018, arXiv 1805.01978; DINO's evaluation, arXiv 2104.14294). Beside the probes of Figure 8b it
@@ -7,19 +7,28 @@ shows how much of what these find lies there plainly.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int, Int32, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 
-from darl_jax.data.base import Split, some_records
-from darl_jax.evaluators.base import HostBatches, block_outputs
-from darl_jax.methods import Batch
+from darl_jax.data.base import some_records
+from darl_jax.evaluators.base import (
+    Context,
+    Evaluator,
+    EvaluatorConfig,
+    HostBatches,
+    best_block,
+    block_outputs,
+    image_method,
+    labeled,
+)
+from darl_jax.methods.base import Batch
 from darl_jax.methods.transfer.probes import block_name
 from darl_jax.nn.readout import POOLINGS, readout
 from darl_jax.training.sharding import BATCH_AXES, batch_sharding, global_array, replicated
@@ -30,57 +39,54 @@ _BANK_ROWS = 16384
 
 
 @dataclasses.dataclass(frozen=True)
-class KnnConfig:
-    """Which features, and which neighbours vote; the defaults are DINO's but for the bank's size.
+class KnnConfig(EvaluatorConfig):
+    """Which features, and which neighbors vote; the defaults are DINO's but for the bank's size.
 
     Attributes:
-      neighbours: how many vote.
-      temperature: a neighbour's vote is exp(cosine similarity / temperature).
+      neighbors: number of neighbors that vote.
+      temperature: a neighbor's vote is exp(cosine similarity / temperature).
       max_bank: records of the training split that are compared with, the first of a fixed
         permutation. Features of all of them, for every block, are held in the host's memory, and
         one block's on each device.
-      pooling: of a block's tokens, 'mean' or 'last' (models/readout.py).
+      pooling: of a block's tokens, 'mean' or 'last' (nn/readout.py).
       mask: the backbone's attention, 'causal' or 'full'.
     """
 
-    neighbours: int = 20
+    backbone_only: ClassVar[bool] = True
+
+    kind: str = "knn"
+    neighbors: int = 20
     temperature: float = 0.07
     max_bank: int = 50_000
     pooling: str = "mean"
     mask: Literal["causal", "full"] = "causal"
 
     def __post_init__(self) -> None:
-        for key in ("neighbours", "max_bank"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"evaluation.knn.{key}={getattr(self, key)} must be at least 1")
-        if self.max_bank < self.neighbours:
-            raise ValueError(
-                f"evaluation.knn.max_bank={self.max_bank} must be at least "
-                f"evaluation.knn.neighbours={self.neighbours}"
-            )
+        super().__post_init__()
+        self.at_least(neighbors=1, max_bank=self.neighbors)
         if not self.temperature > 0.0:
-            raise ValueError(f"evaluation.knn.temperature={self.temperature} must be positive")
+            raise ValueError(f"temperature={self.temperature} must be positive")
         if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is unknown; choose from {POOLINGS}")
+
+    def build(self, context: Context) -> "Knn":
+        """Reads the training split as the bank and the validation split as queries."""
+        method = image_method(context.method, self.kind)
+        bank = some_records(labeled(context.splits.train), self.max_bank)
+        if len(bank) < self.neighbors:
             raise ValueError(
-                f"evaluation.knn.pooling={self.pooling!r} is unknown; choose from {POOLINGS}"
+                f"neighbors={self.neighbors} must not be more than the {len(bank)} records of the "
+                "training split"
             )
-
-
-def bank_records(source: Split, config: KnnConfig) -> Split:
-    """The records that the bank is made of, the same ones in every run.
-
-    Args:
-      source: the training split.
-      config: how many.
-
-    Raises:
-      ValueError: the source has no labels.
-    """
-    if not source.class_names:
-        raise ValueError(
-            f"{source.dataset}, split '{source.split}', has no labels, which neighbours vote for"
+        return Knn(
+            self,
+            context.graphdef,
+            bank_batches=context.batches(bank),
+            query_batches=context.batches(labeled(context.splits.validation)),
+            mean=method.data.mean,
+            std=method.data.std,
+            mesh=context.mesh,
         )
-    return some_records(source, config.max_bank)
 
 
 class _Examples(NamedTuple):
@@ -95,17 +101,17 @@ class _Examples(NamedTuple):
         return np.concatenate([batch[index] for batch in self.batches])[self.order]
 
 
-class Knn:
+class Knn(Evaluator):
     """Accuracy of weighted k-NN on each block's output.
 
     Settled here: features are centred by the bank's mean before they are brought to unit length.
     Outputs of blocks have no norm behind them, and all images have much in common: a model of
     width 128 gave two CIFAR-10 images cosine similarities of 0.66 to 0.87 on average, centred 0.
-    The closer these are to 1, the more alike all neighbours vote, whatever the temperature. There
+    The closer these are to 1, the more alike all neighbors vote, whatever the temperature. There
     accuracy did not gain by it: it differed either way by less than two standard errors of 0.01.
 
     Args:
-      config: which features and neighbours.
+      config: which features and neighbors.
       graphdef: the model, which has a `backbone`, without its parameters.
       bank_batches: one pass over `bank_records`, without augmentation.
       query_batches: one pass over the records that accuracy is measured on.
@@ -138,19 +144,17 @@ class Knn:
         self._bank_batches = bank_batches
         self._query_batches = query_batches
 
-    def run(self, params: PyTree, key: PRNGKeyArray) -> Iterator[tuple[str, float]]:
-        """Yields knn/accuracy/block_01 and so on, from one pass over the bank and the queries.
-
-        Nothing is random, so the key is not used.
+    def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
+        """Yields accuracy/block_01 and so on, from one pass over the bank and the queries.
 
         Raises:
           ValueError: there is nothing to compare, or the bank has too few examples.
         """
-        del key
+        del step
         bank = self._examples(self._bank_batches, params)
-        if len(bank.labels) < self._config.neighbours:
+        if len(bank.labels) < self._config.neighbors:
             raise ValueError(
-                f"evaluation.knn.neighbours={self._config.neighbours} must not be more than the "
+                f"neighbors={self._config.neighbors} must not be more than the "
                 f"{len(bank.labels)} labelled examples of the bank"
             )
         queries = self._examples(self._query_batches, params)
@@ -160,12 +164,16 @@ class Knn:
                 features,
                 bank.labels,
                 of_queries,
-                neighbours=self._config.neighbours,
+                neighbors=self._config.neighbors,
                 temperature=self._config.temperature,
                 mesh=self._mesh,
             )
             accuracy = float(np.mean(predicted == queries.labels))
-            yield f"knn/{block_name('accuracy', i + 1)}", accuracy
+            yield block_name("accuracy", i + 1), accuracy
+
+    def summary(self, values: Mapping[str, float]) -> str:
+        """The best block."""
+        return ", ".join(best_block(values))
 
     def _examples(self, batches: HostBatches, params: PyTree) -> _Examples:
         parts = [
@@ -203,21 +211,21 @@ def nearest_labels(
     labels: Int[np.ndarray, " row"],
     queries: Float32[np.ndarray, "query width"],
     *,
-    neighbours: int,
+    neighbors: int,
     temperature: float,
     mesh: Mesh,
 ) -> Int[np.ndarray, " query"]:
-    """The class with most votes for each query: exp(similarity / temperature) of each neighbour.
+    """The class with most votes for each query: exp(similarity / temperature) of each neighbor.
 
     Similarities are computed in blocks, and of the bank's only the best so far are kept. Queries
     are split over the mesh, and the bank is whole on every device. Between equally similar rows of
-    the bank the first one is the neighbour, and between equal votes the smaller label wins.
+    the bank the first one is the neighbor, and between equal votes the smaller label wins.
 
     Args:
       bank: rows of length 1.
       labels: of the bank's rows, from 0.
       queries: rows of length 1.
-      neighbours: how many vote, no more than there are rows.
+      neighbors: how many vote, no more than there are rows.
       temperature: see above.
       mesh: of the devices; each process has all of the arrays.
     """
@@ -229,7 +237,7 @@ def nearest_labels(
     bank_ = _put(np.pad(bank, ((0, filling), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
     padded_labels = np.pad(labels.astype(np.int32), (0, filling), constant_values=-1)
     labels_ = _put(padded_labels.reshape(-1, rows), whole)
-    vote = _voting(neighbours, temperature, int(labels.max()) + 1, mesh)
+    vote = _voting(neighbors, temperature, int(labels.max()) + 1, mesh)
     predicted = []
     for start in range(0, len(queries), at_once):
         some = queries[start : start + at_once]
@@ -245,7 +253,7 @@ def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
 
 @functools.cache  # blocks have features of one shape, and one program
 def _voting(
-    neighbours: int, temperature: float, num_classes: int, mesh: Mesh
+    neighbors: int, temperature: float, num_classes: int, mesh: Mesh
 ) -> Callable[[Array, Array, Array], Any]:
     def vote(
         bank: Float[Array, "block row width"],
@@ -262,10 +270,10 @@ def _voting(
             similarity = jnp.concatenate([nearest[0], similarity], axis=1)
             of_block = jnp.broadcast_to(of_block, (len(queries), *of_block.shape))
             of_all = jnp.concatenate([nearest[1], of_block], axis=1)
-            similarity, place = jax.lax.top_k(similarity, neighbours)
+            similarity, place = jax.lax.top_k(similarity, neighbors)
             return (similarity, jnp.take_along_axis(of_all, place, axis=1)), None
 
-        shape = (len(queries), neighbours)
+        shape = (len(queries), neighbors)
         none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1)
         (similarity, of_nearest), _ = jax.lax.scan(keep_nearest, none, (bank, labels))
         weight = jnp.exp((similarity - similarity[:, :1]) / temperature)

@@ -15,9 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
-from darl_jax.evaluators.base import HostBatches
+from darl_jax.data.base import some_records
+from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBatches, Value
+from darl_jax.evaluators.likelihood_result import Measured, draw_likelihood
 from darl_jax.generation.generator import pixel_bounds
-from darl_jax.methods import Batch
+from darl_jax.methods.base import Batch, Method
 from darl_jax.methods.darl import likelihood
 from darl_jax.methods.darl.diffusion import Diffusion
 from darl_jax.methods.darl.likelihood import Bound, Variance
@@ -29,7 +31,7 @@ from darl_jax.training.sharding import global_array, replicated
 
 
 @dataclasses.dataclass(frozen=True)
-class LikelihoodConfig:
+class LikelihoodConfig(EvaluatorConfig):
     """How much is measured.
 
     Attributes:
@@ -39,37 +41,50 @@ class LikelihoodConfig:
       train_images: training records that the variances are fitted on.
       images: held-out records that are measured; 0 for all.
       per_dimension: whether `analytic` has a variance for each dimension of a patch, or one alone.
-      discretised: whether probabilities of 8-bit pixels are reported, or densities.
+      discretized: whether probabilities of 8-bit pixels are reported, or densities.
     """
 
+    kind: str = "likelihood"
     steps: int = 1000
     draws: int = 8
     levels: int = 32
     train_images: int = 1024
     images: int = 0
     per_dimension: bool = True
-    discretised: bool = True
+    discretized: bool = True
 
     def __post_init__(self) -> None:
-        smallest = {"steps": 2, "draws": 1, "levels": 3, "train_images": 1, "images": 0}
-        for key, least in smallest.items():
-            if getattr(self, key) < least:
-                raise ValueError(
-                    f"evaluation.likelihood.{key}={getattr(self, key)} must be at least {least}"
-                )
+        super().__post_init__()
+        self.at_least(steps=2, draws=1, levels=3, train_images=1, images=0)
+
+    def build(self, context: Context) -> "Likelihood":
+        """Chooses the records to fit on and to measure."""
+        splits = context.splits
+        return Likelihood(
+            self,
+            context.graphdef,
+            method_with_likelihood(context.method),
+            training_batches=context.batches(some_records(splits.train, self.train_images)),
+            test_batches=context.batches(
+                some_records(splits.validation, self.images or len(splits.validation))
+            ),
+            key=context.key,
+            mesh=context.mesh,
+        )
 
 
-def check_objective(config: Any) -> None:
-    """Raises ValueError where models of an objective have no likelihood."""
-    if config.name not in ("mse", "diffusion"):
+def method_with_likelihood(method: Method) -> MSE | Diffusion:
+    """The method, if its models have a likelihood. Raises ValueError."""
+    if not isinstance(method, MSE | Diffusion):
         raise ValueError(
-            f"objective.name={config.name!r}, which has no likelihood; 'mse' and 'diffusion' have"
+            f"config.objective.name={method.name!r} has no likelihood; 'mse' and 'diffusion' have"
         )
-    if getattr(config, "normalise_target", False):
+    if isinstance(method, MSE) and method.objective.normalize_target:
         raise ValueError(
-            "objective.normalise_target=True, which has no likelihood: what is predicted is "
-            "normalised by the patch's own mean and variance, and nothing predicts these"
+            "config.objective.normalize_target=True has no likelihood: predictions are normalized "
+            "by the patch's own mean and variance, and nothing predicts these"
         )
+    return method
 
 
 # --- what two kinds of models have in common -----------------------------------------------------
@@ -81,10 +96,10 @@ def _of_each_image(key: PRNGKeyArray, batch: Batch) -> Key[Array, " batch"]:
 
 
 def _encoded(
-    objective: MSE | Diffusion, model: DARL, batch: Batch, key: PRNGKeyArray
+    method: MSE | Diffusion, model: DARL, batch: Batch, key: PRNGKeyArray
 ) -> Float[Array, "batch patch width"]:
     """z of each patch; where the order is random, each image has one that is drawn by record."""
-    patches, grid, order = objective.patches(batch), objective.grid(batch), None
+    patches, grid, order = method.patches(batch), method.batch_grid(batch), None
     if model.backbone.config.order.name == "random":
         draw = jax.vmap(lambda each: model.draw_order(each, 1, grid)[0])
         order = draw(_of_each_image(key, batch))
@@ -92,15 +107,15 @@ def _encoded(
 
 
 def _reconstruction(
-    objective: MSE | Diffusion, batch: Batch, discretised: bool
+    method: MSE | Diffusion, batch: Batch, discretized: bool
 ) -> Callable[[Array, Variance], Array]:
     """(mean, variance) -> nats of each patch of a batch."""
-    x = objective.patches(batch)
-    if not discretised:
+    x = method.patches(batch)
+    if not discretized:
         return lambda mean, variance: likelihood.gaussian_nats(x, mean, variance)
-    level = patchify(batch["image"], objective.patch_size).astype(jnp.int32)
-    half_bin = np.tile(1.0 / (510.0 * np.asarray(objective.std)), objective.patch_size**2)
-    return lambda mean, variance: likelihood.discretised_nats(x, level, half_bin, mean, variance)
+    level = patchify(batch["image"], method.model.patch_size).astype(jnp.int32)
+    half_bin = np.tile(1.0 / (510.0 * np.asarray(method.data.std)), method.model.patch_size**2)
+    return lambda mean, variance: likelihood.discretized_nats(x, level, half_bin, mean, variance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +126,7 @@ class DiffusionBound:
     (Appendix F), so that it is the bound of the model that is sampled from.
     """
 
-    objective: Diffusion
+    method: Diffusion
     config: LikelihoodConfig
 
     names = likelihood.VARIANCES
@@ -134,7 +149,7 @@ class DiffusionBound:
         """Sums over all patches that count."""
         return likelihood.squared_errors(
             self._denoise(model, batch, key),
-            self.objective.patches(batch),
+            self.method.patches(batch),
             batch["mask"],
             _of_each_image(jax.random.fold_in(key, 0), batch),
             posterior(self.config.steps),
@@ -155,8 +170,8 @@ class DiffusionBound:
         keys = [_of_each_image(jax.random.fold_in(key, i), batch) for i in range(self.replicates)]
         return likelihood.patch_bounds(
             self._denoise(model, batch, key),
-            _reconstruction(self.objective, batch, self.config.discretised),
-            self.objective.patches(batch),
+            _reconstruction(self.method, batch, self.config.discretized),
+            self.method.patches(batch),
             jnp.stack(keys),
             posterior(self.config.steps),
             fitted,
@@ -165,10 +180,10 @@ class DiffusionBound:
 
     def _denoise(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> likelihood.Denoise:
         """The estimate of x, for which the backbone is paid once."""
-        objective = self.objective
-        z = _encoded(objective, model, batch, jax.random.fold_in(key, self.replicates))
-        denoised = objective.denoiser(model, z)
-        low, high = pixel_bounds(objective, objective.patch_size**2 * len(objective.std))
+        method = self.method
+        z = _encoded(method, model, batch, jax.random.fold_in(key, self.replicates))
+        denoised = method.denoiser(model, z)
+        low, high = pixel_bounds(method)
         return lambda x_s, gamma: jnp.clip(denoised(x_s, gamma), low, high)
 
 
@@ -176,7 +191,7 @@ class DiffusionBound:
 class GaussianLikelihood:
     """A Gaussian around what is predicted, with one variance for all dimensions of all patches."""
 
-    objective: MSE
+    method: MSE
     config: LikelihoodConfig
 
     names = ("gaussian",)
@@ -188,7 +203,7 @@ class GaussianLikelihood:
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> Float[Array, "measured pixel"]:
         """Sums over all patches that count."""
-        error = jax.lax.square(self._predicted(model, batch, key) - self.objective.patches(batch))
+        error = jax.lax.square(self._predicted(model, batch, key) - self.method.patches(batch))
         return jnp.sum(jnp.where(batch["mask"][:, None, None], error, 0.0), axis=(0, 1))[None]
 
     def fitted(self, error: Float[np.ndarray, "measured variance"]) -> Float[np.ndarray, " 1"]:
@@ -199,73 +214,19 @@ class GaussianLikelihood:
         self, model: DARL, batch: Batch, key: PRNGKeyArray, fitted: Variance
     ) -> Float[Array, "name share replicate batch patch"]:
         """Of each patch."""
-        nats = _reconstruction(self.objective, batch, self.config.discretised)
+        nats = _reconstruction(self.method, batch, self.config.discretized)
         return nats(self._predicted(model, batch, key), fitted)[None, None, None]
 
     def _predicted(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> Float[Array, "batch patch pixel"]:
-        return model.patch_decoder(_encoded(self.objective, model, batch, key)).astype(jnp.float32)
+        return model.patch_decoder(_encoded(self.method, model, batch, key)).astype(jnp.float32)
 
 
 # --- the evaluator -------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """Bits per dimension of a set of images.
-
-    Attributes:
-      shares: what a likelihood is a sum of.
-      by_patch: by name, of each share at each position, mean over images.
-      by_image: by name, of each image, in each independent estimate.
-      records: of each image, its number in what was measured.
-      levels: at which the model's error was measured.
-      error: mean squared error on training images, standardised pixels.
-    """
-
-    shares: tuple[str, ...]
-    by_patch: dict[str, Float[np.ndarray, "share rows columns"]]
-    by_image: dict[str, Float[np.ndarray, "replicate image"]]
-    records: Int[np.ndarray, " image"]
-    levels: Int[np.ndarray, " measured"]
-    error: Float[np.ndarray, "measured variance"]
-
-    def numbers(self) -> Iterator[tuple[str, float]]:
-        """likelihood/<name>/bits_per_dim, its errors, and the shares that it is the sum of."""
-        number = len(self.records)
-        for name, by_patch in self.by_patch.items():
-            of_share = by_patch.mean(axis=(1, 2))
-            by_image = self.by_image[name]
-            yield f"likelihood/{name}/bits_per_dim", float(of_share.sum())
-            if number > 1:
-                spread = by_image.mean(axis=0).std(ddof=1)
-                yield f"likelihood/{name}/standard_error", float(spread / np.sqrt(number))
-            if len(by_image) == 2:
-                difference = np.linalg.norm(by_image[1] - by_image[0])
-                yield f"likelihood/{name}/mc_error", float(difference / (2 * number))
-            if len(self.shares) > 1:
-                for share, bits in zip(self.shares, of_share, strict=True):
-                    yield f"likelihood/{name}/{share}", float(bits)
-
-    def told(self) -> str:
-        """The totals in a few words."""
-        values = dict(self.numbers())
-        totals = [
-            f"{name} {values[f'likelihood/{name}/bits_per_dim']:.4f}" for name in self.by_patch
-        ]
-        return f"likelihood, bits per dimension: {', '.join(totals)}"
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of it under plain names, for a file."""
-        found = {"shares": np.array(self.shares), "records": self.records}
-        for name, by_patch in self.by_patch.items():
-            found[f"{name}_by_patch"] = by_patch
-            found[f"{name}_by_image"] = self.by_image[name]
-        return found | {"levels": self.levels, "error": self.error}
-
-
-class Likelihood:
+class Likelihood(Evaluator):
     """Fits variances on training images, then measures held-out ones, each exactly once.
 
     Any variances give a valid likelihood of images that they were not fitted on. Noise is drawn by
@@ -274,35 +235,36 @@ class Likelihood:
     Args:
       config: how much is measured.
       graphdef: the model without its parameters.
-      objective: that it was trained with.
+      method: that it was trained with.
       training_batches: one pass over the images to fit on, without augmentation.
       test_batches: one pass over the images to measure.
+      key: of the noise, the same each time.
       mesh: where the model is.
 
     Raises:
-      ValueError: the objective's models have no likelihood.
+      ValueError: the method's models have no likelihood.
     """
 
     def __init__(
         self,
         config: LikelihoodConfig,
         graphdef: nnx.GraphDef[DARL],
-        objective: MSE | Diffusion,
+        method: MSE | Diffusion,
         *,
         training_batches: HostBatches,
         test_batches: HostBatches,
+        key: PRNGKeyArray,
         mesh: Mesh,
     ):
-        check_objective(objective.config)
         kind: DiffusionBound | GaussianLikelihood = (
-            DiffusionBound(objective, config)
-            if isinstance(objective, Diffusion)
-            else GaussianLikelihood(objective, config)
+            DiffusionBound(method, config)
+            if isinstance(method, Diffusion)
+            else GaussianLikelihood(method, config)
         )
-        scale, offset = bits_per_dimension(objective, discretised=config.discretised)
+        scale, offset = bits_per_dimension(method, discretized=config.discretized)
 
         def errors(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
-            rows, columns = objective.grid(batch)
+            rows, columns = method.batch_grid(batch)
             sums = kind.squared_errors(nnx.merge(graphdef, params), batch, key)
             return sums, jnp.sum(batch["mask"]) * rows * columns
 
@@ -310,7 +272,7 @@ class Likelihood:
             params: PyTree, batch: Batch, key: PRNGKeyArray, fitted: Any
         ) -> Mapping[str, Array]:
             nats = kind.nats(nnx.merge(graphdef, params), batch, key, fitted)
-            grid = objective.grid(batch)
+            grid = method.batch_grid(batch)
             found = (scale * nats).at[:, 0].add(offset)  # the density's units, in the first share
             mask = batch["mask"]
             # `where`, not a product: a row that does not count may be non-finite.
@@ -328,15 +290,28 @@ class Likelihood:
         self._bits = jax.jit(bits, out_shardings=replicated(mesh))
         self._training_batches = training_batches
         self._test_batches = test_batches
+        self._key = key
         self._mesh = mesh
 
-    def measure(self, params: PyTree, key: PRNGKeyArray) -> Measured:
+    def run(self, params: PyTree, step: int) -> Iterator[tuple[str, Value]]:
+        """Yields the numbers, a picture of the shares, and arrays under the name `likelihood`."""
+        measured = self.measure(params)
+        yield from measured.numbers()
+        yield "likelihood", draw_likelihood(measured, step)
+        yield "likelihood", measured.arrays()
+
+    def summary(self, values: Mapping[str, float]) -> str:
+        """The totals, in bits per dimension."""
+        totals = [f"{name} {values[f'{name}/bits_per_dim']:.4f}" for name in self._kind.names]
+        return f"bits per dimension: {', '.join(totals)}"
+
+    def measure(self, params: PyTree) -> Measured:
         """One pass over the training images and one over the held-out ones.
 
         Raises:
           ValueError: there is no image to fit on or to measure.
         """
-        training_key, test_key = jax.random.split(key)
+        training_key, test_key = jax.random.split(self._key)
         error = self.training_error(params, training_key)
         fitted = self._kind.fitted(error)
         parts = []
@@ -381,10 +356,12 @@ class Likelihood:
         return error if self._per_dimension else np.mean(error, axis=1, keepdims=True)
 
 
-def bits_per_dimension(objective: MSE | Diffusion, *, discretised: bool) -> tuple[float, float]:
+def bits_per_dimension(method: MSE | Diffusion, *, discretized: bool) -> tuple[float, float]:
     """(scale, offset) from a patch's nats to bits per dimension of pixels in units of 1/255.
 
     A density of standardised pixels is one of pixels by log2(255 std), a mean over channels.
     """
-    scale = 1.0 / (objective.patch_size**2 * len(objective.std) * np.log(2.0))
-    return scale, 0.0 if discretised else float(np.mean(np.log2(255.0 * np.asarray(objective.std))))
+    scale = 1.0 / (method.model.patch_size**2 * len(method.data.std) * np.log(2.0))
+    return scale, 0.0 if discretized else float(
+        np.mean(np.log2(255.0 * np.asarray(method.data.std)))
+    )

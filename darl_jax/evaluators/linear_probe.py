@@ -9,18 +9,26 @@ whether pre-training has learnt something, and is no number to hold against the 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from darl_jax.data.base import Split, Subset
-from darl_jax.evaluators.base import HostBatches, block_outputs
-from darl_jax.methods import Batch
+from darl_jax.evaluators.base import (
+    Context,
+    Evaluator,
+    EvaluatorConfig,
+    HostBatches,
+    block_outputs,
+    image_method,
+    labeled,
+)
+from darl_jax.methods.base import Batch
 from darl_jax.nn.patches import standardise
 from darl_jax.nn.readout import POOLINGS, readout
 from darl_jax.training.sharding import global_array, replicated
@@ -32,41 +40,59 @@ _RECORDS_AT_ONCE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeConfig:
-    """Which features, how many labels, and what stands beside them."""
+class LinearProbeConfig(EvaluatorConfig):
+    """Which features, how many labels, and which baselines.
 
+    Attributes:
+      labels_per_class: training examples of each class.
+      seeds: disjoint training sets, each of labels_per_class of every class.
+      pooling: of the tokens, 'mean' or 'last' (nn/readout.py).
+      mask: the backbone's attention, 'causal' or 'full'.
+      relative_depth: of the block whose output is read, 1 for the last one. Settled here: the
+        middle one, near which Figure 8b has its peak.
+      l2: of the classifier's weights, against the sum of the examples' losses.
+      baselines: 'random', the same backbone before training; 'pixels', the images themselves, for
+        small ones.
+    """
+
+    backbone_only: ClassVar[bool] = True
+
+    kind: str = "linear_probe"
     labels_per_class: int = 10
-    seeds: int = 5  # disjoint training sets, each of labels_per_class of every class
-    pooling: str = "mean"  # one of readout.POOLINGS
-    mask: Literal["causal", "full"] = "causal"  # the backbone's attention
-    # Of the block whose output is read, 1 for the last one. Settled here: the middle one, near
-    # which Figure 8b has its peak.
+    seeds: int = 5
+    pooling: str = "mean"
+    mask: Literal["causal", "full"] = "causal"
     relative_depth: float = 0.5
-    l2: float = 1.0  # of the classifier's weights, against the sum of the examples' losses
-    # 'random': the same backbone before training. 'pixels': the images themselves, for small ones.
+    l2: float = 1.0
     baselines: tuple[str, ...] = BASELINES
 
     def __post_init__(self) -> None:
-        if self.labels_per_class < 1 or self.seeds < 1:
-            raise ValueError(
-                f"evaluation.probe.labels_per_class={self.labels_per_class} and "
-                f"evaluation.probe.seeds={self.seeds} must be at least 1"
-            )
+        super().__post_init__()
+        self.at_least(labels_per_class=1, seeds=1)
         if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"evaluation.probe.pooling={self.pooling!r} is unknown; choose from {POOLINGS}"
-            )
+            raise ValueError(f"pooling={self.pooling!r} is unknown; choose from {POOLINGS}")
         if not 0.0 < self.relative_depth <= 1.0:
-            raise ValueError(
-                f"evaluation.probe.relative_depth={self.relative_depth} must be in (0, 1]"
-            )
+            raise ValueError(f"relative_depth={self.relative_depth} must be in (0, 1]")
         if self.l2 <= 0.0:
-            raise ValueError(f"evaluation.probe.l2={self.l2} must be positive")
+            raise ValueError(f"l2={self.l2} must be positive")
         for name in self.baselines:
             if name not in BASELINES:
-                raise ValueError(
-                    f"evaluation.probe.baselines has {name!r}; choose from {BASELINES}"
-                )
+                raise ValueError(f"baselines has {name!r}; choose from {BASELINES}")
+
+    def build(self, context: Context) -> "LinearProbe":
+        """Chooses the training records, whose labels it reads."""
+        method = image_method(context.method, self.kind)
+        chosen = training_records(labeled(context.splits.train), self)
+        return LinearProbe(
+            self,
+            context.graphdef,
+            initial_params=context.initial_params,
+            training_batches=context.batches(chosen),
+            test_batches=context.batches(labeled(context.splits.validation)),
+            mean=method.data.mean,
+            std=method.data.std,
+            mesh=context.mesh,
+        )
 
 
 def block_index(relative_depth: float, depth: int) -> int:
@@ -77,43 +103,36 @@ def block_index(relative_depth: float, depth: int) -> int:
 # --- the training records ------------------------------------------------------------------------
 
 
-def training_records(source: Split, config: ProbeConfig) -> Subset:
+def training_records(split: Split, config: LinearProbeConfig) -> Split:
     """The first labels_per_class * seeds records of each class, in a fixed random order.
 
     Labels are read record by record until each class has enough, so that of a large dataset only
-    little more than is needed is read, and images are not decoded.
-
-    Args:
-      source: the training split.
-      config: how many records are needed.
+    little more than is needed is read, and images are not decoded. Records that cannot be read are
+    passed over.
 
     Raises:
-      ValueError: the source has no labels, or too few records of a class.
-      BadRecordError: a record cannot be read, and data.on_bad_record is "error".
+      ValueError: the split has too few records of a class.
     """
-    where = f"{source.dataset}, split '{source.split}',"
-    if not source.class_names:
-        raise ValueError(f"{where} has no labels, which a probe is trained with")
     needed = config.labels_per_class * config.seeds
-    found = np.zeros(len(source.class_names), np.int64)
+    found = np.zeros(len(split.class_names), np.int64)
     chosen: list[int] = []
-    order = np.random.default_rng(0).permutation(len(source))
+    order = np.random.default_rng(0).permutation(len(split))
     read = 0
     while read < len(order) and found.min() < needed:
         some = order[read : read + _RECORDS_AT_ONCE]
         read += len(some)
-        for number, label in zip(some.tolist(), source.labels(some).tolist(), strict=True):
+        for number, label in zip(some.tolist(), split.labels(some).tolist(), strict=True):
             if label >= 0 and found[label] < needed:
                 found[label] += 1
                 chosen.append(number)
     if found.min() < needed:
         raise ValueError(
-            f"{where} has {found.min()} records of class {found.argmin()}, and a probe with "
-            f"evaluation.probe.labels_per_class={config.labels_per_class} and "
-            f"evaluation.probe.seeds={config.seeds} needs {needed} of each class"
+            f"{split.dataset}, split '{split.split}', has {found.min()} records of class "
+            f"{found.argmin()}, and labels_per_class={config.labels_per_class} with seeds="
+            f"{config.seeds} needs {needed} of each class"
         )
     logging.info("Probe: %d training records of %d that were looked at", len(chosen), read)
-    return Subset(source, np.array(chosen, np.int64))
+    return Subset(split, np.array(chosen, np.int64))
 
 
 # --- the probe -----------------------------------------------------------------------------------
@@ -126,7 +145,7 @@ class Examples(NamedTuple):
     labels: Int[np.ndarray, " example"]
 
 
-class LinearProbe:
+class LinearProbe(Evaluator):
     """Accuracy of logistic regression on a backbone's features, over several training sets.
 
     Args:
@@ -142,7 +161,7 @@ class LinearProbe:
 
     def __init__(
         self,
-        config: ProbeConfig,
+        config: LinearProbeConfig,
         graphdef: nnx.GraphDef,
         *,
         initial_params: Callable[[], PyTree],
@@ -178,15 +197,15 @@ class LinearProbe:
         self._test_batches = test_batches
         self._baselines: dict[str, float] | None = None
 
-    def run(self, params: PyTree, key: PRNGKeyArray) -> Iterator[tuple[str, float]]:
-        """Yields probe/{pretrained,random,pixels}/accuracy_{mean,std} over the training sets.
+    def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
+        """Yields {pretrained,random,pixels}/accuracy_{mean,std} over the training sets.
 
-        Nothing is random, so the key is not used. Baselines are computed by the first call.
+        Baselines are computed by the first call.
 
         Raises:
           ValueError: there is nothing to train or to test on.
         """
-        del key
+        del step
         yield from self._score("pretrained", self._backbone_rows, params).items()
         if self._baselines is None:
             baselines: dict[str, float] = {}
@@ -198,13 +217,24 @@ class LinearProbe:
             self._baselines = baselines
         yield from self._baselines.items()
 
+    def summary(self, values: Mapping[str, float]) -> str:
+        """The scores beside each other."""
+        scores = "   ".join(
+            f"{name} {values[f'{name}/accuracy_mean']:.3f} ± {values[f'{name}/accuracy_std']:.3f}"
+            for name in ("pretrained", *self._config.baselines)
+        )
+        return (
+            f"accuracy with {self._config.labels_per_class} labels a class, mean ± standard "
+            f"deviation over {self._config.seeds} training sets:   {scores}"
+        )
+
     def _score(self, name: str, rows: Callable[[Any, Batch], Any], params: Any) -> dict[str, float]:
         train = self._examples(self._training_batches, rows, params)
         test = self._examples(self._test_batches, rows, params)
         accuracies = probe_accuracies(train, test, self._config)
         return {
-            f"probe/{name}/accuracy_mean": float(np.mean(accuracies)),
-            f"probe/{name}/accuracy_std": float(np.std(accuracies)),
+            f"{name}/accuracy_mean": float(np.mean(accuracies)),
+            f"{name}/accuracy_std": float(np.std(accuracies)),
         }
 
     def _examples(
@@ -222,7 +252,7 @@ class LinearProbe:
         return Examples(features[mask][order], label[mask][order])
 
 
-def probe_accuracies(train: Examples, test: Examples, config: ProbeConfig) -> list[float]:
+def probe_accuracies(train: Examples, test: Examples, config: LinearProbeConfig) -> list[float]:
     """Accuracy on the test examples of one classifier for each training set.
 
     Training sets are disjoint and hold labels_per_class examples of each class; one fewer where a
@@ -245,23 +275,10 @@ def probe_accuracies(train: Examples, test: Examples, config: ProbeConfig) -> li
         if classifier.n_iter_.max() >= _MAX_ITERATIONS:
             logging.warning(
                 "The probe's classifier did not converge in %d iterations; a larger "
-                "evaluation.probe.l2 than %g makes it faster",
+                "l2 than %g makes it faster",
                 _MAX_ITERATIONS,
                 config.l2,
             )
         predicted = classifier.predict(scaler.transform(test.features.astype(np.float64)))
         accuracies.append(float(np.mean(predicted == test.labels)))
     return accuracies
-
-
-def comparison(results: Mapping[str, float], config: ProbeConfig) -> str:
-    """What `LinearProbe` yielded, as one line for the terminal."""
-    scores = "   ".join(
-        f"{name} {results[f'probe/{name}/accuracy_mean']:.3f} "
-        f"± {results[f'probe/{name}/accuracy_std']:.3f}"
-        for name in ("pretrained", *config.baselines)
-    )
-    return (
-        f"Linear probe, accuracy with {config.labels_per_class} labels a class, mean ± standard "
-        f"deviation over {config.seeds} training sets:   {scores}"
-    )

@@ -1,6 +1,8 @@
 """What a model predicts for a few held-out images, and where in the sequence it errs."""
 
+import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,9 +18,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.transforms import IdentityTransform
 
-from darl_jax.evaluators.base import HostBatches
-from darl_jax.methods import Batch, PatchObjective
+from darl_jax.evaluators.base import (
+    Context,
+    Evaluator,
+    EvaluatorConfig,
+    HostBatches,
+    image_method,
+)
+from darl_jax.methods.base import Batch
 from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.images import PatchMethod
 from darl_jax.nn.orders import Order, take
 from darl_jax.nn.patches import unpatchify, unstandardise
 from darl_jax.training.sharding import global_array, replicated
@@ -27,8 +36,8 @@ _DPI = 100
 _SMALLEST_SIDE = 112  # Pixels; smaller images are magnified by a whole number, without smoothing.
 _GAP = 8  # Pixels between images.
 _MARGINS = {"left": 96, "right": 96, "top": 72, "bottom": 16}  # Pixels.
-_COLOURS = colormaps["magma"]
-_LARGEST_SHOWN = 0.5  # Of a pixel's range; fixed, so that colours mean the same at every step.
+_COLORS = colormaps["magma"]
+_LARGEST_SHOWN = 0.5  # Of a pixel's range; fixed, so that colors mean the same at every step.
 
 
 class Comparison(NamedTuple):
@@ -43,17 +52,54 @@ class Comparison(NamedTuple):
     examples: int  # in that mean
 
 
-class Pictures:
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig(EvaluatorConfig):
+    """Pictures of predictions.
+
+    Attributes:
+      number: images that are shown.
+    """
+
+    kind: str = "pictures"
+    number: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(number=1)
+
+    def build(self, context: Context) -> "Pictures":
+        """Reads the first batch of the validation split."""
+        method = image_method(context.method, self.kind)
+        if not isinstance(method, PatchMethod):
+            raise ValueError(
+                f"kind 'pictures' shows predicted patches, and config.objective.name="
+                f"{method.name!r} predicts none"
+            )
+        return Pictures(
+            context.graphdef,
+            method,
+            context.batches(context.splits.validation),
+            number=self.number,
+            order=method.model.order.title,
+            mean=method.data.mean,
+            std=method.data.std,
+            key=context.key,
+            mesh=context.mesh,
+        )
+
+
+class Pictures(Evaluator):
     """Renders the first batch of held-out images as a model predicts them.
 
     Args:
       graphdef: the model without its parameters.
-      objective: gives the predictions.
+      method: gives the predictions.
       batches: one pass over the images; only the first batch is read, and kept.
       number: images that are shown; the error by position is a mean over the whole batch.
       order: of the patches, in words.
       mean: of each channel, as the model was trained.
       std: of each channel, as the model was trained.
+      key: of the noise, where there is noise; the same noise each time.
       mesh: where the model is.
 
     Raises:
@@ -63,13 +109,14 @@ class Pictures:
     def __init__(
         self,
         graphdef: nnx.GraphDef[DARL],
-        objective: PatchObjective,
+        method: PatchMethod,
         batches: HostBatches,
         *,
         number: int,
         order: str,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        key: PRNGKeyArray,
         mesh: Mesh,
     ):
         batch = next(iter(batches()), None)  # The rest is closed as it is dropped.
@@ -78,11 +125,11 @@ class Pictures:
 
         def look(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
             model = nnx.merge(graphdef, params)
-            target, predicted, error, order = objective.predict(model, batch, key)
+            target, predicted, error, order = method.predict(model, batch, key)
             in_image, in_sequence = mean_errors(error, order, batch["mask"])
             # Rows that count first; the others are black.
             shown = jnp.argsort(~batch["mask"], stable=True)[:number]
-            patch_size, grid = model.backbone.config.patch_size, objective.grid(batch)
+            patch_size, grid = model.backbone.config.patch_size, method.batch_grid(batch)
             target, predicted = (
                 unpatchify(x[shown].astype(jnp.float32), patch_size, grid)
                 for x in (target, predicted)
@@ -101,13 +148,14 @@ class Pictures:
         # A copy everywhere: which process writes the pictures does not matter then.
         self._look = jax.jit(look, out_shardings=replicated(mesh))
         self._order = order
+        self._key = key
         self._batch = dict(batch)
         self._mesh = mesh
 
-    def compare(self, params: PyTree, key: PRNGKeyArray) -> Comparison:
-        """Targets and predictions; the same key shows the same noise, where there is noise."""
+    def compare(self, params: PyTree) -> Comparison:
+        """Targets and predictions."""
         *arrays, examples = jax.device_get(
-            self._look(params, global_array(self._batch, self._mesh), key)
+            self._look(params, global_array(self._batch, self._mesh), self._key)
         )
         target, predicted, difference, record, error, in_sequence = arrays
         shown = min(len(target), int(examples))
@@ -121,21 +169,20 @@ class Pictures:
             int(examples),
         )
 
-    def run(
-        self, params: PyTree, key: PRNGKeyArray, step: int
-    ) -> dict[str, UInt8[np.ndarray, "_ _ 3"]]:
-        """Pictures by name, with the step in their titles: `predictions`, `error_by_position`."""
-        comparison = self.compare(params, key)
-        return {
-            "predictions": draw_predictions(comparison, step),
-            "error_by_position": draw_error_by_position(
+    def run(self, params: PyTree, step: int) -> Iterator[tuple[str, UInt8[np.ndarray, "_ _ 3"]]]:
+        """Yields `predictions` and `error_by_position`, with the step in their titles."""
+        comparison = self.compare(params)
+        yield "predictions", draw_predictions(comparison, step)
+        yield (
+            "error_by_position",
+            draw_error_by_position(
                 comparison.error,
                 comparison.in_sequence,
                 order=self._order,
                 examples=comparison.examples,
                 step=step,
             ),
-        }
+        )
 
 
 def mean_errors(
@@ -169,11 +216,11 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
     factor = max(1, -(-_SMALLEST_SIDE // height))
     height, width = height * factor, width * factor
     scale = Normalize(0.0, _LARGEST_SHOWN, clip=True)
-    colours = _COLOURS(scale(comparison.difference))[..., :3]
+    colors = _COLORS(scale(comparison.difference))[..., :3]
     rows: dict[str, np.ndarray] = {
         "target": comparison.target,
         "predicted": comparison.predicted,
-        "difference": np.rint(colours * 255).astype(np.uint8),
+        "difference": np.rint(colors * 255).astype(np.uint8),
     }
     left, right, top, bottom = _MARGINS.values()
     inner_height = len(rows) * (height + _GAP) - _GAP
@@ -203,7 +250,7 @@ def draw_predictions(comparison: Comparison, step: int) -> UInt8[np.ndarray, "_ 
             height / total_height,
         )
     )
-    figure.colorbar(ScalarMappable(scale, _COLOURS), cax=bar, extend="max", extendfrac=0.06)
+    figure.colorbar(ScalarMappable(scale, _COLORS), cax=bar, extend="max", extendfrac=0.06)
     bar.set_ylabel("of a pixel's range", fontsize=8)
     bar.tick_params(labelsize=8)
     return rendered(figure)
@@ -233,10 +280,10 @@ def draw_error_by_position(
         fontweight="bold",
     )
     line, image = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    colour = _COLOURS(0.35)
+    color = _COLORS(0.35)
     position = np.arange(1, error.size + 1)
     marker = "o" if error.size <= 64 else ""
-    line.plot(position, in_sequence, color=colour, linewidth=1.4, marker=marker, markersize=3.5)
+    line.plot(position, in_sequence, color=color, linewidth=1.4, marker=marker, markersize=3.5)
     mean = float(np.mean(error))
     line.axhline(mean, color="0.5", linewidth=1, linestyle="--", label=f"mean {mean:.3f}")
     line.set(xlabel=f"patch in {order} order", ylabel="squared error", xlim=(0.5, error.size + 0.5))
@@ -247,7 +294,7 @@ def draw_error_by_position(
     line.legend(frameon=False, fontsize=9)
 
     rows, columns = error.shape
-    shown = image.imshow(error, cmap=_COLOURS, vmin=0, extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
+    shown = image.imshow(error, cmap=_COLORS, vmin=0, extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
     image.set(xlabel="column of patches", ylabel="row of patches")
     for axis in (image.xaxis, image.yaxis):
         axis.get_major_locator().set_params(integer=True, min_n_ticks=1)

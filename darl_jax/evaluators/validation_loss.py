@@ -1,6 +1,7 @@
 """The objective on held-out examples, each counted exactly once."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +11,50 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from darl_jax.evaluators.base import HostBatches
-from darl_jax.methods import Batch, Metrics, Objective
+from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBatches, best_block
+from darl_jax.methods.base import Batch, Method, Metrics, check_inputs
 from darl_jax.training.sharding import global_array, replicated
 
 
-class ValidationLoss:
-    """Means of the objective's metrics over all examples.
+@dataclasses.dataclass(frozen=True)
+class ValidationLossConfig(EvaluatorConfig):
+    """The method's own metrics on held-out examples."""
+
+    kind: str = "validation_loss"
+
+    def build(self, context: Context) -> "ValidationLoss":
+        """Reads the validation split."""
+        method = context.method
+        check_inputs(method.inputs, context.data.features, f"objective.name={method.name!r}")
+        if not len(context.splits.validation):
+            raise ValueError("the validation split is empty; name one that is not")
+        return ValidationLoss(
+            context.graphdef,
+            method,
+            context.batches(context.splits.validation),
+            key=context.key,
+            mesh=context.mesh,
+        )
+
+
+class ValidationLoss(Evaluator):
+    """Means of the method's metrics over all examples.
 
     Args:
       graphdef: the model without its parameters.
-      objective: gives the metrics; `loss` is one of them.
+      method: gives the metrics; `loss` is one of them.
       batches: one pass over the examples.
+      key: of the noise, which is the same each time.
       mesh: where the model is.
     """
 
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        objective: Objective,
+        method: Method,
         batches: HostBatches,
+        *,
+        key: PRNGKeyArray,
         mesh: Mesh,
     ):
         def metrics(params: PyTree, batch: Batch, key: PRNGKeyArray) -> Metrics:
@@ -38,13 +63,14 @@ class ValidationLoss:
             end = np.iinfo(np.int32).max
             first = jnp.min(batch["index"], where=batch["mask"], initial=end)
             model = nnx.merge(graphdef, params)
-            return objective.validate(model, batch, jax.random.fold_in(key, first))
+            return method.validate(model, batch, jax.random.fold_in(key, first))
 
         self._metrics = jax.jit(metrics, out_shardings=replicated(mesh))
         self._batches = batches
+        self._key = key
         self._mesh = mesh
 
-    def run(self, params: PyTree, key: PRNGKeyArray) -> Iterator[tuple[str, float]]:
+    def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
         """Yields each metric's mean, `loss` among them; one that nothing fell into is left out.
 
         The squared error's means do not depend on the size of the batches; diffusion draws its
@@ -53,10 +79,11 @@ class ValidationLoss:
         Raises:
           ValueError: there is no example that counts.
         """
+        del step
         total: dict[str, Average] = {}
         for batch in self._batches():
             metrics = jax.device_get(
-                self._metrics(params, global_array(dict(batch), self._mesh), key)
+                self._metrics(params, global_array(dict(batch), self._mesh), self._key)
             )
             for name, value in metrics.items():
                 # In float64: a float32 count of patches stands still at 2^24, 85 thousand images.
@@ -70,3 +97,13 @@ class ValidationLoss:
         for name, value in total.items():
             if value.count:
                 yield name, float(value.compute())
+
+    def summary(self, values: Mapping[str, float]) -> str:
+        """The loss, and the accuracies: of those by block the best one."""
+        found = [f"loss {values['loss']:.5f}"]
+        found += [
+            f"{name.replace('_', ' ')} {values[name]:.4f}"
+            for name in ("accuracy", "top5_accuracy")
+            if name in values
+        ]
+        return ", ".join(found + best_block(values))

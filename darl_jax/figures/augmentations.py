@@ -150,13 +150,16 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--config is needed; usage: {_USAGE}")
         config = config_lib.load(flags.FLAGS.config, begins=False)
         mixing = getattr(config.objective, "mixing", MixingConfig())
-        split = config.data.open_split("train_split")
-        rows = examples(split, config.data, mixing, config.seed)
+        data = config.data
+        if not isinstance(data, ImagesConfig):
+            raise ValueError(f"config.data.name={data.name!r} makes no images")
+        split = data.open_split("train_split")
+        rows = examples(split, data, mixing, config.seed)
         figure = draw(
             rows,
             split.class_names,
             f"{split.dataset}, split '{split.split}', as it is trained on",
-            describe(config.data, mixing),
+            describe(data, mixing),
         )
         output = pathlib.Path(flags.FLAGS.output)
         figure.savefig(output, dpi=_DPI, format="png")

@@ -37,7 +37,7 @@ def columns(runs: Mapping[str, History]) -> dict[str, Column]:
         if not of_run:
             raise ValueError(
                 f"{run}: no accuracy by block has been written there yet, neither of probes "
-                "(objective.name='probes') nor of k-NN (evaluation.knn_every_steps)"
+                "(objective.name='probes') nor of k-NN (an evaluator of kind 'knn')"
             )
         for name, column in of_run.items():
             if sorted(column) != list(range(1, len(column) + 1)):

@@ -16,14 +16,16 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from matplotlib.figure import Figure
 
+from darl_jax import config as config_lib
 from darl_jax.data.base import some_records
 from darl_jax.data.pipeline import eval_batches
 from darl_jax.evaluators.pictures import mean_errors
-from darl_jax.evaluators.schedule import asked, read_config, restored_params
 from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
+from darl_jax.interchange.initialization import restored_params
 from darl_jax.interchange.loading import load_run
-from darl_jax.methods import Batch, PatchObjective
-from darl_jax.training import build
+from darl_jax.interchange.saved_config import get_config
+from darl_jax.methods.base import Batch
+from darl_jax.methods.images import PatchMethod
 from darl_jax.training.sharding import MeshConfig, global_array, make_mesh
 from darl_jax.training.state import graph_definition
 
@@ -62,31 +64,28 @@ def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None
       FileNotFoundError: there is no checkpoint.
     """
     loaded = load_run(workdir)
-    config = read_config(None, loaded)
-    objective = build.build_objective(config)
-    if not isinstance(objective, PatchObjective):
+    config = config_lib.load(get_config(workdir), begins=False)
+    method = config.method
+    if not isinstance(method, PatchMethod):
         raise ValueError(
-            f"{workdir} was trained with objective.name={config.objective.name!r}, which predicts "
-            "no patches"
+            f"{workdir} was trained with objective.name={method.name!r}, which predicts no patches"
         )
     data = dataclasses.replace(
-        config.data, num_workers=0, data_dir=data_dir or config.data.data_dir
+        method.data, num_workers=0, data_dir=data_dir or method.data.data_dir
     )
-    graphdef = graph_definition(build.model_builder(config))
+    graphdef = graph_definition(method.init)
 
     @jax.jit
     def errors(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, Array]:
-        predicted = objective.predict(nnx.merge(graphdef, params), batch, key)
+        predicted = method.predict(nnx.merge(graphdef, params), batch, key)
         return mean_errors(predicted.error, predicted.order, batch["mask"])
 
-    source = data.open_split("validation_split")
-    records = some_records(source, images)
-    total, count = np.zeros((2, math.prod(config.grid))), 0
+    records = some_records(data.open_split("validation_split"), images)
+    total, count = np.zeros((2, math.prod(method.grid))), 0
     # The run's own mesh may be of more devices than are here.
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        # Whatever the run itself asked: these errors need the whole model, as the pictures do.
-        params = restored_params(asked(config, ["pictures"], pictures=True), loaded, mesh)
+        params = restored_params(config, loaded, mesh)
         for i, batch in enumerate(eval_batches(records, data, batch_size=_BATCH)):
             number = int(batch["mask"].sum())
             if number:
@@ -97,8 +96,9 @@ def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None
     if not count:
         raise ValueError(f"the validation split of {workdir} holds no image")
     in_image, in_sequence = total / count
-    order = config.model.order.title + (", two streams" if config.model.two_stream else "")
-    return Errors(name, order, in_sequence, in_image.reshape(config.grid), count)
+    two_stream = getattr(method.objective, "two_stream", False)
+    order = method.model.order.title + (", two streams" if two_stream else "")
+    return Errors(name, order, in_sequence, in_image.reshape(method.grid), count)
 
 
 def errors_figure(runs: Sequence[Errors]) -> Figure:

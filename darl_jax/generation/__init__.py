@@ -1,5 +1,5 @@
 """Images from a model: what is asked for, how it is made, and the files that it goes to."""
 
-from darl_jax.generation.generator import Generator, check_can_generate
+from darl_jax.generation.generator import Generator, generating_method
 
-__all__ = ["Generator", "check_can_generate"]
+__all__ = ["Generator", "generating_method"]

@@ -1,7 +1,5 @@
 """Images that were made, as files."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,17 @@ class SampleFolder:
     Args:
       path: does not exist yet, or is an empty folder.
       request: what is made.
-      settings: how it is made, for settings.json.
+      settings: content of settings.json.
 
     Raises:
       FileExistsError: there is something in it.
     """
 
-    def __init__(self, path: Path, request: Request, settings: Mapping[str, Any]):
+    def __init__(self, path: Path, request: Request, settings: str):
         self._path = path
         check_new(path)
         self._path.mkdir(parents=True, exist_ok=True)
-        (self._path / SETTINGS_FILE).write_text(json.dumps(dict(settings), indent=1) + "\n")
+        (self._path / SETTINGS_FILE).write_text(settings + "\n")
         self._request = request
         self._images: list[UInt8[np.ndarray, "height width channel"]] = []
         for name, original in zip(request.names, request.originals, strict=False):
@@ -46,6 +44,11 @@ class SampleFolder:
             prefix = f"{request.names[original]}_" if request.names else ""
             self._save(f"{prefix}{number:04d}.png", image)
             self._images.append(image)
+
+    @property
+    def count(self) -> int:
+        """Images so far."""
+        return len(self._images)
 
     def finish(self) -> Path:
         """Writes all images as one picture and as arrays; returns the folder."""

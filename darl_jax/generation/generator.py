@@ -18,7 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt8
 
-from darl_jax.methods import Objective, PatchObjective
+from darl_jax.methods.base import Method
+from darl_jax.methods.darl.base import DARLMethod
 from darl_jax.methods.darl.diffusion import Diffusion
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSE
@@ -27,8 +28,6 @@ from darl_jax.nn import orders
 from darl_jax.nn.kv_cache import SequenceDecoder
 from darl_jax.nn.orders import fixed_order
 from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
-from darl_jax.nn.positions import Grid
-from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import global_array, pin_batch, replicated
 
 # (z, keys, which of the patches that are made) -> this patch for each image of the batch.
@@ -42,8 +41,7 @@ class Generator:
 
     Args:
       graphdef: the model without its parameters.
-      objective: that the model was trained with.
-      grid: (rows, columns) of patches.
+      method: that the model was trained with.
       sampler: how patches are drawn; None for a model of the squared error, whose patches are the
         means that it predicts.
       order: in which patches are made; the model's own if not given.
@@ -60,16 +58,17 @@ class Generator:
     def __init__(
         self,
         graphdef: nnx.GraphDef,
-        objective: Objective,
+        method: DARLMethod,
         *,
-        grid: Grid,
         sampler: SamplerConfig | None,
         order: Int[np.ndarray, " place"] | None = None,
         known: int = 0,
         error: Callable[[int], np.ndarray] | None = None,
         mesh: Mesh,
     ):
-        check_can_generate(objective, sampler)
+        check_sampler(method, sampler)
+        check_order(method, order)
+        grid, patch_size = method.grid, method.model.patch_size
         patches = math.prod(grid)
         if not 0 <= known < patches:
             raise ValueError(
@@ -77,7 +76,7 @@ class Generator:
                 f"{patches}: give 0 to {patches - 1}, so that there is one to make"
             )
         self._mesh = mesh
-        mean, std = objective.mean, objective.std
+        mean, std = method.data.mean, method.data.std
         tables = None
         if sampler is not None:
             tables = make_tables(sampler, sampler.counts(patches)[known:], error)
@@ -89,19 +88,18 @@ class Generator:
             given: UInt8[Array, "batch height width channel"],
         ) -> UInt8[Array, "batch height width channel"]:
             model = nnx.merge(graphdef, params)
-            check_order(model.backbone.config, grid, order)
             sequence_order = model.backbone.order(grid) if order is None else order
-            start = patchify(standardise(given, mean, std), objective.patch_size)
+            start = patchify(standardise(given, mean, std), patch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             made = _complete(
                 SequenceDecoder(model, grid, sequence_order),
                 orders.take(start, sequence_order)[:, :known],
-                patch_drawer(model, objective, sampler, tables),
+                patch_drawer(model, method, sampler, tables),
                 keys,
                 patches,
             )
             made = orders.take(made, orders.inverse(sequence_order))
-            return unstandardise(unpatchify(made, objective.patch_size, grid), mean, std)
+            return unstandardise(unpatchify(made, patch_size, grid), mean, std)
 
         # Whichever process writes the images has all of them.
         self._images = jax.jit(images, out_shardings=replicated(mesh))
@@ -184,60 +182,64 @@ def make_tables(
     return Tables(steps, different, row)
 
 
-def check_can_generate(objective: Objective, sampler: SamplerConfig | None) -> None:
-    """Whether a model that was trained with an objective makes images, with this sampler.
-
-    Raises:
-      ValueError: it does not.
-    """
-    name = objective.config.name
-    if not isinstance(objective, PatchObjective):
-        raise ValueError(f"objective.name={name!r} predicts no patches: it makes no images")
-    if isinstance(objective, Diffusion) != (sampler is not None):
+def generating_method(method: Method) -> DARLMethod:
+    """The method, if its models make images. Raises ValueError."""
+    if not isinstance(method, DARLMethod):
         raise ValueError(
-            f"a model of objective.name={name!r} has no denoising patch decoder, which the sampler "
-            f"{sampler.name!r} needs: it gives its mean, without a sampler"
+            f"config.objective.name={method.name!r} predicts no patches: it makes no images"
+        )
+    if isinstance(method, MSE) and method.objective.normalize_target:
+        raise ValueError(
+            "config.objective.normalize_target=True: the model predicts patches up to their own "
+            "mean and variance, which an image that is not there does not give; it makes no images"
+        )
+    return method
+
+
+def check_sampler(method: DARLMethod, sampler: SamplerConfig | None) -> None:
+    """Whether the method's patch decoder suits a sampler. Raises ValueError."""
+    if isinstance(method, Diffusion) != (sampler is not None):
+        raise ValueError(
+            f"a model of config.objective.name={method.name!r} has no denoising patch decoder, "
+            f"which the sampler {sampler.name!r} needs: it gives its mean, without a sampler"
             if sampler is not None
-            else f"a model of objective.name={name!r} needs a sampler"
-        )
-    if isinstance(objective, MSE) and objective.config.normalise_target:
-        raise ValueError(
-            "objective.normalise_target=True: the model predicts patches up to their own mean and "
-            "variance, which an image that is not there does not tell; it makes no images"
+            else f"a model of config.objective.name={method.name!r} needs a sampler"
         )
 
 
-def check_order(vit: ViTConfig, grid: Grid, order: Int[np.ndarray, " place"] | None) -> None:
+def check_order(method: DARLMethod, order: Int[np.ndarray, " position"] | None) -> None:
     """Whether a model makes patches in an order.
 
     Raises:
       ValueError: it knows its own alone.
     """
-    if order is None or vit.two_stream or np.array_equal(order, fixed_order(vit.order, grid)):
+    own = method.model.order
+    if order is None or method.objective.two_stream:
+        return
+    if np.array_equal(order, fixed_order(own, method.grid)):
         return
     raise ValueError(
-        f"the model knows the order {vit.order.name!r} alone; another one needs a model of two "
-        "streams (model.two_stream=True)"
+        f"the model knows the order {own.name!r} alone; another one needs a model of two streams "
+        "(config.objective.two_stream=True)"
     )
 
 
 def pixel_bounds(
-    objective: Objective, pixels: int
-) -> tuple[Float[np.ndarray, " {pixels}"], Float[np.ndarray, " {pixels}"]]:
-    """The least and the greatest standardised value of each of a patch's pixels."""
-    mean, std = (np.asarray(value, np.float32) for value in (objective.mean, objective.std))
+    method: DARLMethod,
+) -> tuple[Float[np.ndarray, " pixel"], Float[np.ndarray, " pixel"]]:
+    """The least and the greatest standardized value of each of a patch's pixels."""
+    mean, std = (np.asarray(value, np.float32) for value in (method.data.mean, method.data.std))
     # A patch's values are (row, column, channel).
-    low, high = (np.tile((value - mean) / std, pixels // len(mean)) for value in (0.0, 1.0))
+    low, high = (np.tile((value - mean) / std, method.model.patch_size**2) for value in (0.0, 1.0))
     return low, high
 
 
 def patch_drawer(
-    model: DARL, objective: Objective, sampler: SamplerConfig | None, tables: Tables | None
+    model: DARL, method: DARLMethod, sampler: SamplerConfig | None, tables: Tables | None
 ) -> DrawPatch:
     """A function that draws a patch for each image; without a sampler its predicted mean."""
-    pixels = objective.patch_size**2 * len(objective.mean)
-    bounds = pixel_bounds(objective, pixels)
-    if not isinstance(objective, Diffusion) or sampler is None or tables is None:
+    pixels, bounds = method.patch_dim, pixel_bounds(method)
+    if not isinstance(method, Diffusion) or sampler is None or tables is None:
         return lambda z, keys, number: jnp.clip(model.patch_decoder(z).astype(jnp.float32), *bounds)
     steps = jax.tree.map(jnp.asarray, tables.steps)
     noisy = bool(np.any(tables.steps.of_noise))
@@ -247,7 +249,7 @@ def patch_drawer(
     def draw(
         z: Float[Array, "batch width"], keys: Key[Array, " batch"], number: Int[Array, ""]
     ) -> Float[Array, "batch pixel"]:
-        denoise = objective.denoiser(model, z[:, None])
+        denoise = method.denoiser(model, z[:, None])
         row = jnp.asarray(tables.row)[number]
 
         def one_level(x: Array, gamma: Array) -> Float[Array, "batch pixel"]:

@@ -1,29 +1,25 @@
-"""Ways to learn: one file for each, all called as (model, batch, key) -> (loss, metrics)."""
+"""Methods: a folder for each, all behind the contract in base.py."""
 
 from typing import Any
 
-from darl_jax.methods.base import Batch, Metrics, Objective, PatchObjective, Prediction
+from darl_jax.data.base import Features
+from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.mse import MSE, MSEConfig
 from darl_jax.methods.transfer.classification import Classification, ClassificationConfig
-from darl_jax.methods.transfer.probes import ProbeObjective, ProbesConfig
+from darl_jax.methods.transfer.probe_model import ProbesConfig
+from darl_jax.methods.transfer.probes import ProbeMethod
+from darl_jax.nn.vit import ViTConfig
 
-ObjectiveConfig = MSEConfig | DiffusionConfig | ClassificationConfig | ProbesConfig
-
-# objective.name -> (its config, the objective)
-OBJECTIVES: dict[str, tuple[type, type[Objective[Any]]]] = {
+# config.objective.name -> (config of the group, method)
+METHODS: dict[str, tuple[type[ObjectiveConfig], type[Method[Any]]]] = {
     "mse": (MSEConfig, MSE),
     "diffusion": (DiffusionConfig, Diffusion),
     "classification": (ClassificationConfig, Classification),
-    "probes": (ProbesConfig, ProbeObjective),
+    "probes": (ProbesConfig, ProbeMethod),
 }
 
-__all__ = [
-    "OBJECTIVES",
-    "Batch",
-    "Metrics",
-    "Objective",
-    "ObjectiveConfig",
-    "PatchObjective",
-    "Prediction",
-]
+# config.model.name -> config of the group
+MODELS: dict[str, type] = {"vit": ViTConfig}
+
+__all__ = ["METHODS", "MODELS", "Batch", "Features", "Method", "Metrics", "ObjectiveConfig"]

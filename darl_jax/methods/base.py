@@ -1,105 +1,165 @@
-"""What every way to learn has in common.
+"""The contract between a training run and a method.
 
-An objective is called with (model, batch, key) and returns a scalar loss and metrics. It owns the
-path from 8-bit pixels to the loss: standardise, patchify, corrupt or mix, compare.
+A method owns a model, the features of an example that it reads, and the loss. A run knows nothing
+else about it: `train.py` builds the method from the config, compiles `loss` into a step and asks
+`validate` on held-out examples.
 """
 
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from clu.metrics import Average
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
-from darl_jax.methods.darl.model import DARL
-from darl_jax.nn.orders import Order
-from darl_jax.nn.patches import patchify, standardise
-from darl_jax.nn.positions import Grid
+from darl_jax.data.base import Features, Split
+
+# Flax would place parameters when they are made; the table in training/sharding.py does it.
+nnx.use_eager_sharding(False)
 
 Batch = Mapping[str, Shaped[Array, "batch ..."]]
 Metrics = dict[str, Average]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
-class Prediction(NamedTuple):
-    """What a model says of each patch, given those before it; standardised, in raster order."""
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """Base of the configs behind `config.objective`; `name` decides the method."""
 
-    target: Float[Array, "batch patch pixel"]
-    predicted: Float[Array, "batch patch pixel"]
-    error: Float[Array, "batch patch"]  # squared error of what is predicted
-    order: Order  # in which they were predicted
+    name: str = ""
+
+    def resolved(self, train: Split) -> "ObjectiveConfig":
+        """The config with every key that the training split decides, such as the classes.
+
+        Raises:
+          ValueError: the split does not suit the objective.
+        """
+        del train
+        return self
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective(abc.ABC, Generic[Model]):
-    """A way to learn, for one kind of model.
+class Method(abc.ABC, Generic[Model]):
+    """A way to learn: a model, its inputs and its loss.
 
     Attributes:
-      config: the objective's own settings.
-      patch_size: rows and columns of a patch.
-      mean: of each channel, in units of [0, 1].
-      std: of each channel, in units of [0, 1].
+      objective: the config's group `objective`.
+      model: the config's group `model`.
+      data: the config's group `data`.
+
+    Raises:
+      ValueError: the groups do not fit each other; the message names the key.
     """
 
-    config: Any
-    patch_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    objective: Any
+    model: Any
+    data: Any
 
-    # First names of the paths of parameters that stay as they are.
+    # First names of the paths of parameters that are not trained.
     frozen: ClassVar[tuple[str, ...]] = ()
-    # First name of parameters whose leading axis counts models that learn side by side.
+    # First name of parameters whose leading axis counts models trained side by side.
     stacked: ClassVar[str | None] = None
 
+    def __post_init__(self) -> None:
+        check_inputs(self.inputs, self.data.features, f"config.objective.name={self.name!r}")
+
+    @property
+    def name(self) -> str:
+        """The method's name in METHODS."""
+        return self.objective.name
+
+    @property
     @abc.abstractmethod
-    def __call__(
+    def inputs(self) -> Features:
+        """The features of an example that `loss` reads."""
+
+    @abc.abstractmethod
+    def init(self, rngs: nnx.Rngs) -> Model:
+        """A model with initial parameters. Raises ValueError where the config is incomplete."""
+
+    @abc.abstractmethod
+    def loss(
         self, model: Model, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss in training, a mean over the examples that count, and its metrics.
 
-        `batch['mask']` says which count. `metrics['loss']` is the loss as a mergeable mean.
+        `batch['mask']` is False for examples that do not count. `metrics['loss']` is the loss as a
+        mergeable mean.
         """
 
     def validate(self, model: Model, batch: Batch, key: PRNGKeyArray) -> Metrics:
-        """What is measured on held-out examples: the metrics of training, if not overridden.
+        """Metrics of held-out examples: those of training unless overridden.
 
-        Objectives that train on altered images or labels measure on those of the batch.
+        Methods that train on altered examples or labels measure on those of the batch.
         """
-        return self(model, batch, key)[1]
-
-    def patches(self, batch: Batch) -> Float[Array, "batch patch pixel"]:
-        """Standardised patches of a batch's images."""
-        return patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
-
-    def grid(self, batch: Batch) -> Grid:
-        """(rows, columns) of patches of a batch's images."""
-        _, height, width, _ = batch["image"].shape
-        return height // self.patch_size, width // self.patch_size
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchObjective(Objective[DARL]):
-    """A way to learn to predict patches from those before them."""
-
-    denoising: ClassVar[bool]  # whether the patch decoder takes a corrupted patch too
+        return self.loss(model, batch, key)[1]
 
     @abc.abstractmethod
-    def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
-        """What the model predicts for each patch of each image."""
+    def flops(self) -> int:
+        """Model FLOPs of one example in a training step, by the convention of nn/flops.py."""
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that layer-wise decay distinguishes, the last one without decay; 0 for none."""
+        return 0
+
+    def layer_of(self, path: tuple[str, ...]) -> int | tuple[int, ...]:
+        """Layer of a parameter, from 0 to num_layers - 1, or of each entry of its first axis.
+
+        Raises:
+          ValueError: the method has no layers.
+        """
+        del path
+        raise ValueError(f"config.objective.name={self.name!r} has no layers to decay over")
+
+    def check_mesh(self, mesh: Mesh) -> None:
+        """Whether the model can be split over a mesh. Raises ValueError where it cannot."""
+        del mesh
+
+    def kernels(self, device: jax.Device) -> Mapping[str, str]:
+        """The kernels that run on a device, by operation, for the log.
+
+        Raises:
+          ValueError: a kernel that the config names does not run there.
+        """
+        del device
+        return {}
+
+
+def check_inputs(inputs: Features, features: Features, reader: str) -> None:
+    """Whether a kind of data makes the features that are read.
+
+    Raises:
+      ValueError: a feature is missing, or has another shape or dtype; `reader` begins the message.
+    """
+    for name, wanted in inputs.items():
+        found = features.get(name)
+        if found is None:
+            raise ValueError(
+                f"{reader} reads the feature {name!r}, and config.data makes {', '.join(features)}"
+            )
+        if (found.shape, np.dtype(found.dtype)) != (wanted.shape, np.dtype(wanted.dtype)):
+            raise ValueError(
+                f"{reader} reads {name!r} as {wanted.dtype}{list(wanted.shape)}, and config.data "
+                f"makes {found.dtype}{list(found.shape)}"
+            )
 
 
 def average(
-    values: Float[Array, "*shape batch patch"],
+    values: Float[Array, "*shape batch item"],
     mask: Bool[Array, " batch"],
-    where: Bool[Array, "*shape batch patch"] | None = None,
+    where: Bool[Array, "*shape batch item"] | None = None,
 ) -> Average:
-    """A mean over patches of the examples that count, mergeable with those of other batches."""
+    """A mean over items (patches, say) of the examples that count, mergeable over batches."""
     weight = jnp.broadcast_to(mask[:, None], values.shape)
     if where is not None:
         weight = weight & where
-    # `where`, not a product: what a padded example gives may be non-finite.
+    # `where`, not a product: padded examples may give non-finite values.
     total = jnp.sum(jnp.where(weight, values, 0.0), dtype=jnp.float32)
     return Average(total=total, count=jnp.sum(weight, dtype=jnp.float32))

@@ -114,7 +114,8 @@ class RunLog:
         line = dict(values)
         # Dropped updates do not count for the schedule.
         updates = step - 1 - int(values["dropped_updates"])
-        line["learning_rate"] = float(self._learning_rate(max(updates, 0)))
+        with jax.transfer_guard("allow"):  # A schedule is a small program of its own.
+            line["learning_rate"] = float(self._learning_rate(max(updates, 0)))
         line["epoch"] = step / self._steps_per_epoch
         line["input_wait"] = float(input_shares(times).max())
         speed = num_steps * self._batch_size / max(float(times[0].sum()), 1e-9)

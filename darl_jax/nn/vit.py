@@ -38,6 +38,7 @@ class ViTConfig:
     `remat`, `unroll` and `attention` change speed and memory, never the result.
     """
 
+    name: str = "vit"
     width: int = 768
     depth: int = 12
     num_heads: int = 12
@@ -50,7 +51,6 @@ class ViTConfig:
     # where a model goes on at another resolution. None: data.image_size.
     trained_image_size: int | None = None
     order: OrderConfig = dataclasses.field(default_factory=OrderConfig)  # of the patches
-    two_stream: bool = False  # pre-training: targets are asked for by their places (App. A.5)
     drop_path: float = 0.0  # of the last block; linear from 0 at the first, in training alone
     fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
     dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
@@ -70,16 +70,6 @@ class ViTConfig:
         for key in ("width", "depth", "num_heads", "mlp_dim", "patch_size", "unroll"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
-        if self.order.name == "random" and not self.two_stream:
-            raise ValueError(
-                "model.order.name='random' needs model.two_stream=True: without a query a model "
-                "cannot know which patch comes next"
-            )
-        if self.two_stream and self.positions not in positions.ABSOLUTE:
-            raise ValueError(
-                f"model.two_stream=True asks for patches by their places, which model.positions="
-                f"{self.positions!r} does not tell; choose from {list(positions.ABSOLUTE)}"
-            )
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.drop_path={self.drop_path} must be in [0, 1)")
         if self.trained_image_size is not None and (
@@ -455,6 +445,17 @@ class ViT(nnx.Module):
         if order.ndim == 1:
             return angles[np.concatenate([[0], 1 + order])]
         return orders.take(angles, jnp.pad(1 + order, ((0, 0), (1, 0))))
+
+
+def layer_of(path: tuple[str, ...], depth: int) -> int | tuple[int, ...]:
+    """Layer of a parameter of a ViT, for layer-wise decay as in BEiT and MAE.
+
+    0 for the embedding, the start token and learned positions; i + 1 for block i, one for each
+    entry of the first axis of stacked blocks; depth + 1 for the final norm.
+    """
+    if path[0] == "blocks":
+        return tuple(range(1, depth + 1))
+    return depth + 1 if path[0] == "final_norm" else 0
 
 
 def scan_blocks(

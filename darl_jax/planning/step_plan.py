@@ -13,17 +13,17 @@ from jax.sharding import Mesh
 
 from darl_jax.config import TrainConfig
 from darl_jax.data.sources import base as sources
+from darl_jax.methods.images import PatchMethod
 from darl_jax.nn import attention
 from darl_jax.planning import hlo, roofline
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.roofline import Roofline
 from darl_jax.planning.step_memory import Memory, advice_where_it_does_not_fit, read_memory
 from darl_jax.planning.topology import Topology
-from darl_jax.training import build
-from darl_jax.training.optimizers import learning_rate_schedule
-from darl_jax.training.sharding import make_mesh
+from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
+from darl_jax.training.sharding import check_batch, make_mesh
 from darl_jax.training.state import TrainState, abstract_state, graph_definition
-from darl_jax.training.step import lower_step, make_train_step
+from darl_jax.training.step import abstract_batch, lower_step, make_train_step
 
 # Records of TFDS datasets in the splits that the configs train on, as their pages at
 # https://www.tensorflow.org/datasets/catalog say.
@@ -84,7 +84,7 @@ def training_images(config: TrainConfig, given: int | None) -> tuple[int, str]:
     Raises:
       ValueError: nothing says how many there are, or `config.data` names what is not there.
     """
-    data = config.data
+    data: Any = config.data
     if given is not None:
         return given, "--train_images"
     if data.data_dir or data.source == "digits":
@@ -97,6 +97,11 @@ def training_images(config: TrainConfig, given: int | None) -> tuple[int, str]:
         "the number of training images decides the length of the run: give --train_images=N, or "
         "config.data.data_dir where the dataset is here"
     )
+
+
+def _tokens(config: TrainConfig) -> int:
+    method: Any = config.method
+    return method.tokens
 
 
 def kernel(config: TrainConfig, topology: Topology) -> tuple[str, list[str]]:
@@ -118,7 +123,7 @@ def kernel(config: TrainConfig, topology: Topology) -> tuple[str, list[str]]:
         device=device,
         dtype=model.dtype,
         head_dim=model.head_dim,
-        tokens=config.tokens,
+        tokens=_tokens(config),
     )
     return chosen, []
 
@@ -140,11 +145,10 @@ def compile_plan(
       ValueError: the config does not suit the devices.
     """
     mesh = make_mesh(config.mesh, topology.devices)
-    build.check_layout(config, mesh)
+    check_batch(config.batch_size, config.accumulation_steps, mesh)
+    config.method.check_mesh(mesh)
     chosen, notes = kernel(config, topology)
-    total_steps = config.total_steps or roofline.whole_steps(
-        config.total_epochs, train_images, config.batch_size
-    )
+    total_steps = config.steps(train_images)
     lowered, state = lower(config, mesh, chosen, train_images=train_images, total_steps=total_steps)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     what = (
@@ -195,7 +199,9 @@ def read_work(
         raise RuntimeError(f"the compiled step cannot be read: {error}") from error
     if chosen == "splash":
         executed += splash_flops(config, mesh)
-    return Work(build.step_flops(config) / mesh.size, executed, traffic, tuple(moved))
+    return Work(
+        config.batch_size * config.method.flops() / mesh.size, executed, traffic, tuple(moved)
+    )
 
 
 def roofline_of(work: Work, topology: Topology) -> Roofline | None:
@@ -218,26 +224,29 @@ def lower(
     """The step of a run, ready to be compiled, and the shapes and layouts of its state."""
     model = dataclasses.replace(config.model, attention=chosen)
     config = dataclasses.replace(config, model=model)
-    build_model = build.model_builder(config)
+    method = config.method
+    build_model = method.init
     learning_rate = learning_rate_schedule(
         config.optimizer,
         batch_size=config.batch_size,
         steps_per_epoch=train_images / config.batch_size,
         total_steps=total_steps,
     )
-    optimizer = build.build_optimizer(config, learning_rate)
+    optimizer = build_optimizer(config.optimizer, learning_rate, config.method)
     # All that computes anything comes before the mesh is set, whose devices may not be there.
     state = abstract_state(build_model, optimizer, mesh, ema=config.ema_decay > 0)
     step = make_train_step(
         graph_definition(build_model),
-        build.build_objective(config),
+        config.method,
         optimizer,
         accumulation_steps=config.accumulation_steps,
         ema_decay=config.ema_decay,
     )
     key = jax.eval_shape(jax.random.key, 0)
     with jax.set_mesh(mesh):
-        return lower_step(step, state, build.abstract_batch(config, mesh), key), state
+        return lower_step(
+            step, state, abstract_batch(config.method.inputs, config.batch_size, mesh), key
+        ), state
 
 
 def splash_flops(config: TrainConfig, mesh: Mesh) -> int:
@@ -247,7 +256,7 @@ def splash_flops(config: TrainConfig, mesh: Mesh) -> int:
     products, of which rematerialisation makes 4, and backward 3 for the queries and 4 for keys and
     values, which compute the weights again.
     """
-    blocks = math.ceil(config.tokens / _SPLASH_BLOCK)
+    blocks = math.ceil(_tokens(config) / _SPLASH_BLOCK)
     channels = math.ceil(config.model.head_dim / _SPLASH_BLOCK) * _SPLASH_BLOCK
     product = 2 * _SPLASH_BLOCK**2 * channels * blocks * (blocks + 1) // 2
     products = 2 + (0 if config.model.remat == "none" else 2) + 3 + 4
@@ -265,7 +274,7 @@ def compiler_notes(config: TrainConfig, topology: Topology) -> list[str]:
         )
         if config.model.dtype == "bfloat16":
             notes.append("this compiler computes bfloat16 in float32, so bytes are up to doubled")
-    if not config.predicts_patches:
+    if not isinstance(config.method, PatchMethod):
         notes.append(
             "estimates of attention's kernels, and of what a sweep does not compile, are those of "
             "causal pre-training: full attention takes more, a frozen backbone less"

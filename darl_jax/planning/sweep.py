@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -22,8 +23,8 @@ from darl_jax.planning.step_plan import (
 )
 from darl_jax.planning.topology import Topology
 from darl_jax.runtime.chips import Chip
-from darl_jax.training import build
-from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.optimizers import build_optimizer
+from darl_jax.training.sharding import MeshConfig, check_batch, make_mesh
 from darl_jax.training.state import TrainState, init_state, laid_out
 
 _WIDEST_TENSOR = 8  # Four all-reduces of activations a block: beyond this never the best.
@@ -151,8 +152,9 @@ def estimates(
     accumulations: Sequence[int],
 ) -> Iterator[Candidate]:
     """Every mesh, batch and policy that suits the devices, estimated without compiling."""
-    optimizer = build.build_optimizer(config, 0.0)
-    builder = build.model_builder(config)
+    method = config.method
+    optimizer = build_optimizer(config.optimizer, 0.0, method)
+    builder = method.init
     shapes = jax.eval_shape(
         lambda key: init_state(builder, optimizer, key, ema=config.ema_decay > 0), jax.random.key(0)
     )
@@ -173,7 +175,8 @@ def estimates(
                 model=dataclasses.replace(config.model, remat=remat),
             )
             try:
-                build.check_layout(candidate, mesh)
+                check_batch(candidate.batch_size, candidate.accumulation_steps, mesh)
+                candidate.method.check_mesh(mesh)
             except ValueError:
                 continue
             yield Candidate(candidate, estimate(candidate, topology, chip, mesh, state))
@@ -197,12 +200,15 @@ def estimate(
     The counts for each token were fitted to compiled steps of ViT-B/16 and ViT-H/14 for TPU v5e.
     """
     model, sizes = config.model, dict(mesh.shape)
-    tokens = config.tokens
+    method: Any = config.method
+    tokens = method.tokens
     local = config.batch_size / sizes["data"] / sizes["fsdp"] * tokens
     width, tensor = model.width, sizes["tensor"]
     hidden = model.mlp_dim / tensor
     weights = model.num_heads / tensor * math.ceil(tokens / _LANES) * _LANES
-    blocks = model.depth + config.patch_decoder.layers * getattr(config.objective, "draws", 1)
+    blocks = model.depth + config.objective.patch_decoder.layers * getattr(
+        config.objective, "draws", 1
+    )
     # Values of 2 bytes that the forward pass of a block keeps for each token.
     kept = {
         "none": (2 + 6 / tensor) * width + 2 * width / tensor + hidden + weights,
@@ -216,7 +222,7 @@ def estimate(
     memory = parameters + shard_bytes(state) + activations
 
     executed = {"none": 1.0, "dots": 1.05, "full": 4 / 3}[model.remat]
-    flops = build.step_flops(config) / mesh.size
+    flops = config.batch_size * config.method.flops() / mesh.size
     whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)) * 2 // tensor
     moved = collective_times(_sent(config, sizes, whole, local, blocks), mesh, topology)
     # Values that a block's forward pass writes and reads again; the backward pass does twice that.

@@ -8,6 +8,8 @@ chips are two devices each: there the chip's figures are halved.
 
 import dataclasses
 
+import jax
+
 _GIB = 2**30
 _MIB = 2**20
 
@@ -215,3 +217,8 @@ def find_chip(name: str) -> Chip:
         if name == chip.name or name in chip.device_kinds:
             return chip
     raise ValueError(f"{name!r} is not in the table of chips; it has {', '.join(CHIPS)}")
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Dense bfloat16 peak of a device in FLOP/s; None where it is not known, such as on a CPU."""
+    return PEAK_FLOPS.get(device.device_kind)

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-from absl import flags, logging
+from absl import app, flags, logging
 
 from darl_jax.runtime import cluster
 
@@ -125,3 +125,32 @@ def _in_config_file(error: BaseException, path: str) -> str:
     lines = re.findall(rf'File "[^"]*{re.escape(pathlib.Path(path).name)}", line (\d+)', text)
     message = str(error).strip().splitlines()[-1]
     return f"{path}, line {lines[-1]}: {message}" if path and lines else message
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Runs a program: parses its flags, and turns errors into one line and an exit code."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        del argv
+        with (
+            one_line_errors(EXIT_ERROR, OSError),
+            one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT),
+            advice_on_memory(),
+        ):
+            main()
+
+    app.run(guarded, argv=with_saved_config(sys.argv), flags_parser=flags_parser(usage))
+
+
+def with_saved_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with a checkpoint's own config where --checkpoint stands without --config."""
+    given = {
+        name: value or following
+        for argument, following in zip(argv, [*argv[1:], ""], strict=True)
+        for name, _, value in [argument.lstrip("-").partition("=")]
+        if argument.startswith("-")
+    }
+    if "config" in given or not given.get("checkpoint") or not {"config"} & set(flags.FLAGS):
+        return list(argv)
+    file = pathlib.Path(__file__).parents[1] / "interchange" / "saved_config.py"
+    return [argv[0], f"--config={file}:{given['checkpoint']}", *argv[1:]]

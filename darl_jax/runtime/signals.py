@@ -14,7 +14,7 @@ class StopRequest:
 
     Until `begin_training` there is nothing to save, and a signal ends the process at once, without
     an exception: one that is raised inside the compiler may be lost there, or crash it. In
-    `all_saved` it does so too, for there is nothing left to save.
+    `leaving_after` it does so too, once what is to be finished is.
 
     Args:
       leave: ends this process and all others of the run with an exit code and a line that says why.
@@ -28,7 +28,7 @@ class StopRequest:
         self._leave = leave
         self._training = False
         self._ended = False
-        self._saved: str | None = None
+        self._finish: Callable[[], str] | None = None
         self._previous: dict[int, Callable[..., Any] | int | None] = {}
 
     def begin_training(self) -> None:
@@ -40,19 +40,20 @@ class StopRequest:
         self._ended = True
 
     @contextlib.contextmanager
-    def all_saved(self, message: str) -> Iterator[None]:
-        """Where a signal, an earlier one too, ends the process at once.
+    def leaving_after(self, finish: Callable[[], str]) -> Iterator[None]:
+        """Lets a signal, an earlier one too, end the process at once, in an evaluation say.
 
         Args:
-          message: where the run goes on; printed after the signal's name.
+          finish: called first, on the main thread; returns the message that stands behind the
+            signal's name.
         """
-        self._saved = message
+        self._finish = finish
         if self.signal is not None:
-            self._leave(EXIT_INTERRUPTED, f"{self.signal}: {message}")
+            self._leave(EXIT_INTERRUPTED, f"{self.signal}: {finish()}")
         try:
             yield
         finally:
-            self._saved = None
+            self._finish = None
 
     def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,8 +72,8 @@ class StopRequest:
             return
         if not self._training:
             self._leave(128 + number, f"{name} before training began: nothing was changed")
-        if self._saved is not None:
-            self._leave(EXIT_INTERRUPTED, f"{name}: {self._saved}")
+        if self._finish is not None:
+            self._leave(EXIT_INTERRUPTED, f"{name}: {self._finish()}")
         if self.signal is not None and number == signal.SIGINT:
             # Whatever is being written is not complete and will be ignored.
             self._leave(128 + number, f"{name} again: the run goes on from its last checkpoint")

@@ -1,6 +1,7 @@
-"""Optimisers: AdamW for pre-training and transfer, LARS for linear probes (Tables 8, 9 and 13)."""
+"""Optimizers: AdamW for pre-training and transfer, LARS for linear probes (Tables 8, 9 and 13)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from absl import logging
+from jaxtyping import Array, Float, PyTree
+
+from darl_jax.methods.base import Method
+
+# Path of a parameter -> its layer, or one for each entry of its first axis.
+LayerOf = Callable[[tuple[str, ...]], int | tuple[int, ...]]
 
 REFERENCE_BATCH_SIZE = 256
 RUNNING_STATISTICS = ("running_mean", "running_var")  # the names of these leaves
@@ -17,31 +24,31 @@ RUNNING_RATE = 0.1  # torch's default `momentum` of BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class _OptimizerConfig:
-    """What all optimisers have.
+    """Keys that all optimizers have.
 
     Attributes:
-        name: which optimiser.
+        name: which optimizer.
         base_learning_rate: peak learning rate for a batch of 256; the peak of a run is this times
             batch_size / 256.
-        learning_rate: the peak itself, for any batch (Table 9's are of this kind); where it is
-            given, base_learning_rate is not read.
+        learning_rate: the peak itself, for any batch (Table 9's are of this kind), in place of
+            base_learning_rate.
         final_learning_rate: where the schedule ends.
         weight_decay: of the leaves named "kernel".
         clip_norm: largest global norm of the gradient; 0 leaves the gradient as it is.
         warmup_epochs: length of the linear warm-up in epochs.
-        warmup_steps: the same in steps; where it is given, warmup_epochs is not read.
+        warmup_steps: the same in steps, in place of warmup_epochs.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
     name: str
-    base_learning_rate: float
+    base_learning_rate: float | None
     learning_rate: float | None = None
     final_learning_rate: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float = 0.0
-    warmup_epochs: float = 0.0
+    warmup_epochs: float | None = 0.0
     warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -57,6 +64,12 @@ class _OptimizerConfig:
             value = getattr(self, key)
             if value is not None and not value >= 0:
                 raise ValueError(f"optimizer.{key} must be >= 0, got {value!r}")
+        for one, other in (
+            ("learning_rate", "base_learning_rate"),
+            ("warmup_steps", "warmup_epochs"),
+        ):
+            if getattr(self, one) is None and getattr(self, other) is None:
+                raise ValueError(f"optimizer.{one} or config.optimizer.{other} must have a value")
 
     def _check(self, valid: bool, key: str, what: str) -> None:
         if not valid:
@@ -78,9 +91,9 @@ class AdamWConfig(_OptimizerConfig):
     """
 
     name: str = "adamw"
-    base_learning_rate: float = 1.5e-4
+    base_learning_rate: float | None = 1.5e-4
     weight_decay: float = 0.05
-    warmup_epochs: float = 40.0
+    warmup_epochs: float | None = 40.0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -107,8 +120,8 @@ class LarsConfig(_OptimizerConfig):
     """
 
     name: str = "lars"
-    base_learning_rate: float = 0.1
-    warmup_epochs: float = 10.0
+    base_learning_rate: float | None = 0.1
+    warmup_epochs: float | None = 10.0
     momentum: float = 0.9
     trust_coefficient: float = 1e-3
 
@@ -129,7 +142,7 @@ OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
 
 def learning_rate_schedule(
     config: OptimizerConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
-) -> Callable[[int | Int[Array, ""]], Float[Array, ""]]:
+) -> optax.Schedule:
     """The learning rate at a step: linear warm-up from 0, then half a cosine down (Table 8).
 
     The first update (step 0) has rate 0, step `warmup` has the peak, and total_steps, one past the
@@ -146,36 +159,44 @@ def learning_rate_schedule(
     Raises:
         ValueError: the rate would have to rise to where it ends.
     """
-    if config.learning_rate is None:
+    peak, source = config.learning_rate, "learning_rate"
+    if peak is None:
+        assert config.base_learning_rate is not None
         peak = config.base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
-    else:
-        peak = config.learning_rate
+        source = f"base_learning_rate={config.base_learning_rate:g} times batch_size / 256"
     final = config.final_learning_rate
     if final > peak:
         raise ValueError(
             f"optimizer.final_learning_rate={final} must not be above the peak, which is {peak:g}"
         )
-    if config.warmup_steps is None:
+    warmup, key = config.warmup_steps, "warmup_steps"
+    if warmup is None:
+        assert config.warmup_epochs is not None
         warmup = round(config.warmup_epochs * steps_per_epoch)
-    else:
-        warmup = config.warmup_steps
-
-    def learning_rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
-        rising = step / max(warmup, 1)
-        progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0.0, 1.0)
-        falling = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup, peak * rising, final + (peak - final) * falling)
-
-    return learning_rate
+        key = f"warmup_epochs={config.warmup_epochs:g}"
+    logging.info("Learning rate: peak %g (%s), %d steps of warm-up (%s)", peak, source, warmup, key)
+    if warmup >= total_steps:
+        logging.warning(
+            "The learning rate rises over %d steps and the run has %d: it ends at %.0f%% of its "
+            "peak; lower config.optimizer.%s",
+            *(warmup, total_steps, 100 * total_steps / warmup, key.split("=")[0]),
+        )
+    falling = optax.cosine_decay_schedule(
+        peak, max(total_steps - warmup, 1), alpha=final / peak if peak else 0.0
+    )
+    if not warmup:
+        return falling
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), falling], [warmup])
 
 
 def make_optimizer(
     config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     *,
-    depth: int | None = None,
     frozen: Sequence[str] = (),
     stacked: str | None = None,
+    layer_of: LayerOf | None = None,
+    num_layers: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW or LARS on the parameters that are trained.
 
@@ -192,18 +213,19 @@ def make_optimizer(
     the statistics as they were.
 
     Args:
-        config: the optimiser's settings.
+        config: the optimizer's settings.
         learning_rate: a number or a function of the step.
-        depth: number of blocks, which layer decay needs.
         frozen: parameters below these names, first on their paths, are not trained: they have no
             state and no update.
         stacked: the first name on the path of modules that are stacked along a first dimension and
             trained side by side, each as if it were alone: clipping has a norm for each. All that
             is trained must be below it.
+        layer_of: layer of a parameter (`Method.layer_of`), which layer decay needs.
+        num_layers: number of layers.
 
     Raises:
-        ValueError: layer decay without a depth; at initialisation: a parameter that is neither
-            frozen nor below `stacked`.
+        ValueError: layer decay without layers; at initialization: a parameter that is neither
+            frozen nor below `stacked`, or a stack of kernels under LARS.
     """
     # Named, for a checkpoint's paths are made of these names.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -219,17 +241,34 @@ def make_optimizer(
         adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
         parts += [("adam", adam), ("decay", decay)]
         if config.layer_decay != 1.0:
-            if depth is None:
-                raise ValueError(
-                    f"optimizer.layer_decay={config.layer_decay} needs the blocks to be counted: "
-                    "give make_optimizer a depth"
-                )
-            parts.append(("layer_decay", _scale_by_layer(config.layer_decay, depth)))
+            if layer_of is None:
+                raise ValueError(f"optimizer.layer_decay={config.layer_decay} needs layer_of")
+            scales = functools.partial(
+                layer_decay_scales,
+                decay=config.layer_decay,
+                layer_of=layer_of,
+                num_layers=num_layers,
+            )
+            parts.append(("layer_decay", _scale_by(scales)))
     parts.append(("learning_rate", optax.scale_by_learning_rate(learning_rate)))
     optimizer = optax.named_chain(*parts)
     if stacked is not None:
-        optimizer = _side_by_side(optimizer, stacked)
-    return _trained_alone(optimizer, frozen)
+        optimizer = _per_slice(optimizer, stacked)
+    return _only_trained(optimizer, frozen)
+
+
+def build_optimizer(
+    config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule, method: Method
+) -> optax.GradientTransformation:
+    """The optimizer of a method: with its frozen and stacked parameters, and its layers."""
+    return make_optimizer(
+        config,
+        learning_rate,
+        frozen=method.frozen,
+        stacked=method.stacked,
+        layer_of=method.layer_of,
+        num_layers=method.num_layers,
+    )
 
 
 def weight_decay_mask(params: PyTree) -> PyTree[bool]:
@@ -242,26 +281,22 @@ def weight_decay_mask(params: PyTree) -> PyTree[bool]:
     return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
 
 
-def layer_decay_scales(params: PyTree, decay: float, depth: int) -> PyTree:
-    """What each parameter's learning rate is multiplied by: decay^(depth + 1 - layer) (Table 9).
-
-    The layer is 0 for the patch embedding, the start token and learned positions, i + 1 for block
-    i, and depth + 1 for what comes behind the blocks, as in BEiT and MAE.
+def layer_decay_scales(
+    params: PyTree, *, decay: float, layer_of: LayerOf, num_layers: int
+) -> PyTree:
+    """Factor of each parameter's learning rate: decay^(num_layers - 1 - layer) (Table 9).
 
     Returns:
-        A number for each leaf; for those of blocks, which are stacked, an array that is broadcast
-        against the leaf.
+        A number for each leaf; an array that is broadcast against the leaf where each entry of its
+        first axis has a layer of its own.
     """
-    first = ("patch_embedding", "sos", "positions")
 
-    def scale(path: tuple[Any, ...], leaf: Any) -> float | Float[np.ndarray, "depth ..."]:
-        part = (*_names(path), "")[:2]
-        if part[0] == "backbone" and part[1] in first:
-            return decay ** (depth + 1)
-        if part == ("backbone", "blocks"):
-            exponents = np.arange(depth, 0, -1).reshape(depth, *(1,) * (leaf.ndim - 1))
-            return np.asarray(decay**exponents, np.float32)
-        return 1.0
+    def scale(path: tuple[Any, ...], leaf: Any) -> float | Float[np.ndarray, "stack ..."]:
+        layer = layer_of(_names(path))
+        if isinstance(layer, int):
+            return decay ** (num_layers - 1 - layer)
+        exponents = (num_layers - 1) - np.asarray(layer).reshape(-1, *(1,) * (leaf.ndim - 1))
+        return np.asarray(decay**exponents, np.float32)
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
@@ -270,44 +305,40 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def _scale_by_layer(decay: float, depth: int) -> optax.GradientTransformation:
-    def scaled(updates: PyTree, _: PyTree) -> PyTree:
-        return jax.tree.map(jnp.multiply, updates, layer_decay_scales(updates, decay, depth))
-
-    return optax.stateless(scaled)
+def _scale_by(scales: Callable[[PyTree], PyTree]) -> optax.GradientTransformation:
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates)))
 
 
 def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
-    """Gradients of kernels times coefficient * |kernel| / |gradient|, or 1 where one is zero.
+    """Optax's trust ratio on kernels, which must be matrices: a stack would share one norm."""
+    ratio = optax.masked(
+        optax.scale_by_trust_ratio(trust_coefficient=coefficient), weight_decay_mask
+    )
 
-    A kernel is (in, out); other dimensions before these are of stacks, and have a ratio for each.
-    """
+    def init(params: PyTree) -> optax.OptState:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if _names(path)[-1] == "kernel" and leaf.ndim != 2:
+                raise ValueError(
+                    f"config.optimizer.name='lars' scales whole matrices, and "
+                    f"{'/'.join(_names(path))} has {leaf.ndim} dimensions: it trains probes; use "
+                    "'adamw'"
+                )
+        return ratio.init(params)
 
-    def scaled(updates: PyTree, params: PyTree) -> PyTree:
-        def scale(is_kernel: bool, gradient: Array, param: Array) -> Array:
-            if not is_kernel:
-                return gradient
-            sizes = [jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) for x in (param, gradient)]
-            both = (sizes[0] > 0) & (sizes[1] > 0)
-            ratio = coefficient * sizes[0] / jnp.where(both, sizes[1], 1.0)
-            return gradient * jnp.where(both, ratio, 1.0)
-
-        return jax.tree.map(scale, weight_decay_mask(updates), updates, params)
-
-    return optax.stateless(scaled)
+    return optax.GradientTransformation(init, ratio.update)
 
 
-def _side_by_side(
+def _per_slice(
     optimizer: optax.GradientTransformation, stacked: str
 ) -> optax.GradientTransformation:
-    """The optimiser for each slice along the parameters' first dimension."""
+    """The optimizer for each slice along the parameters' first dimension."""
 
     def init(params: PyTree) -> optax.OptState:
         for path, _ in jax.tree_util.tree_leaves_with_path(params):
             if _names(path)[0] != stacked:
                 raise ValueError(
                     f"the parameter {'/'.join(_names(path))} is trained and is not below "
-                    f"'{stacked}', where each optimiser has its slice; freeze it"
+                    f"'{stacked}', where each optimizer has its slice; freeze it"
                 )
         return jax.vmap(optimizer.init)(params)
 
@@ -319,10 +350,10 @@ def _side_by_side(
     return optax.GradientTransformation(init, update)
 
 
-def _trained_alone(
+def _only_trained(
     optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> optax.GradientTransformation:
-    """The optimiser for what is trained; running statistics step by themselves, the rest stays."""
+    """The optimizer for what is trained; running statistics step by themselves, the rest stays."""
 
     def split(path: tuple[Any, ...]) -> str:
         names = _names(path)

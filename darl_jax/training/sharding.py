@@ -87,6 +87,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
+    """Whether a batch can be split over the mesh.
+
+    Raises:
+      ValueError: it cannot; the message names the keys.
+    """
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = shards * accumulation_steps
+    if batch_size % parts:
+        raise ValueError(
+            f"config.batch_size={batch_size} must be a multiple of {parts}: {shards} devices along "
+            f"mesh.data and mesh.fsdp, times accumulation_steps={accumulation_steps}"
+        )
+    process = np.vectorize(lambda device: device.process_index)(mesh.devices).reshape(shards, -1)
+    if (process != process[:, :1]).any():
+        # Each process reads rows of its own, and these devices share theirs.
+        raise ValueError(
+            f"config.mesh.tensor={mesh.shape['tensor']} joins devices of several processes; it "
+            "must stay within one"
+        )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Examples split over `data` and `fsdp`; whatever else an array has is whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -11,7 +11,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from darl_jax.methods.darl.model import parameters
 from darl_jax.training.sharding import tree_shardings
 
 BuildModel = Callable[[nnx.Rngs], nnx.Module]
@@ -39,6 +38,11 @@ class TrainState:
     def evaluated_params(self) -> Any:
         """What is evaluated and handed on: the average where there is one."""
         return self.params if self.ema is None else self.ema
+
+
+def parameters(model: nnx.Module) -> Any:
+    """A model's parameters as a nested dict of arrays with plain names."""
+    return nnx.to_pure_dict(nnx.split(model)[1])
 
 
 def init_state(

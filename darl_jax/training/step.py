@@ -1,16 +1,18 @@
 """One step of training, pure: (state, batch, key) -> (state, metrics)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu.metrics import Average
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from darl_jax.methods import Batch, Metrics, Objective
-from darl_jax.training.sharding import pin_batch
+from darl_jax.methods import Batch, Features, Method, Metrics
+from darl_jax.training.sharding import batch_sharding, global_array, pin_batch
 from darl_jax.training.state import TrainState
 
 LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]
@@ -19,7 +21,7 @@ TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metric
 
 def make_train_step(
     graphdef: nnx.GraphDef,
-    objective: Objective,
+    method: Method,
     optimizer: optax.GradientTransformation,
     *,
     accumulation_steps: int = 1,
@@ -29,7 +31,7 @@ def make_train_step(
 
     Args:
       graphdef: the model without its parameters.
-      objective: what is learnt.
+      method: gives the loss.
       optimizer: turns gradients into updates.
       accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
         squared error's result is that of the whole batch; diffusion draws other noise, and
@@ -41,7 +43,7 @@ def make_train_step(
         params: PyTree, batch: Batch, key: PRNGKeyArray
     ) -> tuple[PyTree, Metrics]:
         def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
-            return objective(nnx.merge(graphdef, params), batch, key)
+            return method.loss(nnx.merge(graphdef, params), batch, key)
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
@@ -81,11 +83,9 @@ def make_train_step(
             "dropped_updates": _single(new_state.dropped_updates),
             "dropped_in_a_row": _single(new_state.dropped_in_a_row),
         }
-        if "replaced" in batch:
-            metrics["replaced_records"] = _single(jnp.sum(batch["replaced"]))
-        if "stop" in batch:
-            # Through the step itself all processes learn at the same step that one was told to go.
-            metrics["stop_requested"] = _single(jnp.any(batch["stop"]))
+        metrics["replaced_records"] = _single(jnp.sum(batch["replaced"]))
+        # Through the step itself all processes learn at the same step that one got a signal.
+        metrics["stop_requested"] = _single(jnp.any(batch["stop"]))
         return new_state, metrics
 
     return train_step
@@ -111,6 +111,38 @@ def _accumulate(
     )
     (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
     return jax.tree.map(lambda g: g / steps, gradient), metrics
+
+
+# Beside the method's inputs, one of each for an example: whether it counts, whether its record was
+# replaced, whether its process got a signal. The last rides on the batch's own layout, so that
+# agreeing on it is a part of the step.
+FLAGS = ("mask", "replaced", "stop")
+
+
+def device_batch(
+    rows: Mapping[str, np.ndarray], inputs: Features, mesh: Mesh, *, stop: bool
+) -> PyTree:
+    """This process's rows of a batch as global arrays that a step reads.
+
+    Args:
+      rows: from the pipeline.
+      inputs: of the method.
+      mesh: of the run.
+      stop: whether this process got a signal.
+    """
+    read = {name: rows[name] for name in (*inputs, "mask", "replaced")}
+    return global_array(read | {"stop": np.full(len(rows["mask"]), stop)}, mesh)
+
+
+def abstract_batch(inputs: Features, batch_size: int, mesh: Mesh) -> PyTree:
+    """Shapes and shardings of `device_batch`, to compile before there is one."""
+    features = {**inputs, **{flag: jax.ShapeDtypeStruct((), np.bool_) for flag in FLAGS}}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (batch_size, *feature.shape), feature.dtype, sharding=batch_sharding(mesh)
+        )
+        for name, feature in features.items()
+    }
 
 
 def lower_step(

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import contestants, step_table, train_step
-from darl_jax.training import build
 
 DIGITS = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits_mse.py")
 SMALL = ["--models=ti16", "--image_size=32", "--batch_size=2"]
@@ -111,7 +110,7 @@ def python_that_answers(folder, *answers):
 
 
 def equal_work(config):
-    return {"parameters": 11, "forward_flops": build.step_flops(config) // config.batch_size // 3}
+    return {"parameters": 11, "forward_flops": config.method.flops() // 3}
 
 
 def test_the_pytorch_process_is_asked_and_its_seconds_are_taken(tmp_path):

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from flax import nnx
 from scipy import stats
 
 from darl_jax.config import ConfigError
 from darl_jax.evaluators import schedule as evaluation
 from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig, Measured, check_objective
-from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from darl_jax.interchange.loading import load_model
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.model import DARL, parameters
@@ -83,18 +83,18 @@ def bins(pixels):
     return lower, np.where(x >= (254.5 / 255 - MEAN[0]) / STD[0], np.inf, x + half)
 
 
-@pytest.mark.parametrize("discretised", [False, True])
+@pytest.mark.parametrize("discretized", [False, True])
 @pytest.mark.parametrize("batch_size", [5, 12])
 def test_the_squared_error_has_the_likelihood_of_a_gaussian_fitted_on_training_images(
-    tiny, discretised, batch_size
+    tiny, discretized, batch_size
 ):
     training, test = random_images(7, seed=1), random_images(11, seed=2)
     test[0, :2] = [[[0]], [[255]]]  # the two open bins
-    config = dataclasses.replace(CONFIG, discretised=discretised)
+    config = dataclasses.replace(CONFIG, discretized=discretized)
     found = measured(tiny, training, test, config=config, batch_size=batch_size, padding=9)
     std = np.sqrt(np.mean((predictions(tiny, training) - standardised(training)) ** 2))
     mean = predictions(tiny, test)
-    if discretised:
+    if discretized:
         lower, upper = bins(test)
         bits = -np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
     else:
@@ -131,7 +131,7 @@ class Blind(Diffusion):
 def test_the_bound_of_a_denoiser_that_sees_nothing_is_its_known_sum():
     steps = 10
     config = LikelihoodConfig(
-        steps=steps, draws=200, levels=10, discretised=False, per_dimension=False
+        steps=steps, draws=200, levels=10, discretized=False, per_dimension=False
     )
     model = tiny_model(denoising=True)
     training, test = images(4, seed=1), images(6, seed=2)
@@ -303,18 +303,18 @@ def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
 
 
 def test_what_has_no_likelihood_is_an_error_that_names_the_key(tiny):
-    with pytest.raises(ValueError, match=r"objective\.normalise_target=True, which has no"):
-        check_objective(MSEConfig(normalise_target=True))
-    normalised = MSE(MSEConfig(normalise_target=True), VIT.patch_size, MEAN, STD)
-    with pytest.raises(ValueError, match=r"objective\.normalise_target=True"):
+    with pytest.raises(ValueError, match=r"objective\.normalize_target=True, which has no"):
+        check_objective(MSEConfig(normalize_target=True))
+    normalised = MSE(MSEConfig(normalize_target=True), VIT.patch_size, MEAN, STD)
+    with pytest.raises(ValueError, match=r"objective\.normalize_target=True"):
         evaluator(tiny, images(1), images(1), objective=normalised)
 
 
 def test_a_run_that_cannot_answer_does_not_begin():
     with pytest.raises(ConfigError, match=r"likelihood_every_steps=5 .*config\.objective\.name"):
         tiny_runs.tiny(objective="classification", evaluation__likelihood_every_steps=5)
-    with pytest.raises(ConfigError, match=r"config\.objective\.normalise_target=True"):
-        tiny_runs.tiny(objective__normalise_target=True, evaluation__likelihood_every_steps=5)
+    with pytest.raises(ConfigError, match=r"config\.objective\.normalize_target=True"):
+        tiny_runs.tiny(objective__normalize_target=True, evaluation__likelihood_every_steps=5)
 
 
 # --- whole runs ----------------------------------------------------------------------------------

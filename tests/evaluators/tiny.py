@@ -7,11 +7,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSE, MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import parameters
+from tests.methods_on_images import method
 
 MEAN, STD = (0.3,), (0.4,)
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
@@ -26,9 +28,7 @@ class Tiny:
     graphdef: nnx.GraphDef[DARL]
     params: dict
     mesh: Mesh
-    objective: MSE = dataclasses.field(
-        default_factory=lambda: MSE(MSEConfig(), VIT.patch_size, MEAN, STD)
-    )
+    method: MSE = dataclasses.field(default_factory=lambda: method(MSEConfig(), VIT))
 
 
 def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:

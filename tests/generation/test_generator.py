@@ -14,7 +14,6 @@ from darl_jax.generation.generator import Generator, make_tables, pixel_bounds
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import orders
 from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
-from darl_jax.training import build
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import create_params, graph_definition
 from tests.tiny_runs import tiny
@@ -33,9 +32,9 @@ DIFFUSION = {
 
 def parts(config: TrainConfig, mesh: Mesh):
     """(graphdef, objective, random parameters that make outputs of about unit size)."""
-    build_model = build.model_builder(config)
+    build_model = config.method.init
     params = create_params(build_model, jax.random.key(0), mesh)
-    return graph_definition(build_model), build.build_objective(config), params
+    return graph_definition(build_model), config.method, params
 
 
 def make(config, *, numbers=range(6), given=GIVEN, seed=1, sampler=SAMPLER, devices=1, **options):
@@ -172,7 +171,7 @@ def test_later_patches_take_fewer_steps():
 
 def test_bounds_are_those_of_8_bit_pixels_by_channel():
     config = tiny(data__channels=3, data__mean=(0.1, 0.2, 0.3), data__std=(0.5, 0.25, 0.2))
-    objective = build.build_objective(config)
+    objective = config.method
     low, high = pixel_bounds(objective, 12)
     corners = np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), 255)]).astype(np.uint8)
     expected = patchify(standardise(jnp.asarray(corners), objective.mean, objective.std), 2)[:, 0]
@@ -191,9 +190,9 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
             "objective.name='mse' has no denoising patch decoder, which the sampler 'ddpm' needs",
         ),
         (
-            {"model__patch_size": 2, "objective__normalise_target": True},
+            {"model__patch_size": 2, "objective__normalize_target": True},
             {"sampler": None},
-            "objective.normalise_target=True",
+            "objective.normalize_target=True",
         ),
         (
             {"objective": "classification", "objective__num_classes": 10},

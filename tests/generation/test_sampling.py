@@ -9,13 +9,12 @@ import sys
 
 import numpy as np
 import pytest
+from darl_jax.generation.sampling import Wanted, measured_error, sample
 from PIL import Image
 
 from darl_jax.evaluators.schedule import held_out, read_config, restored_params
-from darl_jax.generation.sampling import Wanted, measured_error, sample
 from darl_jax.interchange.loading import LoadedModel, load_model
 from darl_jax.methods.darl.samplers import SamplerConfig
-from darl_jax.training import build
 from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import graph_definition
 from tests.tiny_runs import run, tiny
@@ -110,7 +109,7 @@ def test_analytic_variance_is_measured_on_training_images_at_any_number_of_steps
     config = read_config(None, model)
     mesh = make_mesh(config.mesh)
     params = restored_params(config, model, mesh)
-    graphdef = graph_definition(build.model_builder(config))
+    graphdef = graph_definition(config.method.init)
     error = measured_error(config, SamplerConfig(steps=8), graphdef, params, mesh)
     whole, half = error(8), error(4)
     assert whole.shape == (8, 4)

@@ -16,7 +16,6 @@ from darl_jax.interchange.loading import LoadedModel
 from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.vit import ViT
-from darl_jax.training import build
 from darl_jax.training.checkpoint import Checkpointer
 from tests.random_modules import random_module
 
@@ -73,7 +72,7 @@ def make_config(**model: Any) -> config_lib.TrainConfig:
 def make_source(config: config_lib.TrainConfig | None = None, classes: int = 0) -> Source:
     """Step 3 of a run: of a classifier where there are classes, of pre-training otherwise."""
     config = config or make_config()
-    params = parameters(random_module(build.model_builder(config)))
+    params = parameters(random_module(config.method.init))
     saved = config_lib.to_dict(config)
     if classes:
         rng = np.random.default_rng(1)

@@ -8,14 +8,13 @@ from darl_jax.interchange.names import check_arrays, expected_shapes, from_torch
 from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.positions import POSITIONS
-from darl_jax.training import build
 from tests.interchange.small_run import assert_same, golden_weights, make_config
 from tests.random_modules import random_module
 
 
 def params_of(**model):
     config = make_config(**model)
-    return parameters(random_module(build.model_builder(config))), config
+    return parameters(random_module(config.method.init)), config
 
 
 @pytest.mark.parametrize("encoding", POSITIONS)

@@ -7,29 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax.methods import MSE, Diffusion, DiffusionConfig, MSEConfig, PatchObjective
+from darl_jax.methods.darl.base import DARLMethod
+from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
+from tests.methods_on_images import images, method
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=4, dtype="float32")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 OBJECTIVES = {
-    "mse": MSE(MSEConfig(), 4, MEAN, STD),
-    "diffusion": Diffusion(DiffusionConfig(), 4, MEAN, STD),
+    "mse": method(MSEConfig(), VIT, images(8, MEAN, STD)),
+    "diffusion": method(DiffusionConfig(), VIT, images(8, MEAN, STD)),
 }
 EXAMPLES, GRID = 3, (2, 3)
 
 
-def make_model(objective: PatchObjective, name: str) -> DARL:
-    vit = dataclasses.replace(VIT, two_stream=name == "random", order=OrderConfig(name))
+def make_model(objective: DARLMethod, name: str) -> DARL:
+    vit = dataclasses.replace(VIT, order=OrderConfig(name))
     return random_module(
         lambda rngs: DARL(
             vit,
             PatchDecoderConfig("mlp", 1),
             denoising=objective.denoising,
+            two_stream=name == "random",
             grid=GRID,
             channels=3,
             rngs=rngs,
@@ -61,11 +65,13 @@ def test_the_last_patch_of_an_order_moves_its_own_error_alone(name: str, order: 
 def test_random_orders_follow_from_the_key() -> None:
     objective, batch = OBJECTIVES["mse"], make_batch()  # which draws nothing else
     model = make_model(objective, "random")
-    first, again, other = (float(objective(model, batch, jax.random.key(i))[0]) for i in (0, 0, 1))
+    first, again, other = (
+        float(objective.loss(model, batch, jax.random.key(i))[0]) for i in (0, 0, 1)
+    )
     assert first == again
     assert abs(first - other) > 1e-3
     fixed = make_model(objective, "spiral")
-    first, other = (float(objective(fixed, batch, jax.random.key(i))[0]) for i in (0, 1))
+    first, other = (float(objective.loss(fixed, batch, jax.random.key(i))[0]) for i in (0, 1))
     assert first == other
 
 
@@ -76,5 +82,5 @@ def test_noise_does_not_depend_on_whether_an_order_is_drawn() -> None:
     for model in models:
         model.patch_decoder = models[0].patch_decoder
         model.encode = lambda patches, grid, order: jnp.zeros((EXAMPLES, 6, 16))
-    first, second = (float(objective(model, batch, key)[0]) for model in models)
+    first, second = (float(objective.loss(model, batch, key)[0]) for model in models)
     assert first == second

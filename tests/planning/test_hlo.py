@@ -22,7 +22,6 @@ from darl_jax.config import load
 from darl_jax.planning import hlo
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.hlo_text import parse, replica_groups
-from darl_jax.training import build
 from darl_jax.training.optimizers import make_optimizer
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import abstract_state, graph_definition
@@ -62,12 +61,15 @@ def train_step(sizes: tuple[int, int, int]) -> dict[str, Any]:
     raw.model.unroll = 1
     config = load(raw)
     mesh = make_mesh(MeshConfig(*sizes))
-    model = build.model_builder(config)
+    model = config.method.init
     optimizer = make_optimizer(config.optimizer, lambda step: 1e-3)
     state = abstract_state(model, optimizer, mesh)
     with jax.set_mesh(mesh):
-        step = make_train_step(graph_definition(model), build.build_objective(config), optimizer)
-        batch, key = build.abstract_batch(config, mesh), jax.random.key(0)
+        step = make_train_step(graph_definition(model), config.method, optimizer)
+        batch, key = (
+            abstract_batch(config.method.inputs, config.batch_size, mesh),
+            jax.random.key(0),
+        )
         text = str(lower_step(step, state, batch, key).compile().as_text())
         return measure(text, mesh) | {"jaxpr_flops": matmul_flops(step, state, batch, key)}
 

@@ -39,7 +39,7 @@ def test_counted_flops_are_those_of_the_traced_loss(objective, decoder):
         objective=objective,
         data=ImagesConfig(source="digits", image_size=16),
     )
-    model = nnx.eval_shape(lambda: build.model_builder(config)(nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: config.method.init(nnx.Rngs(0)))
     graphdef, params = nnx.split(model)
     batch = {
         "image": jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.uint8),
@@ -47,12 +47,12 @@ def test_counted_flops_are_those_of_the_traced_loss(objective, decoder):
     }
 
     def loss(params, batch, key):
-        return build.build_objective(config)(nnx.merge(graphdef, params), batch, key)[0]
+        return config.method(nnx.merge(graphdef, params), batch, key)[0]
 
     # Outside the convention: RoPE exchanges channel pairs of each block's query and key by a
     # product of (image, token, head) rows, the start token's too, with a square matrix.
     head_dim = VIT.width // VIT.num_heads
     rotations = 2 * VIT.depth * (2 * 2 * 16 * VIT.num_heads * head_dim**2)
     traced = matmul_flops(loss, params, batch, jax.random.key(0)) - rotations
-    assert build.step_flops(config) == flops.train_step_flops(traced // 2, 2)
+    assert config.batch_size * config.method.flops() == flops.train_step_flops(traced // 2, 2)
     assert build.step_flops(dataclasses.replace(config, batch_size=4)) == 6 * traced

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from darl_jax.methods.base import Batch, Metrics, PatchObjective, Prediction, average
+from darl_jax.methods.base import Batch, Metrics, average
+from darl_jax.methods.darl.base import DARLConfig, DARLMethod
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import Denoise
+from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.methods.darl.schedules import Schedule, ScheduleConfig, make_schedule
+from darl_jax.methods.images import Prediction
 from darl_jax.nn.patches import squared_error
 
 PREDICTIONS = ("x0", "epsilon")
@@ -25,13 +28,21 @@ _SHOWN_GAMMA = {"x0": 0.0, "epsilon": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
-    """What the decoder predicts, and from which levels of noise."""
+class DiffusionConfig(DARLConfig):
+    """Diffusion.
+
+    Attributes:
+      prediction: output of the patch decoder, 'x0' or 'epsilon' (Section 4.1: 83.6 against 82.9).
+      schedule: distribution of the noise level gamma.
+      draws: draws of (gamma, noise) for each pass of the backbone.
+      sampler: default way to draw patches from a trained model; training does not read it.
+    """
 
     name: str = "diffusion"
-    prediction: str = "x0"  # 'x0' or 'epsilon' (Section 4.1: 83.6 against 82.9)
+    prediction: str = "x0"
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
-    draws: int = 1  # of (gamma, noise) for each pass of the backbone
+    draws: int = 1
+    sampler: SamplerConfig = dataclasses.field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -44,7 +55,7 @@ class DiffusionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion(PatchObjective):
+class Diffusion(DARLMethod):
     """Mean of ||x^0 - g(x^s, z)||^2, unweighted, with x^s = sqrt(gamma) x^0 + sqrt(1-gamma) eps.
 
     Each patch has its own gamma, drawn independently from the schedule, and its own noise.
@@ -52,30 +63,35 @@ class Diffusion(PatchObjective):
 
     denoising: ClassVar[bool] = True
 
-    config: DiffusionConfig
+    objective: DiffusionConfig
+
+    @property
+    def draws(self) -> int:
+        """Corrupted patches for each output of the backbone."""
+        return self.objective.draws
 
     @property
     def schedule(self) -> Schedule:
         """The distribution of gamma."""
-        return make_schedule(self.config.schedule)
+        return make_schedule(self.objective.schedule)
 
-    def __call__(
+    def loss(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss, and its parts by the decile of the schedule that gamma fell in.
 
         Decile 0 holds the tenth of the draws with most noise, whatever the schedule.
         """
-        patches, grid = self.patches(batch), self.grid(batch)
+        patches, grid = self.patches(batch), self.batch_grid(batch)
         # An order, where one is drawn, has a key of its own beside the two.
         order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         gamma_key, noise_key = jax.random.split(key)
-        shape = (self.config.draws, *patches.shape)
+        shape = (self.objective.draws, *patches.shape)
         gamma = self.schedule.sample(gamma_key, (*shape[:-1], 1))
         noise = jax.random.normal(noise_key, shape, jnp.float32)
         z = model.encode(patches, grid, order)
         output = model.patch_decoder(z, corrupt(patches, noise, gamma), gamma)
-        target = noise if self.config.prediction == "epsilon" else patches
+        target = noise if self.objective.prediction == "epsilon" else patches
         error = squared_error(output, jnp.broadcast_to(target, shape))
 
         loss = average(error, batch["mask"])
@@ -88,10 +104,10 @@ class Diffusion(PatchObjective):
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
         """x^0 as the model sees it in one step: from noise alone where it predicts x^0."""
-        patches, grid = self.patches(batch), self.grid(batch)
+        patches, grid = self.patches(batch), self.batch_grid(batch)
         order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         noise = jax.random.normal(key, (1, *patches.shape), jnp.float32)
-        gamma = jnp.full((*noise.shape[:-1], 1), _SHOWN_GAMMA[self.config.prediction])
+        gamma = jnp.full((*noise.shape[:-1], 1), _SHOWN_GAMMA[self.objective.prediction])
         x_s = corrupt(patches, noise, gamma)
         z = model.encode(patches, grid, order)
         x_0 = self.denoised(model, z, x_s, gamma)
@@ -113,7 +129,7 @@ class Diffusion(PatchObjective):
 
         def denoised(x_s: Array, gamma: Array) -> Array:
             output = decode(x_s, gamma).astype(jnp.float32)
-            return output if self.config.prediction == "x0" else denoise(x_s, output, gamma)
+            return output if self.objective.prediction == "x0" else denoise(x_s, output, gamma)
 
         return denoised
 

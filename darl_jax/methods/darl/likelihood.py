@@ -303,7 +303,7 @@ def gaussian_nats(
     return 0.5 * jnp.sum(jnp.log(2.0 * jnp.pi * variance) + scaled, axis=-1)
 
 
-def discretised_nats(
+def discretized_nats(
     x: Float[Array, "batch patch pixel"],
     level: Int[Array, "batch patch pixel"],
     half_bin: Float[np.ndarray, " pixel"],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.methods.darl.patch_decoders import (
     DenoisingPatchDecoder,
@@ -16,9 +16,6 @@ from darl_jax.nn.orders import Order
 from darl_jax.nn.positions import Grid
 from darl_jax.nn.vit import ViT, ViTConfig
 
-# Flax would place parameters when they are made; the table in sharding.py says where they go.
-nnx.use_eager_sharding(False)
-
 
 class DARL(nnx.Module):
     """The model that is pre-trained; transfer keeps its `backbone`.
@@ -27,6 +24,7 @@ class DARL(nnx.Module):
       vit: the backbone's shape.
       patch_decoder: the decoder's shape.
       denoising: True for the diffusion objective, False for the squared error.
+      two_stream: whether patches are predicted from a query stream (Appendix A.5).
       grid: (rows, columns) of patches.
       channels: of an image.
       rngs: random state for the initial parameters.
@@ -38,13 +36,14 @@ class DARL(nnx.Module):
         patch_decoder: PatchDecoderConfig,
         *,
         denoising: bool,
+        two_stream: bool = False,
         grid: Grid,
         channels: int,
         rngs: nnx.Rngs,
     ):
         patch_dim = vit.patch_size**2 * channels
         self.backbone = ViT(vit, patch_dim=patch_dim, grid=grid, rngs=rngs)
-        self.query_stream = QueryStream(vit, rngs=rngs) if vit.two_stream else None
+        self.query_stream = QueryStream(vit, rngs=rngs) if two_stream else None
         decoder: Any = DenoisingPatchDecoder if denoising else PatchDecoder
         self.patch_decoder = decoder(patch_decoder, vit, patch_dim=patch_dim, rngs=rngs)
 
@@ -77,8 +76,3 @@ class DARL(nnx.Module):
         """The order that a batch is predicted in: the config's, or one drawn for each image."""
         config = self.backbone.config.order
         return orders.draw_orders(config, key, batch, grid or self.backbone.grid)
-
-
-def parameters(model: nnx.Module) -> PyTree:
-    """A model's parameters as a nested dict of arrays with plain names."""
-    return nnx.to_pure_dict(nnx.split(model)[1])

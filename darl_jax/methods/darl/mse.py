@@ -5,41 +5,55 @@ from typing import ClassVar
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from darl_jax.methods.base import Batch, Metrics, PatchObjective, Prediction, average
+from darl_jax.methods.base import Batch, Metrics, average
+from darl_jax.methods.darl.base import DARLConfig, DARLMethod
 from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.images import Prediction
 from darl_jax.nn.patches import normalise_patches, patch_statistics, squared_error
 
 
 @dataclasses.dataclass(frozen=True)
-class MSEConfig:
-    """Which target the squared error is taken to."""
+class MSEConfig(DARLConfig):
+    """Squared error.
+
+    Attributes:
+      normalize_target: standardize each patch by its own mean and variance (Table 14).
+    """
 
     name: str = "mse"
-    normalise_target: bool = False  # each patch by its own mean and variance (Table 14)
+    normalize_target: bool = False
+
+    def __post_init__(self) -> None:
+        if self.patch_decoder.kind != "mlp" or self.patch_decoder.condition_on_gamma:
+            raise ValueError(
+                "objective.patch_decoder.kind must be 'mlp' and "
+                "config.objective.patch_decoder.condition_on_gamma False with "
+                "config.objective.name='mse'; the others need config.objective.name='diffusion'"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class MSE(PatchObjective):
+class MSE(DARLMethod):
     """Mean over examples, patches and pixel values of ||f(x_{<t}) - x_t||^2."""
 
     denoising: ClassVar[bool] = False
 
-    config: MSEConfig
+    objective: MSEConfig
 
-    def __call__(
+    def loss(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss; nothing is random but an order that is drawn for each image."""
+        """The loss; only an order that is drawn for each image is random."""
         error = self.predict(model, batch, key).error
         loss = average(error, batch["mask"])
         return loss.compute(), {"loss": loss}
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
-        """Predictions as standardised pixels, errors against the target that is trained on."""
-        patches, grid = self.patches(batch), self.grid(batch)
+        """Predictions as standardized pixels, errors against the target that is trained on."""
+        patches, grid = self.patches(batch), self.batch_grid(batch)
         order = model.draw_order(key, len(patches), grid)
         output = model.patch_decoder(model.encode(patches, grid, order))
-        if not self.config.normalise_target:
+        if not self.objective.normalize_target:
             return Prediction(patches, output, squared_error(output, patches), order)
         mean, std = patch_statistics(patches)
         error = squared_error(output, normalise_patches(patches))

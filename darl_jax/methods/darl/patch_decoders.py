@@ -37,9 +37,11 @@ class PatchDecoderConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"patch_decoder.kind={self.kind!r} is unknown; choose from {KINDS}")
+            raise ValueError(
+                f"objective.patch_decoder.kind={self.kind!r} is unknown; choose from {KINDS}"
+            )
         if self.layers < 0:
-            raise ValueError(f"patch_decoder.layers={self.layers} must not be negative")
+            raise ValueError(f"objective.patch_decoder.layers={self.layers} must not be negative")
 
 
 class ResidualMlp(nnx.Module):
@@ -74,20 +76,11 @@ class MlpHead(nnx.Module):
 
 
 class PatchDecoder(nnx.Module):
-    """z -> patch, for the squared error (Section 3.2).
-
-    Raises:
-      ValueError: a Transformer or conditioning on gamma is asked for, which only diffusion has.
-    """
+    """z -> patch, for the squared error (Section 3.2)."""
 
     def __init__(
         self, config: PatchDecoderConfig, vit: ViTConfig, *, patch_dim: int, rngs: nnx.Rngs
     ):
-        if config.kind != "mlp" or config.condition_on_gamma:
-            raise ValueError(
-                "the squared error's patch decoder has patch_decoder.kind='mlp' and "
-                "patch_decoder.condition_on_gamma=False; the others need objective.name='diffusion'"
-            )
         self.head = MlpHead(vit, config.layers, patch_dim, rngs=rngs)
 
     def __call__(self, z: Float[Array, "*batch width"]) -> Float[Array, "*batch pixel"]:

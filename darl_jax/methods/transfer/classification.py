@@ -5,83 +5,102 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from darl_jax.methods.base import Batch, Metrics, Objective, average
+from darl_jax.methods.base import Batch, Metrics, average
 from darl_jax.methods.transfer.classifier import Classifier
+from darl_jax.methods.transfer.labels import MASKS, LabelConfig, LabelMethod, labelled
 from darl_jax.methods.transfer.mixing import MixingConfig, augment, soft_labels
 from darl_jax.nn.attention import Mask
+from darl_jax.nn.flops import linear
 from darl_jax.nn.patches import patchify, standardise
 from darl_jax.nn.readout import POOLINGS
 
-MASKS = ("causal", "full")
-
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationConfig:
-    """How an image becomes a label; the defaults are Table 9's without its mixing of images."""
+class ClassificationConfig(LabelConfig):
+    """Classification; the defaults are Table 9's without its mixing of images.
+
+    Attributes:
+      mask: attention, 'full' or 'causal' (Table 3).
+      pooling: read-out of the 'last' token or the 'mean' over the patches (Table 3).
+      mixing: Mixup, CutMix and random erasing in training.
+    """
 
     name: str = "classification"
-    num_classes: int | None = None  # None: as many as the training split has
-    mask: str = "full"  # attention: 'full' or 'causal' (Table 3)
-    pooling: str = "last"  # 'last' token or 'mean' over the patches (Table 3)
-    label_smoothing: float = 0.1
+    mask: str = "full"
+    pooling: str = "last"
     mixing: MixingConfig = dataclasses.field(default_factory=MixingConfig)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key, valid in (("mask", MASKS), ("pooling", POOLINGS)):
             value = getattr(self, key)
             if value not in valid:
                 raise ValueError(f"objective.{key}={value!r} is unknown; choose from {valid}")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1)")
-        if self.num_classes is not None and self.num_classes < 2:
-            raise ValueError(f"objective.num_classes={self.num_classes} must be at least 2")
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(Objective[Classifier]):
+class Classification(LabelMethod[Classifier]):
     """Mean cross-entropy of soft labels in training; top-1 and top-5 accuracy in validation.
 
     Examples without a label (-1) count nothing.
     """
 
-    config: ClassificationConfig
+    objective: ClassificationConfig
 
-    def __call__(
+    def init(self, rngs: nnx.Rngs) -> Classifier:
+        """The backbone and a linear head."""
+        return Classifier(
+            self.model,
+            num_classes=self.num_classes,
+            grid=self.trained_grid,
+            channels=self.data.channels,
+            rngs=rngs,
+        )
+
+    def flops(self) -> int:
+        """Three times the forward pass."""
+        return 3 * (self.backbone_flops() + linear(self.model.width, self.num_classes))
+
+    def loss(
         self, model: Classifier, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """Smooths the labels, erases, mixes and drops paths, as the config says."""
         augment_key, drop_key = jax.random.split(key)
-        images = standardise(batch["image"], self.mean, self.std)
-        classes = model.head.out_features
-        targets = soft_labels(batch["label"], classes, self.config.label_smoothing)
-        images, targets = augment(augment_key, images, targets, self.config.mixing)
-        logits = self._logits(model, patchify(images, self.patch_size), batch, drop_key)
+        images = standardise(batch["image"], self.data.mean, self.data.std)
+        targets = soft_labels(batch["label"], self.num_classes, self.objective.label_smoothing)
+        images, targets = augment(augment_key, images, targets, self.objective.mixing)
+        patches = patchify(images, self.model.patch_size)
+        logits = self.logits(model, patches, batch, drop_key)
         loss = average(cross_entropy(logits, targets)[:, None], labelled(batch))
         return loss.compute(), {"loss": loss}
 
     def validate(self, model: Classifier, batch: Batch, key: PRNGKeyArray) -> Metrics:
         """Cross-entropy of the labels themselves, accuracy, and top-5 accuracy of many classes."""
         del key
-        logits = self._logits(model, self.patches(batch), batch, None)
+        logits = self.logits(model, self.patches(batch), batch, None)
         return classification_metrics(logits, batch)
 
-    def _logits(
+    def logits(
         self, model: Classifier, patches: Array, batch: Batch, key: PRNGKeyArray | None
     ) -> Float[Array, "batch class"]:
+        """Logits of a batch's images, whose patches may have been altered.
+
+        Args:
+          model: the classifier.
+          patches: of the images, (batch, patch, pixel).
+          batch: with `image`.
+          key: of drop path in training; None otherwise.
+        """
         return model(
             patches,
-            mask=cast(Mask, self.config.mask),
-            pooling=self.config.pooling,
-            grid=self.grid(batch),
+            mask=cast(Mask, self.objective.mask),
+            pooling=self.objective.pooling,
+            grid=self.batch_grid(batch),
             key=key,
         )
-
-
-def labelled(batch: Batch) -> Bool[Array, " batch"]:
-    """Which examples count: those that are no padding and have a label."""
-    return batch["mask"] & (batch["label"] >= 0)
 
 
 def cross_entropy(

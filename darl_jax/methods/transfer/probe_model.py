@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from darl_jax.methods.transfer.labels import LabelConfig
 from darl_jax.nn.attention import Mask
 from darl_jax.nn.positions import Grid
 from darl_jax.nn.readout import POOLINGS, readout
@@ -19,39 +20,31 @@ BATCH_NORM_EPSILON = 1e-6  # as in MAE's linear evaluation and AIM's attentive o
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbesConfig:
-    """Which classifiers, and what they see; the defaults are the linear evaluation's (Table 13).
+class ProbesConfig(LabelConfig):
+    """Probes at every depth; the defaults are the linear evaluation's (Table 13).
 
     Attributes:
-      name: of the objective.
-      num_classes: of the labels; None is as many as the training split has.
       kind: 'linear' on pooled tokens, or 'attentive' on all patches' tokens (AIM).
       mask: the backbone's attention, 'causal' or 'full'.
-      pooling: of tokens before a linear probe, 'mean' or 'last' (models/readout.py).
-      average_blocks: a probe sees the mean of this many outputs, those of its own block and of the
-        ones below it, fewer where there are fewer; AIM's has 6.
-      label_smoothing: in training.
+      pooling: of tokens before a linear probe, 'mean' or 'last' (nn/readout.py).
+      average_blocks: outputs that a probe sees the mean of, those of its own block and of the ones
+        below it, fewer where there are fewer; AIM has 6.
     """
 
     name: str = "probes"
-    num_classes: int | None = None
     kind: str = "linear"
     mask: Literal["causal", "full"] = "causal"
     pooling: str = "mean"
     average_blocks: int = 1
-    label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key, valid in (("kind", KINDS), ("pooling", POOLINGS)):
             value = getattr(self, key)
             if value not in valid:
                 raise ValueError(f"objective.{key}={value!r} is unknown; choose from {valid}")
         if self.average_blocks < 1:
             raise ValueError(f"objective.average_blocks={self.average_blocks} must be at least 1")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1)")
-        if self.num_classes is not None and self.num_classes < 2:
-            raise ValueError(f"objective.num_classes={self.num_classes} must be at least 2")
 
 
 class BatchNorm(nnx.Module):

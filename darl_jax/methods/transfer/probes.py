@@ -4,14 +4,17 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from darl_jax.methods.base import Batch, Metrics, Objective, average
-from darl_jax.methods.transfer.classification import correct_within, cross_entropy, labelled
+from darl_jax.methods.base import Batch, Metrics, average
+from darl_jax.methods.transfer.classification import correct_within, cross_entropy
+from darl_jax.methods.transfer.flops import probe_flops
+from darl_jax.methods.transfer.labels import LabelMethod, labelled
 from darl_jax.methods.transfer.mixing import soft_labels
 from darl_jax.methods.transfer.probe_model import Probes, ProbesConfig
 
-__all__ = ["ProbeObjective", "ProbesConfig", "block_name"]
+__all__ = ["ProbeMethod", "ProbesConfig", "block_name"]
 
 
 def block_name(metric: str, block: int) -> str:
@@ -20,7 +23,7 @@ def block_name(metric: str, block: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeObjective(Objective[Probes]):
+class ProbeMethod(LabelMethod[Probes]):
     """Cross-entropy of all probes in training; accuracy of each in validation.
 
     The loss is the sum over probes of their means over examples, so that each has the gradient that
@@ -31,18 +34,43 @@ class ProbeObjective(Objective[Probes]):
     frozen: ClassVar[tuple[str, ...]] = ("backbone",)
     stacked: ClassVar[str | None] = "probes"
 
-    config: ProbesConfig
+    objective: ProbesConfig
 
-    def __call__(
+    def init(self, rngs: nnx.Rngs) -> Probes:
+        """The backbone and a probe for each block."""
+        return Probes(
+            self.model,
+            self.objective,
+            num_classes=self.num_classes,
+            grid=self.trained_grid,
+            channels=self.data.channels,
+            rngs=rngs,
+        )
+
+    def flops(self) -> int:
+        """The backbone forward, and three times the forward passes of the probes."""
+        probe = probe_flops(
+            kind=self.objective.kind,
+            width=self.model.width,
+            num_heads=self.model.num_heads,
+            patches=self.tokens - 1,
+            num_classes=self.num_classes,
+        )
+        return self.backbone_flops() + 3 * self.model.depth * probe
+
+    def loss(
         self, model: Probes, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss of smoothed labels; nothing is random, so the key is not used."""
         del key
         counts = labelled(batch)
         logits, term = model(
-            self.patches(batch), mask=self.config.mask, grid=self.grid(batch), counts=counts
+            self.patches(batch),
+            mask=self.objective.mask,
+            grid=self.batch_grid(batch),
+            counts=counts,
         )
-        losses = _losses(logits, batch, self.config.label_smoothing)
+        losses = _losses(logits, batch, self.objective.label_smoothing)
         loss = average(losses[..., None], counts)
         accuracy = average(correct_within(logits, batch["label"], 1)[..., None], counts)
         return len(logits) * loss.compute() + term, {"loss": loss, "accuracy": accuracy}
@@ -55,7 +83,9 @@ class ProbeObjective(Objective[Probes]):
         """
         del key
         counts, labels = labelled(batch), batch["label"]
-        logits, _ = model(self.patches(batch), mask=self.config.mask, grid=self.grid(batch))
+        logits, _ = model(
+            self.patches(batch), mask=self.objective.mask, grid=self.batch_grid(batch)
+        )
         values = {
             "loss": _losses(logits, batch, 0.0),
             "accuracy": correct_within(logits, labels, 1),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from darl_jax.methods import Batch, Diffusion, DiffusionConfig
-from darl_jax.methods.darl.diffusion import corrupt, denoise
+from darl_jax.methods import Batch
+from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig, corrupt, denoise
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.schedules import ScheduleConfig
+from tests.methods_on_images import images, method
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 KEY = jax.random.key(0)
@@ -66,7 +67,7 @@ def make_batch(examples: int = EXAMPLES) -> Batch:
 
 
 def make_objective(**config: Any) -> Diffusion:
-    return Diffusion(DiffusionConfig(**config), 2, MEAN, STD)
+    return method(DiffusionConfig(**config), data=images(8, MEAN, STD))
 
 
 def test_denoise_inverts_corrupt() -> None:
@@ -93,7 +94,7 @@ def test_the_ends_of_the_process_are_the_patch_and_noise_alone() -> None:
 
 @pytest.mark.parametrize("schedule", [ScheduleConfig(), ScheduleConfig("cosine")])
 def test_a_decoder_that_returns_the_clean_patch_has_no_loss(schedule: ScheduleConfig) -> None:
-    loss, metrics = make_objective(schedule=schedule, draws=DRAWS)(
+    loss, metrics = make_objective(schedule=schedule, draws=DRAWS).loss(
         StubModel(clean), make_batch(), KEY
     )
     assert loss == 0
@@ -103,16 +104,16 @@ def test_a_decoder_that_returns_the_clean_patch_has_no_loss(schedule: ScheduleCo
 def test_a_decoder_that_returns_zero_has_the_mean_square_of_the_pixels_as_loss() -> None:
     batch = make_batch()
     pixels = (np.asarray(batch["image"], np.float64) / 255 - np.array(MEAN)) / np.array(STD)
-    loss, _ = make_objective(draws=DRAWS)(StubModel(zero), batch, KEY)
+    loss, _ = make_objective(draws=DRAWS).loss(StubModel(zero), batch, KEY)
     np.testing.assert_allclose(loss, (pixels**2).mean(), rtol=1e-5)
 
 
 def test_the_epsilon_target_is_the_noise_in_the_corrupted_patch() -> None:
     objective = make_objective(prediction="epsilon", draws=DRAWS)
-    loss, _ = objective(StubModel(noise), make_batch(), KEY)
+    loss, _ = objective.loss(StubModel(noise), make_batch(), KEY)
     assert loss < 1e-9
     model = StubModel(zero)
-    loss, _ = objective(model, make_batch(), KEY)
+    loss, _ = objective.loss(model, make_batch(), KEY)
     z, x_s, gamma = model.given
     exact = (x_s - np.sqrt(gamma) * z) / np.sqrt(1 - gamma)
     np.testing.assert_allclose(loss, (exact**2).mean(), rtol=1e-5)
@@ -121,7 +122,9 @@ def test_the_epsilon_target_is_the_noise_in_the_corrupted_patch() -> None:
 
 def test_every_patch_of_every_draw_has_its_own_gamma_and_noise() -> None:
     model = StubModel(zero)
-    make_objective(draws=DRAWS, schedule=ScheduleConfig(a=0.5, b=1.0))(model, make_batch(), KEY)
+    make_objective(draws=DRAWS, schedule=ScheduleConfig(a=0.5, b=1.0)).loss(
+        model, make_batch(), KEY
+    )
     z, x_s, gamma = model.given
     assert model.encoded == 1, "the backbone is paid once for all draws"
     assert gamma.shape == (DRAWS, EXAMPLES, PATCHES, 1)
@@ -146,7 +149,7 @@ def test_the_loss_is_the_mean_over_draws_examples_patches_and_pixels(prediction:
 
     model = StubModel(decode)
     objective = make_objective(prediction=prediction, draws=DRAWS, schedule=ScheduleConfig(a=1.0))
-    loss, metrics = objective(model, make_batch(), KEY)
+    loss, metrics = objective.loss(model, make_batch(), KEY)
     z, x_s, gamma = model.given
     eps = (x_s - np.sqrt(gamma) * z) / np.sqrt(1 - gamma)
     error = (0.3 * z + 0.5 * x_s - gamma - (z if prediction == "x0" else eps)) ** 2
@@ -178,7 +181,7 @@ def test_deciles_hold_a_tenth_of_the_draws_each_and_average_to_the_loss(
     schedule: ScheduleConfig,
 ) -> None:
     model = StubModel(lambda z, x_s, gamma: x_s)
-    loss, metrics = make_objective(schedule=schedule, draws=DRAWS)(model, make_batch(), KEY)
+    loss, metrics = make_objective(schedule=schedule, draws=DRAWS).loss(model, make_batch(), KEY)
     deciles = [metrics[f"loss_by_gamma/decile_{i}"] for i in range(10)]
     counts = np.array([float(d.count) for d in deciles])
     draws = DRAWS * EXAMPLES * PATCHES
@@ -197,7 +200,7 @@ def test_examples_that_the_mask_leaves_out_count_nothing_not_even_as_nan() -> No
         lambda z, x_s, gamma: jnp.where(mask[:, None, None], jnp.zeros_like(x_s), jnp.nan)
     )
     objective = make_objective(draws=DRAWS)
-    loss, metrics = objective(broken, {**batch, "mask": mask}, KEY)
+    loss, metrics = objective.loss(broken, {**batch, "mask": mask}, KEY)
     z = broken.given[0]
     np.testing.assert_allclose(loss, (z[::2] ** 2).mean(), rtol=1e-5)
     assert float(metrics["loss"].count) == DRAWS * 2 * PATCHES
@@ -210,7 +213,7 @@ def test_examples_that_the_mask_leaves_out_count_nothing_not_even_as_nan() -> No
 def test_noise_follows_from_the_key() -> None:
     models = [StubModel(zero) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
-        make_objective(draws=DRAWS)(model, make_batch(), jax.random.key(seed))
+        make_objective(draws=DRAWS).loss(model, make_batch(), jax.random.key(seed))
     np.testing.assert_array_equal(models[0].given[1], models[1].given[1])
     assert not (models[0].given[1] == models[2].given[1]).any()
 

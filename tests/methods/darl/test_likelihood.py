@@ -8,7 +8,7 @@ from scipy import special, stats
 
 from darl_jax.methods.darl.likelihood import (
     analytic_bound,
-    discretised_nats,
+    discretized_nats,
     gaussian_nats,
     interpolate_error,
     level_groups,
@@ -241,7 +241,7 @@ def of_all_pixels(mean, variance):
     x = (level / 255 - PIXEL_MEAN) / PIXEL_STD
     half_bin = np.array([1 / (510 * PIXEL_STD)])
     means = jnp.full(x.shape, mean)
-    return np.float64(discretised_nats(x, level, half_bin, means, np.array([variance])))[:, 0]
+    return np.float64(discretized_nats(x, level, half_bin, means, np.array([variance])))[:, 0]
 
 
 @pytest.mark.parametrize("mean", MEANS)

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.methods import MSE, Batch, MSEConfig
+from darl_jax.methods import Batch
 from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.vit import ViTConfig
+from tests.methods_on_images import images, method
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=4, dtype="float32")
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+DATA = images(8, MEAN, STD)
 KEY = jax.random.key(0)
 
 
@@ -62,9 +65,9 @@ def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) ->
             VIT, PatchDecoderConfig("mlp", 1), denoising=False, grid=(2, 3), channels=3, rngs=rngs
         )
     )
-    objective = MSE(MSEConfig(normalise_target=normalise), 4, MEAN, STD)
+    objective = method(MSEConfig(normalize_target=normalise), data=DATA, patch_size=4)
     batch, graphdef_and_state = make_batch(), nnx.split(model)
-    loss, metrics = jax.jit(lambda b: objective(nnx.merge(*graphdef_and_state), b, KEY))(batch)
+    loss, metrics = jax.jit(lambda b: objective.loss(nnx.merge(*graphdef_and_state), b, KEY))(batch)
     patches = exact_patches(batch)
     # The output at t for patch t, from the patches before it.
     output = np.asarray(
@@ -89,11 +92,11 @@ def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) ->
 
 def test_a_model_that_predicts_the_target_has_no_loss() -> None:
     batch = make_batch()
-    loss, _ = MSE(MSEConfig(), 4, MEAN, STD)(StubModel(lambda z: z), batch, KEY)
+    loss, _ = method(MSEConfig(), data=DATA, patch_size=4).loss(StubModel(lambda z: z), batch, KEY)
     assert loss == 0
     target = jnp.asarray(normalised(exact_patches(batch)), jnp.float32)
-    objective = MSE(MSEConfig(normalise_target=True), 4, MEAN, STD)
-    loss, _ = objective(StubModel(lambda z: target), batch, KEY)
+    objective = method(MSEConfig(normalize_target=True), data=DATA, patch_size=4)
+    loss, _ = objective.loss(StubModel(lambda z: target), batch, KEY)
     assert loss < 1e-10
     prediction = objective.predict(StubModel(lambda z: target), batch, KEY)
     np.testing.assert_allclose(prediction.predicted, prediction.target, atol=1e-5)
@@ -101,20 +104,20 @@ def test_a_model_that_predicts_the_target_has_no_loss() -> None:
 
 def test_examples_that_the_mask_leaves_out_count_nothing_not_even_as_nan() -> None:
     batch = make_batch()
-    objective = MSE(MSEConfig(), 4, MEAN, STD)
+    objective = method(MSEConfig(), data=DATA, patch_size=4)
     mask = jnp.array([True, False, True, False])
     broken = StubModel(lambda z: jnp.where(mask[:, None, None], 0.0 * z, jnp.nan))
-    loss, metrics = objective(broken, {**batch, "mask": mask}, KEY)
+    loss, metrics = objective.loss(broken, {**batch, "mask": mask}, KEY)
     np.testing.assert_allclose(loss, (exact_patches(batch)[::2] ** 2).mean(), rtol=1e-5)
     assert float(metrics["loss"].count) == 2 * 6
-    loss, _ = objective(broken, batch, KEY)
+    loss, _ = objective.loss(broken, batch, KEY)
     assert jnp.isnan(loss), "a non-finite loss of an example that counts must be seen"
 
 
 def test_means_merge_exactly_over_batches_of_different_size() -> None:
     batch = make_batch(5)
-    objective, model = MSE(MSEConfig(), 4, MEAN, STD), StubModel(lambda z: 0.5 * z)
+    objective, model = method(MSEConfig(), data=DATA, patch_size=4), StubModel(lambda z: 0.5 * z)
     masks = [jnp.arange(5) < 2, jnp.arange(5) >= 2]
-    parts = [objective(model, {**batch, "mask": mask}, KEY)[1]["loss"] for mask in masks]
-    whole = objective(model, batch, KEY)[0]
+    parts = [objective.loss(model, {**batch, "mask": mask}, KEY)[1]["loss"] for mask in masks]
+    whole = objective.loss(model, batch, KEY)[0]
     np.testing.assert_allclose(parts[0].merge(parts[1]).compute(), whole, rtol=1e-6)

@@ -14,7 +14,6 @@ import pytest
 from flax import nnx
 
 from darl_jax.evaluators.validation_loss import ValidationLoss
-from darl_jax.methods.darl.model import parameters
 from darl_jax.methods.transfer.classification import (
     Classification,
     ClassificationConfig,
@@ -25,7 +24,9 @@ from darl_jax.methods.transfer.classifier import Classifier
 from darl_jax.methods.transfer.mixing import MixingConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
+from darl_jax.training.state import parameters
 from tests.evaluators.tiny import make_batches, random_images
+from tests.methods_on_images import method
 from tests.random_modules import random_module
 
 CLASSES = 7
@@ -41,7 +42,7 @@ def make_model(drop_path: float = 0.0) -> Classifier:
 
 
 def make_objective(**changes) -> Classification:
-    return Classification(ClassificationConfig(**changes), 2, (0.3,), (0.4,))
+    return method(ClassificationConfig(num_classes=CLASSES, **changes))
 
 
 def make_batch(number: int = 6, labels: list[int] | None = None) -> dict[str, jax.Array]:
@@ -63,13 +64,13 @@ def compiled(function):
     return lambda objective, model, *arguments: whole(objective, *nnx.split(model), *arguments)
 
 
-train = compiled(lambda objective, *arguments: objective(*arguments))
+train = compiled(lambda objective, *arguments: objective.loss(*arguments))
 validate = compiled(lambda objective, *arguments: objective.validate(*arguments))
 
 
 @compiled
 def float32_logits(objective, model, batch):
-    config = objective.config
+    config = objective.objective
     return model(objective.patches(batch), mask=config.mask, pooling=config.pooling, grid=(4, 4))
 
 

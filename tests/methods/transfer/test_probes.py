@@ -9,16 +9,16 @@ import pytest
 from flax import nnx
 
 from darl_jax.evaluators.validation_loss import ValidationLoss
-from darl_jax.methods.darl.model import parameters
-from darl_jax.methods.transfer.probe_model import Probes
-from darl_jax.methods.transfer.probes import ProbeObjective, ProbesConfig
+from darl_jax.methods.transfer.probe_model import Probes, ProbesConfig
+from darl_jax.methods.transfer.probes import ProbeMethod
 from darl_jax.nn.readout import readout
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.optimizers import AdamWConfig, LarsConfig, make_optimizer
 from darl_jax.training.sharding import MeshConfig, make_mesh
-from darl_jax.training.state import TrainState
+from darl_jax.training.state import TrainState, parameters
 from darl_jax.training.step import make_train_step
 from tests.evaluators.tiny import make_batches, random_images
+from tests.methods_on_images import method
 from tests.random_modules import random_module
 
 CLASSES = 7
@@ -47,8 +47,8 @@ def make_model(kind: str = "linear", classes: int = CLASSES):
     return nnx.split(model)[0], params
 
 
-def make_objective(**changes) -> ProbeObjective:
-    return ProbeObjective(ProbesConfig(**changes), 2, (0.3,), (0.4,))
+def make_objective(**changes) -> ProbeMethod:
+    return method(ProbesConfig(num_classes=CLASSES, **changes), VIT)
 
 
 def make_batch(images=None) -> dict[str, jax.Array]:
@@ -62,7 +62,7 @@ def make_batch(images=None) -> dict[str, jax.Array]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def loss_and_gradient(objective, graphdef, params, batch):
     def loss_fn(params):
-        return objective(nnx.merge(graphdef, params), batch, KEY)
+        return objective.loss(nnx.merge(graphdef, params), batch, KEY)
 
     (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params)
     return loss, metrics, gradient
@@ -188,7 +188,9 @@ def test_validation_has_each_blocks_accuracy_over_all_examples_once(batch_size):
     images, labels = random_images(8), np.array(LABELS)
     mesh = make_mesh(MeshConfig())
     batches = make_batches(images, batch_size, labels, padding=255)
-    found = dict(ValidationLoss(graphdef, make_objective(), batches, mesh).run(params, KEY))
+    found = dict(
+        ValidationLoss(graphdef, make_objective(), batches, key=KEY, mesh=mesh).run(params, 0)
+    )
 
     x = pooled_features()[:, labels >= 0]
     labels = labels[labels >= 0]

@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.interchange.loading import LoadedModel, load_model
+from darl_jax.methods.images import ImageMethod
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.runtime import cluster
 from darl_jax.training.checkpoint.checksums import checksums
 from darl_jax.training.checkpoint.reading import arrays_by_name, shortened
-from darl_jax.training.state import TrainState
+from darl_jax.training.state import TrainState, create_params
 
 # Keys of `model` that decide what a parameter means, whether or not its shape shows it.
 _SAME_MODEL = (
@@ -73,6 +75,12 @@ def load_initial(config: TrainConfig) -> LoadedModel:
 
 def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     """Whether a checkpoint's backbone is the config's. Raises ConfigError, naming each key."""
+    method = config.method
+    if not isinstance(method, ImageMethod):
+        raise ConfigError(
+            f"config.init.checkpoint needs a method with a ViT on images, and "
+            f"config.objective.name={method.name!r} has none"
+        )
     differences = [
         f"config.model.{key} is {getattr(config.model, key)!r} and the checkpoint's is "
         f"{loaded.model[key]!r}"
@@ -89,7 +97,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
             loaded.description,
             _in_words(learnt),
         )
-    trained = config.model.trained_image_size or config.data.image_size
+    trained = method.model.trained_image_size or method.data.image_size
     if loaded.trained_image_size not in (None, trained):
         raise ConfigError(
             f"{loaded.description} was trained on images of {loaded.trained_image_size} pixels, "
@@ -101,13 +109,13 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
             "%s does not say how images were standardised, nor how many heads it has: "
             "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
             loaded.description,
-            config.data.mean,
-            config.data.std,
+            method.data.mean,
+            method.data.std,
             config.model.num_heads,
         )
     data = (loaded.config or {}).get("data", {})
     for key in ("mean", "std"):
-        here = tuple(getattr(config.data, key))
+        here = tuple(getattr(method.data, key))
         if key in data and not np.allclose(data[key], here):
             logging.warning(
                 "config.data.%s is %s, and %s was trained with %s: its features are those of "
@@ -178,7 +186,7 @@ def report(result: Transfer, loaded: LoadedModel) -> str:
     return "\n".join(lines)
 
 
-def initialise(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> TrainState:
+def initialize(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> TrainState:
     """A new state with the parameters that a checkpoint has, and a log of which they are.
 
     Args:
@@ -191,12 +199,48 @@ def initialise(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = 
     """
     result = transfer(state.params, loaded, drop=drop)
     logging.info("Parameters: %s", report(result, loaded))
-    params = place(result.params, state.params)
+    params = put_like(result.params, state.params)
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema)
 
 
-def place(params: PyTree, like: PyTree) -> PyTree:
+def restored_params(
+    config: TrainConfig, loaded: LoadedModel, mesh: Mesh, *, backbone_only: bool = False
+) -> PyTree:
+    """The model's parameters, those of the checkpoint in their places.
+
+    Args:
+      config: of the model.
+      loaded: the checkpoint.
+      mesh: that they are laid out on.
+      backbone_only: whether all else stays as initialized; otherwise the checkpoint must have it.
+
+    Raises:
+      ConfigError: the checkpoint is of another model, or lacks parameters.
+    """
+    check_same_model(loaded, config)
+    initial = create_params(config.method.init, jax.random.key(config.seed), mesh)
+    behind = tuple(part for part in loaded.params if part != "backbone")
+    result = transfer(initial, loaded, drop=behind if backbone_only else ())
+    trained = (loaded.config or {}).get("objective", {})
+    for key in ("mask", "pooling", "normalize_target") if not backbone_only else ():
+        here = getattr(config.objective, key, None)
+        if key in trained and here not in (None, trained[key]):
+            logging.warning(
+                "config.objective.%s is %r, and %s was trained with %r",
+                *(key, here, loaded.description, trained[key]),
+            )
+    logging.info("Parameters: %s", report(result, loaded))
+    if result.new and not backbone_only:
+        raise ConfigError(
+            f"{loaded.description} has no {result.new[0]}, which config.objective.name="
+            f"{config.objective.name!r} needs; the evaluators knn and linear_probe read the "
+            "backbone alone"
+        )
+    return put_like(result.params, initial)
+
+
+def put_like(params: PyTree, like: PyTree) -> PyTree:
     """Arrays laid out and typed as those of another tree; what is laid out already stays."""
 
     def put(value: Any, leaf: jax.Array) -> jax.Array:

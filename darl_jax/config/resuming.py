@@ -6,7 +6,8 @@ from typing import Any
 from absl import logging
 from etils import epath
 
-from darl_jax.config import MAY_CHANGE_ON_RESUME, ConfigError
+from darl_jax.config.loading import ConfigError
+from darl_jax.config.schema import MAY_CHANGE_ON_RESUME
 from darl_jax.training.checkpoint import config_differences
 
 # Machines may have the data elsewhere, and other numbers of cores.

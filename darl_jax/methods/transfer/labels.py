@@ -1,0 +1,90 @@
+"""The part that methods that learn labels of images share."""
+
+import dataclasses
+
+from jaxtyping import Array, Bool
+
+from darl_jax.data.base import Features, Split
+from darl_jax.methods.base import Batch, Model, ObjectiveConfig
+from darl_jax.methods.images import ImageMethod, label_feature
+
+MASKS = ("causal", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelConfig(ObjectiveConfig):
+    """Keys about labels.
+
+    Attributes:
+      name: of the objective.
+      num_classes: number of classes; None counts those of the training split.
+      class_names: names of the classes in order; empty takes those of the training split.
+      label_smoothing: share of the target that is spread over all classes in training.
+    """
+
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"objective.label_smoothing={self.label_smoothing} must be in [0, 1)")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(f"objective.num_classes={self.num_classes} must be at least 2")
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise ValueError(
+                f"objective.class_names has {len(self.class_names)} names and "
+                f"config.objective.num_classes is {self.num_classes}"
+            )
+
+    def resolved(self, train: Split) -> "LabelConfig":
+        """The config with the number and the names of the split's classes."""
+        names = tuple(train.class_names)
+        if not names:
+            raise ValueError(
+                f"{train.dataset} has no labels, which config.objective.name={self.name!r} learns"
+            )
+        if len(names) == 1:
+            raise ValueError(
+                f"{train.dataset} has the one class {names[0]!r}, and config.objective.name="
+                f"{self.name!r} needs at least 2: a folder of images has a sub-folder for each"
+            )
+        if self.num_classes not in (None, len(names)):
+            raise ValueError(
+                f"config.objective.num_classes={self.num_classes}, and {train.dataset} has "
+                f"{len(names)}; None counts them"
+            )
+        if self.class_names and names != self.class_names:
+            first = next(i for i in range(len(names)) if names[i] != self.class_names[i])
+            raise ValueError(
+                f"class {first} is {names[first]!r} in {train.dataset} and "
+                f"{self.class_names[first]!r} in the config; config.objective.class_names=() "
+                "takes labels by their numbers"
+            )
+        return dataclasses.replace(self, num_classes=len(names), class_names=names)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelMethod(ImageMethod[Model]):
+    """A method on images with labels."""
+
+    objective: LabelConfig
+
+    @property
+    def inputs(self) -> Features:
+        """8-bit images and class numbers, -1 for none."""
+        return {**super().inputs, "label": label_feature()}
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes. Raises ValueError where nobody has counted them."""
+        if self.objective.num_classes is None:
+            raise ValueError(
+                "config.objective.num_classes is not given, and no dataset is here to count them"
+            )
+        return self.objective.num_classes
+
+
+def labelled(batch: Batch) -> Bool[Array, " batch"]:
+    """Which examples count: those that are no padding and have a label."""
+    return batch["mask"] & (batch["label"] >= 0)
