@@ -26,17 +26,20 @@ from sklearn.svm import SVC
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.experiments import table
+from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.data.sources.digits import DigitsSource
-from darl_jax.evaluators.schedule import read_config, restored_params
 from darl_jax.generation import Generator
+from darl_jax.interchange.initialization import restored_params
 from darl_jax.interchange.loading import LoadedModel, load_model
+from darl_jax.interchange.saved_config import get_config
+from darl_jax.methods.darl.diffusion import Diffusion
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
 from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import graph_definition
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 FOLDS = 5
 
 
@@ -48,14 +51,18 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def generate(
-    config: TrainConfig, loaded: LoadedModel, sampler: SamplerConfig, given: np.ndarray, known: int
+    config: TrainConfig,
+    method: Diffusion,
+    loaded: LoadedModel,
+    sampler: SamplerConfig,
+    given: np.ndarray,
+    known: int,
 ) -> np.ndarray:
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         generator = Generator(
-            graph_definition(config.method.init),
-            config.method,
-            grid=config.method.grid,
+            graph_definition(method.init),
+            method,
             sampler=sampler,
             known=known,
             mesh=mesh,
@@ -77,12 +84,13 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
         loaded = load_model(arguments.checkpoint)
-        config = read_config(None, loaded)
-        if config.data.source != "digits":
-            raise ValueError(f"--checkpoint={arguments.checkpoint} is no model of digits")
-    sampler = SamplerConfig() if arguments.sampler == "ddpm" else config.sampler
-    train, train_labels = digits(config.data.train_split)
-    test, labels = digits(config.data.validation_split)
+        config = config_lib.load(get_config(arguments.checkpoint), begins=False)
+        method = config.method
+        if not isinstance(method, Diffusion) or method.data.source != "digits":
+            raise ValueError(f"--checkpoint={arguments.checkpoint} is no diffusion model of digits")
+    sampler = SamplerConfig() if arguments.sampler == "ddpm" else method.objective.sampler
+    train, train_labels = digits(method.data.train_split)
+    test, labels = digits(method.data.validation_split)
     half = test.shape[1] // 2
     reader = classifier().fit(train.reshape(len(train), -1), train_labels)
 
@@ -92,10 +100,10 @@ def main() -> None:
     def with_lower(lower: np.ndarray) -> np.ndarray:
         return np.concatenate([test[:, :half], np.broadcast_to(lower, test[:, half:].shape)], 1)
 
-    upper = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(train[:, :half].reshape(len(train), -1))
+    upper = NearestNeighbors(n_neighbors=NEIGHBORS).fit(train[:, :half].reshape(len(train), -1))
     _, nearest = upper.kneighbors(test[:, :half].reshape(len(test), -1))
     completed = generate(
-        config, loaded, sampler, test, config.method.grid[0] * config.method.grid[1] // 2
+        config, method, loaded, sampler, test, method.grid[0] * method.grid[1] // 2
     )
     rows = [["lower half", "read as the original's class"]]
     rows.append(["the digit's own", read(test)])
@@ -104,7 +112,7 @@ def main() -> None:
     rows.append(["mean of all", read(with_lower(train[:, half:].mean(axis=0)))])
     print(f"{len(test)} held-out digits, sampler {sampler}\n\n{table(rows)}\n")
 
-    samples = generate(config, loaded, sampler, np.zeros_like(test), 0)
+    samples = generate(config, method, loaded, sampler, np.zeros_like(test), 0)
     rows = [["against held-out digits", "error of a classifier that is to tell them apart"]]
     chosen = np.random.default_rng(0).permutation(len(train))[: len(test)]
     for name, other in (("samples", samples), ("training digits", train[chosen])):

@@ -33,9 +33,9 @@ from benchmarks.experiments import table
 from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.generation.generator import Generator, make_tables, patch_drawer
-from darl_jax.methods import PatchObjective
+from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.flops import sampling_flops
 from darl_jax.methods.darl.samplers import SamplerConfig
-from darl_jax.nn import flops
 from darl_jax.nn.patches import patchify, standardise
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
 from darl_jax.training.sharding import make_mesh
@@ -58,14 +58,12 @@ class Sampling:
         self._model, self.batch_size, self._known = model, batch_size, known
         self.generator = Generator(
             model.graphdef,
-            model.objective,
-            grid=model.config.method.grid,
+            model.method,
             sampler=sampler,
             known=known,
             mesh=model.mesh,
         )
-        size = model.config.data.image_size
-        shape = (batch_size, size, size, model.config.data.channels)
+        shape = (batch_size, *model.method.inputs["image"].shape)
         self.given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def run(self, repeats: int) -> float:
@@ -85,13 +83,15 @@ class Model:
     def __init__(self, config: TrainConfig):
         self.config = config
         self.mesh = make_mesh(config.mesh, jax.devices()[:1])
-        builder = config.method.init
-        objective = config.method
-        if not isinstance(objective, PatchObjective) or not objective.denoising:
-            raise ValueError("--config must be of objective.name='diffusion'")
-        self.objective = objective
-        self.graphdef: Any = graph_definition(builder)
-        self.params = create_params(builder, jax.random.key(0), self.mesh)
+        self.method = diffusion_method(config)
+        self.graphdef: Any = graph_definition(self.method.init)
+        self.params = create_params(self.method.init, jax.random.key(0), self.mesh)
+
+
+def diffusion_method(config: TrainConfig) -> Diffusion:
+    if not isinstance(config.method, Diffusion):
+        raise ValueError("--config must be of objective.name='diffusion'")
+    return config.method
 
 
 class PrefixAnew(Sampling):
@@ -99,8 +99,8 @@ class PrefixAnew(Sampling):
 
     def __init__(self, model: Model, sampler: SamplerConfig, batch_size: int, known: int):
         super().__init__(model, sampler, batch_size, known)
-        config, objective = model.config, model.objective
-        counts = sampler.counts(math.prod(config.method.grid))[known:]
+        method = model.method
+        counts = sampler.counts(math.prod(method.grid))[known:]
         tables = make_tables(sampler, counts)
 
         @jax.jit
@@ -109,18 +109,18 @@ class PrefixAnew(Sampling):
             z = darl.encode(patches)
             z = jax.lax.dynamic_index_in_dim(z, place, axis=1, keepdims=False)
             own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-            draw = patch_drawer(darl, objective, sampler, tables)
+            draw = patch_drawer(darl, method, sampler, tables)
             return patches.at[:, place].set(draw(z, own_keys, place - known))
 
         self._next_patch: Callable[..., Any] = next_patch
 
     def run(self, repeats: int) -> float:
         """As Contestant says."""
-        objective = self._model.objective
+        method = self._model.method
         began = time.perf_counter()
         for _ in range(repeats):
-            given = standardise(jnp.asarray(self.given), objective.mean, objective.std)
-            patches = patchify(given, objective.patch_size)
+            given = standardise(jnp.asarray(self.given), method.data.mean, method.data.std)
+            patches = patchify(given, method.model.patch_size)
             keys = jax.random.split(jax.random.key(0), self.batch_size)
             for place in range(self._known, patches.shape[1]):
                 patches = self._next_patch(self._model.params, patches, keys, place)
@@ -128,18 +128,18 @@ class PrefixAnew(Sampling):
         return time.perf_counter() - began
 
 
-def image_flops(config: TrainConfig, counts: list[int]) -> int:
+def image_flops(method: Diffusion, counts: list[int]) -> int:
     """Counted FLOPs of one image."""
-    model = config.model
-    return flops.sampling_flops(
+    model, decoder = method.model, method.objective.patch_decoder
+    return sampling_flops(
         width=model.width,
         depth=model.depth,
         mlp_dim=model.mlp_dim,
-        patch_dim=model.patch_size**2 * config.data.channels,
+        patch_dim=method.patch_dim,
         steps=counts,
-        decoder_kind=config.patch_decoder.kind,
-        decoder_layers=config.patch_decoder.layers,
-        condition_on_gamma=config.patch_decoder.condition_on_gamma,
+        decoder_kind=decoder.kind,
+        decoder_layers=decoder.layers,
+        condition_on_gamma=decoder.condition_on_gamma,
     )
 
 
@@ -167,7 +167,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
         config = load_config(arguments.config, arguments.dtype)
-        patches = math.prod(config.method.grid)
+        method = diffusion_method(config)
+        patches = math.prod(method.grid)
         made = arguments.patches or patches
         if not 1 <= made <= patches:
             raise ValueError(f"--patches={made} must be between 1 and {patches}")
@@ -175,7 +176,7 @@ def main() -> None:
         names = [[*SAMPLERS][int(number)] for number in arguments.samplers.split(",")]
     model = Model(config)
     print(f"{jax.devices()[0].device_kind}, {config.model.dtype}, {made} of {patches} patches made")
-    print(f"one image at T = 1000: {image_flops(config, [1000] * patches) / 1e12:.2f} TFLOP")
+    print(f"one image at T = 1000: {image_flops(method, [1000] * patches) / 1e12:.2f} TFLOP")
     with jax.set_mesh(model.mesh):
         rows: list[tuple[str, type[Sampling], Sampling]] = []
         for batch_size in batch_sizes:
@@ -199,7 +200,7 @@ def main() -> None:
     cached = 0.0
     for (name, kind, contestant), taken in zip(rows, seconds, strict=False):
         counts = SAMPLERS[name].counts(patches)
-        work = image_flops(config, counts)
+        work = image_flops(method, counts)
         # Patches with few steps cost less: scaled by the steps that they have.
         whole = taken * sum(counts) / sum(counts[patches - made :]) / contestant.batch_size
         cached = whole if kind is Sampling else cached
