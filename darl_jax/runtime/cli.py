@@ -1,14 +1,17 @@
 """What every command has in common: exit codes, and errors that a person can act on."""
 
 import contextlib
+import os
 import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from darl_jax.runtime import cluster
 
@@ -31,6 +34,25 @@ BAD_INPUT = (
 )
 # What a person can mend: keys and files, a package that a bucket needs, memory.
 USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
+
+
+class _OrNone(flags.ArgumentParser):
+    """Parser of a number, or of None for a key that may have no value."""
+
+    def __init__(self, number: flags.ArgumentParser) -> None:
+        self._number = number
+
+    def parse(self, argument: Any) -> Any:
+        """The number, or None."""
+        return None if argument in (None, "None") else self._number.parse(argument)
+
+    def flag_type(self) -> str:
+        """The type's name in help texts."""
+        return self._number.flag_type()
+
+
+config_flags.register_flag_parser_for_type(int, _OrNone(flags.IntegerParser()))
+config_flags.register_flag_parser_for_type(float, _OrNone(flags.FloatParser()))
 
 
 @contextlib.contextmanager
@@ -79,9 +101,12 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
+            argv = [re.sub(r"^(--?config=)(~.*)", _in_home, argument) for argument in argv]
             path = _config_file(argv)
             try:
                 rest = flags.FLAGS(argv)
+            except SystemExit:  # absl's --help ends with 1
+                sys.exit(0)
             except (AttributeError, KeyError) as error:
                 raise ValueError(_unknown_key(error, argv, path)) from error
             except (flags.Error, NameError, ImportError, SyntaxError, TypeError) as error:
@@ -91,6 +116,11 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
         return rest
 
     return parse
+
+
+def _in_home(match: re.Match[str]) -> str:
+    """The flag with ~ replaced, which a shell does not do after an equals sign."""
+    return match[1] + os.path.expanduser(match[2])
 
 
 def _config_file(argv: Sequence[str]) -> str:
@@ -119,11 +149,13 @@ def _unknown_key(error: BaseException, argv: Sequence[str], path: str) -> str:
 
 
 def _in_config_file(error: BaseException, path: str) -> str:
-    """The last line of what went wrong, after the config file's line if it was raised there."""
+    """The last line of an error, after the config file's line where it was raised there."""
     # ml_collections puts a whole traceback into some of its messages.
     text = "".join(traceback.format_exception(error)) + str(error)
     lines = re.findall(rf'File "[^"]*{re.escape(pathlib.Path(path).name)}", line (\d+)', text)
-    message = str(error).strip().splitlines()[-1]
+    message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+    if "get_config() takes 0 positional arguments" in message:
+        return f"{path} takes no word after a colon"
     return f"{path}, line {lines[-1]}: {message}" if path and lines else message
 
 
