@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     Attributes:
       name: of its workdir.
-      config: a file in configs/.
+      config: FILE.py or FILE.py:WORD in configs/.
       overrides: keys of the config with their values, as on the command line.
     """
 

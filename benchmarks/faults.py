@@ -45,12 +45,12 @@ STARTUP = 20.0  # seconds; the random moments of faults at "any time" lie within
 def trainer_arguments(workdir: pathlib.Path, steps: int) -> list[str]:
     """The command line of a run whose steps take milliseconds and which saves all the time."""
     return [
-        f"--config={REPOSITORY / 'configs' / 'digits_mse.py'}", f"--workdir={workdir}",
+        f"--config={REPOSITORY / 'configs' / 'digits.py:mse'}", f"--workdir={workdir}",
         f"--config.total_steps={steps}", f"--config.batch_size={BATCH}",
         "--config.model.width=32", "--config.model.depth=2", "--config.log_every_steps=10",
         "--config.log_examples=True", "--config.checkpoint.every_steps=5",
-        "--config.evaluation.loss_every_steps=50", "--config.evaluation.pictures_every_steps=0",
-        "--config.evaluation.probe_every_steps=0",
+        "--config.evaluators.validation.every_steps=50",
+        "--config.evaluators.pictures.every_steps=0", "--config.evaluators.probe.every_steps=0",
     ]  # fmt: skip
 
 

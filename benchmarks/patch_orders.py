@@ -2,10 +2,10 @@
 
     python benchmarks/patch_orders.py --data_dir=~/tensorflow_datasets --folder=runs/orders
 
-CIFAR-10 on a CPU, a grid of 8 x 8 patches (configs/cifar10_orders_mse.py): each order's squared
-error, and the accuracy of a linear probe with 100 labels a class on the middle block. Then two
-models of two streams, raster and random, whose probes are read over the training. Interrupted, the
-same command goes on where it was.
+CIFAR-10 on a CPU, a grid of 8 x 8 patches (configs/cifar10_pretrain.py:orders): each order's
+squared error, and the accuracy of a linear probe with 100 labels a class on the middle block. Then
+two models of two streams, raster and random, whose probes are read over the training. Interrupted,
+the same command goes on where it was.
 """
 
 import argparse
@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import experiments
 from benchmarks.experiments import Run
 
-CONFIG = "cifar10_orders_mse.py"
+CONFIG = "cifar10_pretrain.py:orders"
 # Title, order and block, and Table 7's accuracy where it has one: ImageNet, ViT-L/16 at 256 pixels,
 # whose grid is 16 x 16.
 ORDERS = (
@@ -65,10 +65,10 @@ def main() -> None:
             data
             | {
                 "total_steps": arguments.two_stream_steps,
-                "model.two_stream": True,
+                "objective.two_stream": True,
                 "model.order.name": name,
-                "evaluation.loss_every_steps": read_every,
-                "evaluation.probe_every_steps": read_every,
+                "evaluators.validation.every_steps": read_every,
+                "evaluators.probe.every_steps": read_every,
             },
         )
         for name in STREAMS

@@ -3,9 +3,10 @@
     python benchmarks/positional_encodings.py --data_dir=~/tensorflow_datasets --folder=runs/table1
 
 CIFAR-10 on a CPU: each encoding is trained supervised with full and with causal attention
-(configs/supervised_cifar10.py), and pre-trained and fine-tuned (configs/cifar10_tiny_mse.py,
-configs/finetune_cifar10_tiny.py). Each is evaluated at 32 pixels and, as it is, at 56, which is
-1.75 times as many (Table 1: 1.71). Interrupted, the same command goes on where it was.
+(configs/cifar10_transfer.py:supervised), and pre-trained (configs/cifar10_pretrain.py:tiny_mse) and
+fine-tuned (configs/cifar10_transfer.py:tiny). Each is evaluated at 32 pixels and, without more
+training, at 56, which is 1.75 times as many (Table 1: 1.71). Interrupted, the same command goes on
+where it was.
 """
 
 import argparse
@@ -41,17 +42,17 @@ LARGE = 56
 def runs_of(encoding: str, data: dict[str, object], folder: pathlib.Path) -> list[Run]:
     """The runs of one encoding, those of WAYS last and in their order."""
     keys = data | {"model.positions": encoding}
-    pretrained = Run(f"{encoding}_pretrained", "cifar10_tiny_mse.py", keys)
+    pretrained = Run(f"{encoding}_pretrained", "cifar10_pretrain.py:tiny_mse", keys)
     checkpoint = {"init.checkpoint": folder / pretrained.name}
     return [
         pretrained,
-        Run(f"{encoding}_supervised", "supervised_cifar10.py", keys),
+        Run(f"{encoding}_supervised", "cifar10_transfer.py:supervised", keys),
         Run(
             f"{encoding}_supervised_causal",
-            "supervised_cifar10.py",
+            "cifar10_transfer.py:supervised",
             keys | {"objective.mask": "causal"},
         ),
-        Run(f"{encoding}_unsupervised_causal", "finetune_cifar10_tiny.py", keys | checkpoint),
+        Run(f"{encoding}_unsupervised_causal", "cifar10_transfer.py:tiny", keys | checkpoint),
     ]
 
 
@@ -60,7 +61,7 @@ def evaluate_at(run: Run, folder: pathlib.Path, size: int) -> float:
     workdir = folder / run.name / f"at_{size}"
     if not any("validation/accuracy" in line for line in experiments.history(workdir)):
         keys = run.overrides | {"data.image_size": size, "model.trained_image_size": 32}
-        arguments = [*experiments.flags(run._replace(overrides=keys)), "--evaluators=loss"]
+        arguments = [*experiments.flags(run._replace(overrides=keys)), "--evaluators=validation"]
         arguments += [f"--checkpoint={folder / run.name}", f"--workdir={workdir}"]
         experiments.call("darl_jax.evaluate", arguments, folder / f"{run.name}_at_{size}.log")
     return experiments.last_value(workdir, "validation/accuracy")

@@ -13,7 +13,6 @@ patch has few steps, and "of cached" says nothing. All rows and a large matrix p
 """
 
 import argparse
-import importlib.util
 import math
 import pathlib
 import sys
@@ -143,22 +142,15 @@ def image_flops(method: Diffusion, counts: list[int]) -> int:
     )
 
 
-def load_config(path: pathlib.Path, dtype: str | None) -> TrainConfig:
-    spec = importlib.util.spec_from_file_location("config", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ValueError(f"--config={path}: there is no such file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+def load_config(path: str, dtype: str | None) -> TrainConfig:
+    config = config_lib.from_file(path)
     config.model.dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     return config_lib.load(config)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--config", type=pathlib.Path, default=ROOT / "configs" / "darl_vit_l8_64px_generation.py"
-    )
+    parser.add_argument("--config", default=f"{ROOT}/configs/darl_vit_l8_64px_generation.py")
     parser.add_argument("--batch_sizes", default="1,16", help="of each row (1,16)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--patches", type=int, help="made of each image (all)")

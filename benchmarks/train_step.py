@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --models=s16 --batch_size=8
     python benchmarks/train_step.py --models=all --objectives=all --data_dir=FOLDER \
         --torch_python=/path/to/torch/bin/python --json=step.json
-    python benchmarks/train_step.py --config=configs/cifar10_small_mse.py --batch_size=128
+    python benchmarks/train_step.py --config=configs/cifar10_pretrain.py:small_mse --batch_size=128
 
 The step is the one that training compiles: real model, objective, optimiser, donated state. It is
 measured on a random batch that stays on the device, with each attention kernel that runs here, fed
@@ -15,7 +15,6 @@ device's clocks touch them all: ratios say more than images/s do. README.md expl
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -104,21 +103,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load_config(path: str) -> TrainConfig:
-    """The config of a file.
+    """The config of FILE.py or FILE.py:WORD.
 
     Raises:
-      ValueError: there is no such file, or it is no config.
+      ValueError: there is no such file or word.
     """
-    if not pathlib.Path(path).is_file():
+    if not pathlib.Path(path.split(":")[0]).is_file():
         raise ValueError(f"--config={path}: there is no such file; configs/ holds some")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"--config={path}: a config file's name ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ValueError(f"--config={path}: a config file has a function get_config")
-    return config_lib.load(module.get_config())
+    return config_lib.load(config_lib.from_file(path))
 
 
 def size_config(model: str, objective: str, image_size: int) -> TrainConfig:
@@ -157,7 +149,8 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         raise ValueError(f"--json={arguments.json}: there is no folder for this file")
     if arguments.config:
-        found = [(pathlib.Path(arguments.config).stem, load_config(arguments.config))]
+        name = pathlib.Path(arguments.config).name.replace(".py:", "_").removesuffix(".py")
+        found = [(name, load_config(arguments.config))]
     else:
         models = ALL_MODELS if arguments.models == "all" else arguments.models.split(",")
         every = arguments.objectives == "all"

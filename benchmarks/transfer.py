@@ -2,9 +2,9 @@
 
     python benchmarks/transfer.py --data_dir=~/tensorflow_datasets --folder=runs/transfer
 
-CIFAR-10 on a CPU: pre-trains once (configs/cifar10_transfer_mse.py), fine-tunes with three seeds
-from that checkpoint and from nothing (configs/finetune_cifar10.py), and prints a table.
-Interrupted, the same command goes on where it was.
+CIFAR-10 on a CPU: pre-trains once (configs/cifar10_pretrain.py:transfer), fine-tunes with three
+seeds from that checkpoint and from nothing (configs/cifar10_transfer.py:finetune), and prints a
+table. Interrupted, the same command goes on where it was.
 """
 
 import argparse
@@ -30,13 +30,13 @@ def main() -> None:
     data = {"data.data_dir": arguments.data_dir}
     folder = arguments.folder.expanduser().resolve()
 
-    pretrained = Run("pretrained", "cifar10_transfer_mse.py", data)
+    pretrained = Run("pretrained", "cifar10_pretrain.py:transfer", data)
     starts = {"pre-trained": folder / "pretrained", "from nothing": ""}
     runs = {
         start: [
             Run(
                 f"{start.replace(' ', '_')}_seed{seed}",
-                "finetune_cifar10.py",
+                "cifar10_transfer.py:finetune",
                 data | {"init.checkpoint": checkpoint, "seed": seed},
             )
             for seed in range(arguments.seeds)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = "configs/digits_mse.py"
+CONFIG = "configs/digits.py:mse"
 
 # What a shell, YAML or Kubernetes would change if it were not quoted.
 AWKWARD = ["--config.data.mean=(0.5, 0.5)", "--x=$(HOME) $HOME `id`", "--y='\"{}%s\\", "--z=a: #b"]

@@ -15,7 +15,7 @@ SIZE = {"width": 32, "mlp_dim": 64, "depth": 2, "unroll": 1}
 
 def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
     """darl_jax.plan for a small model of the digits."""
-    command = [sys.executable, "-m", "darl_jax.plan", "--config=configs/digits_mse.py"]
+    command = [sys.executable, "-m", "darl_jax.plan", "--config=configs/digits.py:mse"]
     command += [f"--config.model.{key}={value}" for key, value in SIZE.items()]
     return run([*command, *arguments])
 

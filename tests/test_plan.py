@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import math
 import pathlib
@@ -18,12 +17,7 @@ from tests.planned import REPOSITORY, SIZE, fsdp_plan, run_plan
 
 
 def small(**changes: object) -> config.TrainConfig:
-    spec = importlib.util.spec_from_file_location(
-        "digits", REPOSITORY / "configs" / "digits_mse.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    values = module.get_config()
+    values = config.from_file(f"{REPOSITORY}/configs/digits.py:mse")
     values.model.update(SIZE)
     values.update_from_flattened_dict(changes)
     return config.load(values)

@@ -1,6 +1,5 @@
 """A whole run: it learns, it goes on where it was, it leaves as it says, it keeps what it saved."""
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,7 +16,7 @@ from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
-from darl_jax.config import load
+from darl_jax.config import from_file, load
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
 from darl_jax.training.step_metrics import StepMetrics
@@ -84,7 +83,7 @@ def test_last_evaluation_is_made_up_for_after_a_kill_in_the_middle_of_it(tmp_pat
 
 def test_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path):
     arguments = command(
-        tmp_path, "--config.total_steps=20", "--config.evaluation.loss_every_steps=5"
+        tmp_path, "--config.total_steps=20", "--config.evaluators.validation.every_steps=5"
     )
     slow = tmp_path / "slow.py"
     slow.write_text(
@@ -196,10 +195,10 @@ def test_workdir_that_cannot_be_made_is_named_with_its_flag(tmp_path):
 
 def command(workdir, *arguments: str) -> list[str]:
     return [
-        sys.executable, "-m", "darl_jax.train", "--config=configs/digits_mse.py",
+        sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py:mse",
         f"--workdir={workdir}", "--config.batch_size=32", "--config.model.width=32",
-        "--config.model.depth=2", "--config.evaluation.loss_every_steps=0",
-        "--config.evaluation.pictures_every_steps=0", "--config.evaluation.probe_every_steps=0",
+        "--config.model.depth=2", "--config.evaluators.validation.every_steps=0",
+        "--config.evaluators.pictures.every_steps=0", "--config.evaluators.probe.every_steps=0",
         *arguments,
     ]  # fmt: skip
 
@@ -273,12 +272,7 @@ def test_ten_kills_leave_no_trace_in_parameters_or_optimiser(tmp_path):
         command(undisturbed, f"--config.total_steps={steps}", "--config.checkpoint.every_steps=2"),
         cwd=REPOSITORY, check=True, capture_output=True,
     )  # fmt: skip
-    spec = importlib.util.spec_from_file_location(
-        "digits", REPOSITORY / "configs" / "digits_mse.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = from_file(f"{REPOSITORY}/configs/digits.py:mse")
     config.model.update(width=32, depth=2)
     config = load(config)
     assert_same_bits(saved_state(undisturbed, config), saved_state(killed, config))

@@ -138,5 +138,5 @@ def test_what_begins_from_another_model_ends_with_one_line(tiny_run, tmp_path, c
 
 
 def test_pictures_of_a_classifier_are_refused_by_key():
-    with pytest.raises(ValueError, match=r"config.evaluation.pictures_every_steps=5 must be 0"):
+    with pytest.raises(ValueError, match=r"config.evaluators.pictures.every_steps=5 must be 0"):
         tiny(objective="classification", evaluation__pictures_every_steps=5)

@@ -10,6 +10,8 @@ A config file starts from `default_config()`, which holds every key there is, an
         return config
 """
 
+import runpy
+
 import ml_collections
 
 from darl_jax.config.loading import ConfigError, load, to_config_dict, to_dict
@@ -28,6 +30,7 @@ __all__ = [
     "data_config",
     "default_config",
     "evaluator",
+    "from_file",
     "load",
     "to_config_dict",
     "to_dict",
@@ -81,3 +84,9 @@ def evaluator(kind: str, *, every_steps: int = 5000) -> ml_collections.ConfigDic
 def data_config(name: str = "images") -> ml_collections.ConfigDict:
     """A group for `config.data`, or for an evaluator's: every key with its default."""
     return to_config_dict(DATA[name]())
+
+
+def from_file(path: str) -> ml_collections.ConfigDict:
+    """The config of FILE.py or FILE.py:WORD, as the flag --config reads it."""
+    file, *word = path.split(":", 1)
+    return runpy.run_path(file)["get_config"](*word)

@@ -31,6 +31,11 @@ def load(config: ml_collections.ConfigDict, *, begins: bool = True) -> TrainConf
     Raises:
       ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
     """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(
+            f"get_config() returns a {type(config).__name__}; it must return the ConfigDict that "
+            "darl_jax.config.default_config() makes, with changes"
+        )
     values = config.to_dict()
     if not begins and isinstance(values.get("init"), dict):
         values["init"]["checkpoint"] = values["init"].get("checkpoint") or ""
@@ -59,10 +64,12 @@ def to_config_dict(value: Any) -> ml_collections.ConfigDict:
             entry = to_config_dict(entry)
         elif isinstance(entry, Mapping):
             entry = ml_collections.ConfigDict({k: to_config_dict(v) for k, v in entry.items()})
-        elif entry is None:
+        elif typing.get_origin(types_of[field.name]) in (types.UnionType, typing.Union):
+            # A reference knows the type of a key that has no value, or is set to None later.
             expected = typing.get_args(types_of[field.name])[0]
             is_group = dataclasses.is_dataclass(expected)
-            entry = config_dict.placeholder(ml_collections.ConfigDict if is_group else expected)
+            kind = ml_collections.ConfigDict if is_group else expected
+            entry = config_dict.FieldReference(entry, field_type=kind)
         entries[field.name] = entry
     return ml_collections.ConfigDict(entries)
 

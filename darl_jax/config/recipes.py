@@ -1,9 +1,12 @@
-"""What several config files have in common: the paper's recipes for transfer, CIFAR-10 on a CPU.
+"""Parts that config files share: the paper's recipes for transfer, CIFAR-10 on a CPU, words.
 
-Pre-training (Table 8) is `config.default_config`. The recipes are for ImageNet; a file in
-`configs/` sets what differs. Where one starts from a checkpoint, `config.init.checkpoint` has to be
-given; given empty (`--config.init.checkpoint=`) the same recipe starts from nothing.
+Pre-training (Table 8) is `config.default_config`. The recipes are for ImageNet. Those that start
+from a checkpoint need `config.init.checkpoint`; an empty one (`--config.init.checkpoint=`) starts
+the same recipe from nothing.
 """
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import ml_collections
 from ml_collections import config_dict
@@ -18,14 +21,40 @@ _FINE_TUNING = {
     ("H", 90): (3e-3, 0.2),
 }
 
-# Models that 2 CPU cores train in minutes, to be given to `config.model.update`.
+# Models that 2 CPU cores train in minutes, for `config.model.update`.
 _ON_A_CPU = {"dtype": "float32"}
 SMALL = {"width": 128, "depth": 6, "num_heads": 4, "mlp_dim": 512, "unroll": 6} | _ON_A_CPU
 TINY = {"width": 64, "depth": 4, "num_heads": 2, "mlp_dim": 256, "unroll": 4} | _ON_A_CPU
 
+_ORDER, _BLOCK, _AT_256 = "model.order.name", "model.order.block", {"data.image_size": 256}
+# Table 7, Figures 11 and 13: word -> keys.
+PATCH_ORDERS: dict[str, dict[str, Any]] = {
+    "raster": _AT_256,
+    "nested_raster_2": {_ORDER: "nested_raster", _BLOCK: 2} | _AT_256,
+    "nested_raster_4": {_ORDER: "nested_raster", _BLOCK: 4} | _AT_256,
+    "nested_raster_8": {_ORDER: "nested_raster", _BLOCK: 8} | _AT_256,
+    "round_robin_2": {_ORDER: "round_robin", _BLOCK: 2} | _AT_256,
+    "round_robin_4": {_ORDER: "round_robin", _BLOCK: 4} | _AT_256,
+    "round_robin_8": {_ORDER: "round_robin", _BLOCK: 8} | _AT_256,
+}
+
+Entry = TypeVar("Entry")
+
+
+def entry(words: Mapping[str, Entry], word: str) -> Entry:
+    """The entry of a config file's table for the word of `--config=FILE.py:WORD`.
+
+    Raises:
+      ValueError: it has no such word; the message lists its words.
+    """
+    if word not in words:
+        problem = f"there is no word {word!r}" if word else "a word is missing"
+        raise ValueError(f"{problem}: give --config=FILE.py:WORD with one of {', '.join(words)}")
+    return words[word]
+
 
 def use_cifar10(config: ml_collections.ConfigDict) -> None:
-    """Whole images of CIFAR-10, held in memory and standardised by its own statistics."""
+    """Whole images of CIFAR-10, held in memory and standardized by its own statistics."""
     config.data.dataset = "cifar10"
     config.data.validation_split = "test"
     config.data.image_size = 32
@@ -50,6 +79,7 @@ def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
     config.total_epochs = float(epochs)
     config.objective.mask = "full"
     config.objective.pooling = "last"
+    config.optimizer.base_learning_rate = None
     config.optimizer.learning_rate, config.model.drop_path = _FINE_TUNING[size, epochs]
     config.optimizer.layer_decay = 0.75
     config.optimizer.weight_decay = 0.05
@@ -58,7 +88,7 @@ def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
 
 
 def supervised(size: str) -> ml_collections.ConfigDict:
-    """Table 10: 200 epochs from nothing, mean pooling; causal or full attention as Table 1 asks.
+    """Table 10: 200 epochs from nothing, mean pooling; attention full or causal (Table 1).
 
     Args:
       size: a name in VIT_SIZES.
@@ -83,7 +113,6 @@ def linear_probes(size: str) -> ml_collections.ConfigDict:
     config.init.checkpoint = config_dict.placeholder(str)
     config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
-    config.objective.num_classes = 1000
     config.batch_size = 16384
     config.total_epochs = 90.0
     config.objective.mask = "causal"
@@ -107,12 +136,11 @@ def attentive_probes(size: str) -> ml_collections.ConfigDict:
     config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaugment.magnitude = 9.0
-    config.objective.num_classes = 1000
     config.objective.kind = "attentive"
     config.objective.average_blocks = 6
     config.batch_size = 1024
     config.total_epochs = 100.0
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.base_learning_rate, config.optimizer.learning_rate = None, 1e-3
     config.optimizer.final_learning_rate = 1e-5
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.1
@@ -122,14 +150,13 @@ def attentive_probes(size: str) -> ml_collections.ConfigDict:
 
 
 def _classification(size: str) -> ml_collections.ConfigDict:
-    """What Tables 9 and 10 have in common."""
+    """The part that Tables 9 and 10 share."""
     config = default_config(objective="classification", size=size)
     config.batch_size = 4096
     config.data.dataset = "imagenet2012"
     config.data.crop_scale = (0.08, 1.0)
     config.data.randaugment.magnitude = 9.0
     config.data.randaugment.std = 0.5
-    config.objective.num_classes = 1000
     config.objective.label_smoothing = 0.1
     config.objective.mixing.mixup = 0.8
     config.objective.mixing.cutmix = 1.0

@@ -1,6 +1,6 @@
 r"""Draws 64 training images as the model sees them, with their labels.
 
-    python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16_rope2d.py \
+    python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16.py:rope2d \
         --config.data.data_dir=~/tensorflow_datasets
 
 Each of the eight rows is a batch of its own, for a batch is mixed in one way: cropped, mirrored and
@@ -34,7 +34,7 @@ from darl_jax.methods.transfer.mixing import MixingConfig, augment
 from darl_jax.nn.patches import standardise, unstandardise
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, flags_parser, one_line_errors
 
-_USAGE = "python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16_rope2d.py"
+_USAGE = "python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16.py:rope2d"
 
 ROWS = COLUMNS = 8
 _DPI = 100

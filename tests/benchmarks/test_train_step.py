@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import contestants, step_table, train_step
 
-DIGITS = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits_mse.py")
+DIGITS = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py:mse")
 SMALL = ["--models=ti16", "--image_size=32", "--batch_size=2"]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from darl_jax.config import load
+from darl_jax.config import from_file, load
 from darl_jax.planning import hlo
 from darl_jax.planning.hlo_collectives import Collective
 from darl_jax.planning.hlo_text import parse, replica_groups
@@ -53,11 +53,8 @@ def scan_of_matmuls() -> dict[str, Any]:
 
 
 def train_step(sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """The train step of configs/digits_mse.py, as loops, on a mesh, and its FLOPs by its jaxpr."""
-    sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-    from configs import digits_mse
-
-    raw = digits_mse.get_config()
+    """The train step of configs/digits.py:mse, as loops, on a mesh, and its FLOPs by its jaxpr."""
+    raw = from_file(f"{pathlib.Path(__file__).parents[2]}/configs/digits.py:mse")
     raw.model.unroll = 1
     config = load(raw)
     mesh = make_mesh(MeshConfig(*sizes))
@@ -146,7 +143,7 @@ def test_flops_of_a_train_step_are_those_of_its_jaxpr(measured: dict) -> None:
 
 def test_what_the_tensor_axis_does_not_split_is_computed_twice(measured: dict) -> None:
     result = measured["2,2,2"]
-    # configs/digits_mse.py: 64 images of 16 patches of 4 pixels; width 128. At most the embedding
+    # configs/digits.py:mse: 64 images of 16 patches of 4 pixels; width 128. At most the embedding
     # (forward and gradient of the weights) and the output (and gradient of its input) are.
     twice = 64 * (2 * 15 + 3 * 16) * 2 * 4 * 128
     assert result["jaxpr_flops"] <= 8 * result["flops"] <= result["jaxpr_flops"] + twice

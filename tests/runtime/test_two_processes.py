@@ -76,11 +76,11 @@ def start(
     """A run of darl_jax.train on digits; `last` are further arguments of the last process alone."""
     cluster = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(process_count)}
     command = [
-        sys.executable, "-m", "darl_jax.train", "--config=configs/digits_mse.py",
+        sys.executable, "-m", "darl_jax.train", "--config=configs/digits.py:mse",
         f"--workdir={workdir}", "--config.batch_size=32", "--config.model.width=32",
         "--config.model.depth=2", "--config.total_steps=24", "--config.log_every_steps=6",
         "--config.log_examples=True", "--config.checkpoint.every_steps=6",
-        "--config.evaluation.loss_every_steps=12", "--config.evaluation.probe_every_steps=0",
+        "--config.evaluators.validation.every_steps=12", "--config.evaluators.probe.every_steps=0",
         *arguments,
     ]  # fmt: skip
     return [
@@ -121,7 +121,7 @@ def two(tmp_path_factory):
 def stopped(two):
     """That run made longer, until one of its processes alone was asked to stop."""
     processes = start(
-        two, 2, "--config.total_steps=4000", "--config.evaluation.loss_every_steps=2000"
+        two, 2, "--config.total_steps=4000", "--config.evaluators.validation.every_steps=2000"
     )
     while not any(line["step"] >= 30 for line in read_metrics(two)):
         assert all(process.poll() is None for process in processes), finish(processes)
