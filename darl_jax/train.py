@@ -280,20 +280,19 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
 
 def main() -> None:
     """Trains, and exits with one of the codes above."""
-    with StopRequest(cluster.leave_together) as stop, contextlib.ExitStack() as run:
+    with StopRequest(cluster.leave_together) as stop:
         with (
             cli.one_line_errors(cli.EXIT_BAD_INPUT, ValueError),
             cli.one_line_errors(cli.EXIT_ERROR, OSError),
         ):
-            run.enter_context(
-                cluster.member(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-            )
+            cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         with preparing():
             if _CONFIG.value is None or not _WORKDIR.value:
                 raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-            config = config_lib.load(_CONFIG.value)
             workdir = absolute_path(_WORKDIR.value)
             make_workdir(workdir)
+            cluster.share_failures(workdir)
+            config = config_lib.load(_CONFIG.value)
             compilation.keep_in(workdir)
         if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.

@@ -65,7 +65,7 @@ def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         logging.debug("This is where it happened:", exc_info=True)
-        cluster.fail_together(str(error), code)
+        cluster.fail_together(code, f"error: {error}", error)
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(code)
 

@@ -1,26 +1,62 @@
-"""SIGTERM and Ctrl-C ask a run to save and leave; a second Ctrl-C does not wait."""
+"""SIGTERM and Ctrl-C: handled at once, also while the main thread is inside the compiler."""
 
 import contextlib
+import os
 import signal
-import types
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from darl_jax.runtime.cli import EXIT_INTERRUPTED
+
+@contextlib.contextmanager
+def handling(
+    numbers: tuple[int, ...],
+    at_once: Callable[[int], None],
+    on_main: Callable[[int], None] = lambda _: None,
+) -> Iterator[None]:
+    """Calls two handlers with the number of a signal, while entered.
+
+    Python calls a handler in the main thread, when that returns from compiled code: minutes late
+    in a compilation. An exception that is raised there may be lost, or crash the compiler.
+
+    Args:
+      numbers: signals.
+      at_once: called on a thread of its own.
+      on_main: called in the main thread, when that runs Python.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        with open(reader, "rb", buffering=0) as pipe:
+            while number := pipe.read(1):
+                if number[0] in numbers:
+                    at_once(number[0])
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    previous = {n: signal.signal(n, lambda number, _: on_main(number)) for n in numbers}
+    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous_writer)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        os.close(writer)
 
 
 class StopRequest:
-    """Catches SIGTERM and SIGINT while it is entered.
+    """Handles SIGTERM and SIGINT of a training run while it is entered.
 
-    Until `begin_training` there is nothing to save, and a signal ends the process at once, without
-    an exception: one that is raised inside the compiler may be lost there, or crash it. In
-    `leaving_after` it does so too, once what is to be finished is.
+    Before `begin_training` nothing has to be saved, and a signal ends the process at once. In
+    `leaving_after` it ends it once `finish` returns. Otherwise it is noted, and the training loop
+    saves and leaves.
 
     Args:
-      leave: ends this process and all others of the run with an exit code and a line that says why.
+      leave: ends this process and all others of the run with an exit code and a line of text.
 
     Attributes:
-      signal: the name of the signal that came while training, or None.
+      signal: name of the signal that came during training, or None.
     """
 
     def __init__(self, leave: Callable[[int, str], NoReturn]) -> None:
@@ -29,14 +65,16 @@ class StopRequest:
         self._training = False
         self._ended = False
         self._finish: Callable[[], str] | None = None
-        self._previous: dict[int, Callable[..., Any] | int | None] = {}
+        self._handling = handling(
+            (signal.SIGTERM, signal.SIGINT), self._before_training, self._in_training
+        )
 
     def begin_training(self) -> None:
-        """From now on a signal is noted, for the training loop to save and leave."""
+        """Notes signals from now on, for the training loop to save and leave."""
         self._training = True
 
     def end_training(self) -> None:
-        """From now on SIGTERM asks for what happens anyway, and Ctrl-C does not wait for it."""
+        """Ignores SIGTERM from now on, because the run ends anyway; Ctrl-C exits immediately."""
         self._ended = True
 
     @contextlib.contextmanager
@@ -44,37 +82,39 @@ class StopRequest:
         """Lets a signal, an earlier one too, end the process at once, in an evaluation say.
 
         Args:
-          finish: called first, on the main thread; returns the message that stands behind the
-            signal's name.
+          finish: called first, on the main thread; returns the text after the signal's name.
         """
         self._finish = finish
         if self.signal is not None:
-            self._leave(EXIT_INTERRUPTED, f"{self.signal}: {finish()}")
+            self._leave(os.EX_TEMPFAIL, f"{self.signal}: {finish()}")
         try:
             yield
         finally:
             self._finish = None
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(None, None, None)
 
-    def _on_signal(self, number: int, _: types.FrameType | None) -> None:
+    def _before_training(self, number: int) -> None:
         name = signal.Signals(number).name
+        if not self._training:
+            self._leave(128 + number, f"{name} before training began: nothing was changed")
+
+    def _in_training(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if not self._training:
+            return
         if self._ended:
             if number == signal.SIGINT:
                 self._leave(128 + number, f"{name}: everything is saved")
-            return
-        if not self._training:
-            self._leave(128 + number, f"{name} before training began: nothing was changed")
-        if self._finish is not None:
-            self._leave(EXIT_INTERRUPTED, f"{name}: {self._finish()}")
-        if self.signal is not None and number == signal.SIGINT:
-            # Whatever is being written is not complete and will be ignored.
+        elif self._finish is not None:
+            self._leave(os.EX_TEMPFAIL, f"{name}: {self._finish()}")
+        elif self.signal is not None and number == signal.SIGINT:
+            # What is being written is not complete and will be ignored.
             self._leave(128 + number, f"{name} again: the run goes on from its last checkpoint")
-        self.signal = name
+        else:
+            self.signal = name
