@@ -204,7 +204,7 @@ def print_ratio(rounds: dict[str, list[Round]], ours: str, theirs: str) -> None:
 
 
 def print_difference(name: str, one: np.ndarray, other: np.ndarray) -> None:
-    """Grey levels between two sets of pixels: everywhere, and inside the border of the crop."""
+    """Gray levels between two sets of pixels: everywhere, and inside the border of the crop."""
     difference = np.abs(one.astype(np.int16) - other)
     inside = difference[:, BORDER:-BORDER, BORDER:-BORDER]
     print(
@@ -279,7 +279,7 @@ def compare_pixels(
     with mock.patch.object(images, "DRAFT_MARGIN", 10**6):
         full = pixels(config)
         full_pillow = pixels(pillow)
-    print("\ngrey levels of difference                           everywhere      inside the border")
+    print("\ngray levels of difference                           everywhere      inside the border")
     print(f"  {'':44}{'mean':>10}{'max':>10}{'mean':>10}{'max':>10}{'above 2':>10}")
     print_difference("ours to tf.data", ours, theirs)
     print_difference("ours, always decoded in full, to tf.data", full, theirs)

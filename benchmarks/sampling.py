@@ -35,7 +35,7 @@ from darl_jax.generation.generator import Generator, make_tables, patch_drawer
 from darl_jax.methods.darl.diffusion import Diffusion
 from darl_jax.methods.darl.flops import sampling_flops
 from darl_jax.methods.darl.samplers import SamplerConfig
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
 from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import create_params, graph_definition
@@ -118,7 +118,7 @@ class PrefixAnew(Sampling):
         method = self._model.method
         began = time.perf_counter()
         for _ in range(repeats):
-            given = standardise(jnp.asarray(self.given), method.data.mean, method.data.std)
+            given = standardize(jnp.asarray(self.given), method.data.mean, method.data.std)
             patches = patchify(given, method.model.patch_size)
             keys = jax.random.split(jax.random.key(0), self.batch_size)
             for place in range(self._known, patches.shape[1]):

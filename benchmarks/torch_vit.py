@@ -117,18 +117,18 @@ def forward_flops(shape: dict[str, Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def timed(function: Callable[[], None], repeats: int, device: str) -> float:
     """Seconds of `repeats` calls one after the other, to their end on the device."""
-    synchronise(device)
+    synchronize(device)
     began = time.perf_counter()
     for _ in range(repeats):
         function()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - began
 
 

@@ -5,7 +5,7 @@
         --torch_python=/path/to/torch/bin/python --json=step.json
     python benchmarks/train_step.py --config=configs/cifar10_pretrain.py:small_mse --batch_size=128
 
-The step is the one that training compiles: real model, objective, optimiser, donated state. It is
+The step is the one that training compiles: real model, objective, optimizer, donated state. It is
 measured on a random batch that stays on the device, with each attention kernel that runs here, fed
 by the input pipeline (--data_dir), and beside a PyTorch model of equal work (--torch_python). All
 of them and large square matrix products take turns, because other work on a machine and a

@@ -2,7 +2,7 @@
 
     python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16
 
-The step is the one that the program runs. With --sweep several meshes and rematerialisation
+The step is the one that the program runs. With --sweep several meshes and rematerialization
 policies are compared. Exit codes: 0 a plan that fits; 1 the step does not fit the memory of the
 chips, or it could not be compiled; 2 a config or topology that cannot be used. docs/planning.md
 says what is assumed.
@@ -42,12 +42,12 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, f"The devices: {VALID_FORMS}."
 _TRAIN_IMAGES = flags.DEFINE_integer(
     "train_images", None, "Records of the training split, where the dataset is not here."
 )
-_SWEEP = flags.DEFINE_bool("sweep", False, "Compare meshes and rematerialisation policies.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Compare meshes and rematerialization policies.")
 _COMPILE_TOP = flags.DEFINE_integer(
     "compile_top", 3, "With --sweep: how many of the candidates are compiled."
 )
 _BATCH_SIZES = flags.DEFINE_list(
-    "batch_sizes", [], "With --sweep: batch sizes to try; they change what is learnt."
+    "batch_sizes", [], "With --sweep: batch sizes to try; they change what is learned."
 )
 _ACCUMULATIONS = flags.DEFINE_list(
     "accumulations", [], "With --sweep: accumulation_steps to try; diffusion draws other noise."
@@ -143,7 +143,7 @@ def _memory(plan: StepPlan) -> list[str]:
     memory = plan.memory
     rows = [
         ("parameters", gib(memory.parameters)),
-        ("optimiser", gib(memory.optimizer)),
+        ("optimizer", gib(memory.optimizer)),
         ("batch and counters", gib(memory.batch)),
         ("gradients and activations", gib(memory.temporaries)),
         ("  gradients if all are kept", gib(memory.gradients)),

@@ -28,7 +28,7 @@ SETTINGS = {
     "ACCELERATOR": "",  # tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice; nvidia-h100-80gb, ...
     # TPUs
     "TOPOLOGY": "",  # of one slice, such as 4x4 or 4x4x8
-    "SLICES": "1",  # joined over the data centre's network
+    "SLICES": "1",  # joined over the data center's network
     "CHIPS_PER_HOST": "4",  # 4 where a slice has several hosts; 1, 4 or 8 where it has one
     # GPUs
     "NODES": "1",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU pod slice, or on several of them joined over the data centre's network.
+# Trains on a Cloud TPU pod slice, or on several of them joined over the data center's network.
 #
 #   launch/tpu_pod.sh [--dry-run] train --config=FILE --workdir=gs://BUCKET/RUN ...
 #

@@ -1,4 +1,4 @@
-"""Modules with random parameters, made without compiling their initialisation."""
+"""Modules with random parameters, made without compiling their initialization."""
 
 from collections.abc import Callable
 from typing import TypeVar

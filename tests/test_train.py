@@ -263,7 +263,7 @@ def kill_and_restart(workdir, steps: int, kills: int, seed: int) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_leave_no_trace_in_parameters_or_optimiser(tmp_path):
+def test_ten_kills_leave_no_trace_in_parameters_or_optimizer(tmp_path):
     steps = 700
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     mid_save = kill_and_restart(killed, steps, kills=10, seed=0)

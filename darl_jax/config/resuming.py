@@ -20,7 +20,7 @@ def check_same_run(
     """Whether a checkpoint's run is this one, by what was saved with it.
 
     Raises:
-      ConfigError: they differ in what is learnt from which examples in which order.
+      ConfigError: they differ in what is learned from which examples in which order.
     """
     differences = config_differences(saved, current, MAY_CHANGE_ON_RESUME)
     if differences:

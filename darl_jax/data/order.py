@@ -21,7 +21,7 @@ _FEISTEL_ROUNDS = 8
 
 
 def mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """The finaliser of SplitMix64: a bijection of 64 bits in which each bit depends on all.
+    """The finalizer of SplitMix64: a bijection of 64 bits in which each bit depends on all.
 
     Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
     """

@@ -19,7 +19,7 @@ from darl_jax.data.base import DataConfig, Split, Splits
 from darl_jax.methods.base import Batch, Method
 from darl_jax.methods.images import ImageMethod
 from darl_jax.nn.attention import Mask
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from darl_jax.nn.vit import ViT
 
 # One pass over records in fixed order: a new iterator for each call, every record in it once, rows
@@ -150,7 +150,7 @@ def block_outputs(
       std: of each channel, as the model was trained.
       mask: the attention.
     """
-    images, size = standardise(batch["image"], mean, std), backbone.config.patch_size
+    images, size = standardize(batch["image"], mean, std), backbone.config.patch_size
     grid = images.shape[1] // size, images.shape[2] // size
     return backbone(patchify(images, size), mask=mask, grid=grid).blocks
 

@@ -90,7 +90,7 @@ class KnnConfig(EvaluatorConfig):
 
 
 class _Examples(NamedTuple):
-    """Features of labelled examples by batches, and how to put all of them in order."""
+    """Features of labeled examples by batches, and how to put all of them in order."""
 
     batches: list[Float32[np.ndarray, "depth _rows width"]]
     order: Int[np.ndarray, " example"]  # of the rows that count, by record
@@ -104,9 +104,9 @@ class _Examples(NamedTuple):
 class Knn(Evaluator):
     """Accuracy of weighted k-NN on each block's output.
 
-    Settled here: features are centred by the bank's mean before they are brought to unit length.
+    Settled here: features are centered by the bank's mean before they are brought to unit length.
     Outputs of blocks have no norm behind them, and all images have much in common: a model of
-    width 128 gave two CIFAR-10 images cosine similarities of 0.66 to 0.87 on average, centred 0.
+    width 128 gave two CIFAR-10 images cosine similarities of 0.66 to 0.87 on average, centered 0.
     The closer these are to 1, the more alike all neighbors vote, whatever the temperature. There
     accuracy did not gain by it: it differed either way by less than two standard errors of 0.01.
 
@@ -155,11 +155,11 @@ class Knn(Evaluator):
         if len(bank.labels) < self._config.neighbors:
             raise ValueError(
                 f"neighbors={self._config.neighbors} must not be more than the "
-                f"{len(bank.labels)} labelled examples of the bank"
+                f"{len(bank.labels)} labeled examples of the bank"
             )
         queries = self._examples(self._query_batches, params)
         for i in range(len(bank.batches[0])):
-            features, of_queries = centred_directions(bank.block(i), queries.block(i))
+            features, of_queries = centered_directions(bank.block(i), queries.block(i))
             predicted = nearest_labels(
                 features,
                 bank.labels,
@@ -187,13 +187,11 @@ class Knn(Evaluator):
         order = np.argsort(index, kind="stable")
         order = order[(mask & (labels >= 0))[order]]
         if not len(order):
-            raise ValueError(
-                "a split that k-NN reads holds no labelled example; name one that does"
-            )
+            raise ValueError("a split that k-NN reads holds no labeled example; name one that does")
         return _Examples([part[0] for part in parts], order, labels[order])
 
 
-def centred_directions(
+def centered_directions(
     bank: Float32[np.ndarray, "row width"], queries: Float32[np.ndarray, "query width"]
 ) -> tuple[Float32[np.ndarray, "row width"], Float32[np.ndarray, "query width"]]:
     """Both less the bank's mean, at length 1."""

@@ -359,7 +359,7 @@ class Likelihood(Evaluator):
 def bits_per_dimension(method: MSE | Diffusion, *, discretized: bool) -> tuple[float, float]:
     """(scale, offset) from a patch's nats to bits per dimension of pixels in units of 1/255.
 
-    A density of standardised pixels is one of pixels by log2(255 std), a mean over channels.
+    A density of standardized pixels is one of pixels by log2(255 std), a mean over channels.
     """
     scale = 1.0 / (method.model.patch_size**2 * len(method.data.std) * np.log(2.0))
     return scale, 0.0 if discretized else float(

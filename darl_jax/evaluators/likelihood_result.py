@@ -24,7 +24,7 @@ class Measured:
       by_image: by name, of each image, in each independent estimate.
       records: of each image, its number in what was measured.
       levels: at which the model's error was measured.
-      error: mean squared error on training images, standardised pixels.
+      error: mean squared error on training images, standardized pixels.
     """
 
     shares: tuple[str, ...]

@@ -1,9 +1,9 @@
 """A linear classifier on frozen features, beside what it makes of the same net untrained.
 
 As in the paper's linear evaluation (Table 13) the backbone sees the whole image under its causal
-mask, and features are standardised without a learned scale. Unlike there, few labels of each class
+mask, and features are standardized without a learned scale. Unlike there, few labels of each class
 are used, without augmentation, and the classifier is solved to convergence: it tells within seconds
-whether pre-training has learnt something, and is no number to hold against the paper's.
+whether pre-training has learned something, and is no number to hold against the paper's.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from darl_jax.evaluators.base import (
     labeled,
 )
 from darl_jax.methods.base import Batch
-from darl_jax.nn.patches import standardise
+from darl_jax.nn.patches import standardize
 from darl_jax.nn.readout import POOLINGS, readout
 from darl_jax.training.sharding import global_array, replicated
 
@@ -178,7 +178,7 @@ class LinearProbe(Evaluator):
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
             del params
-            images = standardise(batch["image"], mean, std)
+            images = standardize(batch["image"], mean, std)
             return images.reshape(len(images), -1)
 
         def rows(extract: Callable[[Any, Batch], Array]) -> Callable[[Any, Batch], Any]:

@@ -29,7 +29,7 @@ from darl_jax.methods.base import Batch
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.images import PatchMethod
 from darl_jax.nn.orders import Order, take
-from darl_jax.nn.patches import unpatchify, unstandardise
+from darl_jax.nn.patches import unpatchify, unstandardize
 from darl_jax.training.sharding import global_array, replicated
 
 _DPI = 100
@@ -136,8 +136,8 @@ class Pictures(Evaluator):
             )
             difference = jnp.mean(jnp.abs(predicted - target) * jnp.asarray(std), axis=-1)
             return (
-                unstandardise(target, mean, std),
-                unstandardise(predicted, mean, std),
+                unstandardize(target, mean, std),
+                unstandardize(predicted, mean, std),
                 difference,
                 batch["index"][shown],
                 in_image.reshape(grid),

@@ -92,7 +92,7 @@ class ValidationLoss(Evaluator):
         if not total or not total["loss"].count:
             raise ValueError(
                 "the validation split holds no example that counts; name one that does (and that "
-                "has labels, where labels are learnt)"
+                "has labels, where labels are learned)"
             )
         for name, value in total.items():
             if value.count:

@@ -31,7 +31,7 @@ from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.pipeline import train_batches
 from darl_jax.evaluators.pictures import magnify
 from darl_jax.methods.transfer.mixing import MixingConfig, augment
-from darl_jax.nn.patches import standardise, unstandardise
+from darl_jax.nn.patches import standardize, unstandardize
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, flags_parser, one_line_errors
 
 _USAGE = "python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16.py:rope2d"
@@ -46,7 +46,7 @@ _LEAST_SHOWN = 0.005  # A smaller share of a label would be written as 0.00.
 
 
 class Example(NamedTuple):
-    """An image as it is learnt from.
+    """An image as it is learned from.
 
     Attributes:
       record: its number in the split.
@@ -65,7 +65,7 @@ def examples(
     """The first batches of COLUMNS examples each, ROWS of them.
 
     Images are read one by one, even with `data.in_memory`, which would decode all of them for
-    these few and gives the same within two grey levels.
+    these few and gives the same within two gray levels.
     """
     by_record = dataclasses.replace(config, in_memory=False, num_workers=0)
     rows = []
@@ -73,11 +73,11 @@ def examples(
     with train_batches(split, by_record, **options) as batches:
         for key in jax.random.split(jax.random.key(seed), ROWS):
             batch = next(batches)
-            images = standardise(jnp.asarray(batch["image"]), config.mean, config.std)
+            images = standardize(jnp.asarray(batch["image"]), config.mean, config.std)
             # Without smoothing, which says the same of every image; a class -1 has no share.
             targets = jax.nn.one_hot(batch["label"], max(len(split.class_names), 1))
             images, targets = augment(key, images, targets, mixing)
-            pixels = np.asarray(unstandardise(images, config.mean, config.std))
+            pixels = np.asarray(unstandardize(images, config.mean, config.std))
             seen = zip(batch["index"].tolist(), pixels, _shares(targets), strict=True)
             rows.append([Example(*parts) for parts in seen])
     return rows

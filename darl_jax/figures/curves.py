@@ -21,7 +21,7 @@ def series(history: History, name: str) -> Series:
 
 
 def loss_figure(runs: Mapping[str, History]) -> Figure:
-    """Training loss thin and validation loss thick, a colour for each run; the loss axis is a log.
+    """Training loss thin and validation loss thick, a color for each run; the loss axis is a log.
 
     Raises:
       ValueError: a run has no losses yet.

@@ -87,7 +87,7 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
     """
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
-    runs: dict[str, str] = {}  # a colour for each run, which its k-NN shares
+    runs: dict[str, str] = {}  # a color for each run, which its k-NN shares
     for name, column in found.items():
         knn = name.endswith(", k-NN")
         color = runs.setdefault(name.removesuffix(", k-NN"), COLORS[len(runs) % len(COLORS)])

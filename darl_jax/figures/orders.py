@@ -33,7 +33,7 @@ def orders_of(side: int) -> list[OrderConfig]:
 
 
 def orders_figure(grid: int) -> Figure:
-    """A panel for each order: the path, from the dot on, over patches coloured by their place.
+    """A panel for each order: the path, from the dot on, over patches colored by their place.
 
     Args:
       grid: rows and columns of patches.
@@ -53,8 +53,8 @@ def orders_figure(grid: int) -> Figure:
         panel.set_title(config.title, fontsize=11)
     for panel in panels.ravel()[len(orders) :]:
         panel.set_axis_off()
-    colours = ScalarMappable(scale, "viridis")
-    figure.colorbar(colours, ax=panels, label="place in the sequence", fraction=0.02, pad=0.01)
+    colors = ScalarMappable(scale, "viridis")
+    figure.colorbar(colors, ax=panels, label="place in the sequence", fraction=0.02, pad=0.01)
     return figure
 
 

@@ -66,5 +66,5 @@ class SampleFolder:
         return self._path
 
     def _save(self, name: str, image: UInt8[np.ndarray, "height width channel"]) -> None:
-        grey = image.shape[-1] == 1
-        Image.fromarray(image[..., 0] if grey else image).save(self._path / name)
+        gray = image.shape[-1] == 1
+        Image.fromarray(image[..., 0] if gray else image).save(self._path / name)

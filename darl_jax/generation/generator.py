@@ -27,7 +27,7 @@ from darl_jax.methods.darl.samplers import SamplerConfig, Steps, make_steps, run
 from darl_jax.nn import orders
 from darl_jax.nn.kv_cache import SequenceDecoder
 from darl_jax.nn.orders import fixed_order
-from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
+from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
 from darl_jax.training.sharding import global_array, pin_batch, replicated
 
 # (z, keys, which of the patches that are made) -> this patch for each image of the batch.
@@ -89,7 +89,7 @@ class Generator:
         ) -> UInt8[Array, "batch height width channel"]:
             model = nnx.merge(graphdef, params)
             sequence_order = model.backbone.order(grid) if order is None else order
-            start = patchify(standardise(given, mean, std), patch_size)
+            start = patchify(standardize(given, mean, std), patch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
             made = _complete(
                 SequenceDecoder(model, grid, sequence_order),
@@ -99,7 +99,7 @@ class Generator:
                 patches,
             )
             made = orders.take(made, orders.inverse(sequence_order))
-            return unstandardise(unpatchify(made, patch_size, grid), mean, std)
+            return unstandardize(unpatchify(made, patch_size, grid), mean, std)
 
         # Whichever process writes the images has all of them.
         self._images = jax.jit(images, out_shardings=replicated(mesh))

@@ -13,7 +13,7 @@ Image = UInt8[np.ndarray, "height width channel"]
 def image_grid(
     images: UInt8[np.ndarray, "rows columns height width channel"], *, frame_first: bool = False
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Rows of images on white, grey ones as RGB.
+    """Rows of images on white, gray ones as RGB.
 
     Args:
       images: by row and column.

@@ -2,7 +2,7 @@
 
     format, format_version   which names and keys there are
     model                    the arguments of the PyTorch module's class (torch_module.py)
-    data                     how images are standardised, and their size
+    data                     how images are standardized, and their size
     darl_jax_config          the whole config of the run
     step                     of the checkpoint
 
@@ -62,7 +62,7 @@ def describe(
     model |= {
         "channels": data["channels"],
         "grid": [side, side],
-        # The order spelt out, for whoever cannot compute it.
+        # The order spelled out, for whoever cannot compute it.
         "sequence": None if order.name == "raster" else sequence,
         "num_classes": None if head is None else int(head["bias"].shape[-1]),
         # Pre-training is causal, and its features are read by the mean (Table 13).

@@ -144,7 +144,7 @@ def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path)
     return Exported(
         files=[f"{place}/{item}" for item in ("state", "config", "metadata")],
         parameters=_count(arrays_by_name(source.params)),
-        dropped="the optimiser's state",
+        dropped="the optimizer's state",
         code=f"""
 import os
 import orbax.checkpoint as ocp
@@ -171,7 +171,7 @@ from {MODULE_FILE.removesuffix(".py")} import load
 
 model = load()
 images = torch.zeros(1, {_image_shape(description)}, dtype=torch.uint8)
-features = model(model.standardise(images), mask="{description["model"]["mask"]}")
+features = model(model.standardize(images), mask="{description["model"]["mask"]}")
 features.tokens  # and features.blocks, one for each block""",
     )
 
@@ -206,7 +206,7 @@ model = timm.create_model(
     checkpoint_path="{_HERE}/{described.ARRAYS_FILE}",
     {given}
 ).eval()  # the same: timm.create_model("local-dir:{_HERE}", pretrained=True)
-# Images are standardised by data.mean and data.std of the config.
+# Images are standardized by data.mean and data.std of the config.
 images = torch.zeros(1, {model["channels"]}, {arguments["img_size"][0]}, {arguments["img_size"][1]})
 tokens = model.forward_features(images{causal})  # the start token's, then the patches'
 features = model.forward_intermediates(images, output_fmt="NLC"{causal})[1]  # of every block""",

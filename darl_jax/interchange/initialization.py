@@ -89,13 +89,13 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     ]
     if differences:
         raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
-    learnt, order = loaded.model.get("order"), config.model.order
-    if learnt is not None and order.name != "random" and _in_words(learnt) != _in_words(order):
+    learned, order = loaded.model.get("order"), config.model.order
+    if learned is not None and order.name != "random" and _in_words(learned) != _in_words(order):
         logging.warning(
             "config.model.order is %s, and %s reads patches in the order %s",
             _in_words(order),
             loaded.description,
-            _in_words(learnt),
+            _in_words(learned),
         )
     trained = method.model.trained_image_size or method.data.image_size
     if loaded.trained_image_size not in (None, trained):
@@ -106,7 +106,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
         )
     if loaded.config is None:
         logging.warning(
-            "%s does not say how images were standardised, nor how many heads it has: "
+            "%s does not say how images were standardized, nor how many heads it has: "
             "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
             loaded.description,
             method.data.mean,
@@ -119,7 +119,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
         if key in data and not np.allclose(data[key], here):
             logging.warning(
                 "config.data.%s is %s, and %s was trained with %s: its features are those of "
-                "images standardised like that",
+                "images standardized like that",
                 key,
                 here,
                 loaded.description,

@@ -43,7 +43,7 @@ def model_card(card: Card) -> str:
     objective = config.get("objective", {}).get("name", "unknown")
     head = f"{model['num_classes']} classes" if model["num_classes"] else "none"
     rows = [
-        ("learnt by", objective),
+        ("learned by", objective),
         ("parameters", f"{card.parameters:,} in {card.kept}"),
         ("left out", card.dropped or "nothing"),
         ("width, depth, heads, MLP", _joined(model, "width", "depth", "num_heads", "mlp_dim")),
@@ -80,7 +80,7 @@ def _data(data: Mapping[str, Any], records: str | None) -> list[tuple[str, str]]
         ),
         ("held out", str(data.get("validation_split", "unknown"))),
         ("images", f"{data['image_size']} pixels, {data['channels']} channels"),
-        ("standardised by", f"mean {list(data['mean'])}, std {list(data['std'])}, of [0, 1]"),
+        ("standardized by", f"mean {list(data['mean'])}, std {list(data['std'])}, of [0, 1]"),
     ]
     if "crop_scale" in data:
         flipped = ", flipped" if data.get("flip") else ""

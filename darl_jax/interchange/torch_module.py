@@ -7,7 +7,7 @@ This file needs PyTorch and nothing else. It lies beside `config.json` and `mode
 
     model = load()                                   # the folder of this file
     images = torch.rand(2, 224, 224, 3)              # RGB in [0, 1], rows, columns, channels
-    features = model(model.standardise(images), mask="causal")
+    features = model(model.standardize(images), mask="causal")
     features.blocks[-1]                              # (2, 1 + patches, width), before any norm
     features.tokens                                  # the same after the final norm
 
@@ -161,14 +161,14 @@ class ViT(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
         self.head = None if num_classes is None else nn.Linear(width, num_classes)
 
-    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+    def standardize(self, images: torch.Tensor) -> torch.Tensor:
         """(batch, row, column, channel), uint8 or in [0, 1], as `forward` takes it."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
 
     def forward(self, images: torch.Tensor, mask: str | None = None) -> Features:
-        """Features of standardised images (batch, channel, row, column).
+        """Features of standardized images (batch, channel, row, column).
 
         Args:
             images: rows and columns are multiples of the patch size.
@@ -208,7 +208,7 @@ class ViT(nn.Module):
         return Features(self.final_norm(x), blocks)
 
     def logits(self, images: torch.Tensor, mask: str | None = None) -> torch.Tensor:
-        """(batch, class) for standardised images. Raises ValueError where there is no head."""
+        """(batch, class) for standardized images. Raises ValueError where there is no head."""
         if self.head is None:
             raise ValueError("this model was exported without a head; it has features alone")
         tokens = self(images, mask).tokens
@@ -337,8 +337,8 @@ def resample_positions(
 def cubic_weights(before: int, after: int) -> torch.Tensor:
     """(after, before): how much of each old place is in each new one."""
     scale = before / after
-    centres = (torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5
-    distance = centres[:, None] - torch.arange(before, dtype=torch.float64)
+    centers = (torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5
+    distance = centers[:, None] - torch.arange(before, dtype=torch.float64)
     x = distance.abs() / max(scale, 1.0)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

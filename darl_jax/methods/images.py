@@ -17,7 +17,7 @@ from darl_jax.methods.base import Batch, Method, Model
 from darl_jax.nn import attention
 from darl_jax.nn.flops import backbone_flops
 from darl_jax.nn.orders import Order
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from darl_jax.nn.positions import Grid
 from darl_jax.nn.vit import ViTConfig, layer_of
 
@@ -86,7 +86,7 @@ class ImageMethod(Method[Model], abc.ABC):
 
     def patches(self, batch: Batch) -> Float[Array, "batch patch pixel"]:
         """Standardized patches of a batch's images."""
-        images = standardise(batch["image"], self.data.mean, self.data.std)
+        images = standardize(batch["image"], self.data.mean, self.data.std)
         return patchify(images, self.model.patch_size)
 
     def batch_grid(self, batch: Batch) -> Grid:

@@ -1,4 +1,4 @@
-"""Which examples were learnt from at which step, for whoever has to account for them."""
+"""Which examples were learned from at which step, for whoever has to account for them."""
 
 import json
 import os

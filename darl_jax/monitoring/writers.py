@@ -96,7 +96,7 @@ class MetricWriter:
     def images(
         self, step: int, images: Mapping[str, UInt8[np.ndarray, "_height _width _channel"]]
     ) -> None:
-        """Writes pictures, grey (1 channel) or RGB (3), to TensorBoard and `pictures/`."""
+        """Writes pictures, gray (1 channel) or RGB (3), to TensorBoard and `pictures/`."""
         if not self._active:
             return
         for name, image in images.items():

@@ -1,4 +1,4 @@
-"""Counted model FLOPs, for the utilisation that is logged.
+"""Counted model FLOPs, for the utilization that is logged.
 
 The convention, so that a number can be compared with others:
 
@@ -7,14 +7,14 @@ The convention, so that a number can be compared with others:
   softmax, GELU, biases, residuals, rotations, corruption and loss are not; neither is the attention
   of the denoising patch decoder over its two tokens, which is elementwise work of a few operations
   a channel.
-- Causal attention counts as the full token x token square, as PaLM's model FLOPs utilisation does
+- Causal attention counts as the full token x token square, as PaLM's model FLOPs utilization does
   (arXiv 2204.02311, Appendix B), whether or not a kernel skips the masked half.
 - Work that nobody reads is not counted: in the denoising Transformer's last block only the
   corrupted patch's token goes on, so z's query, out projection and MLP are absent. Work that is
   common to all noise draws is counted once: z's own linear layer and its query, key and value in
   the first block.
 - A frozen backbone, under probes, has a forward pass alone.
-- Backward = 2 x forward, and nothing for rematerialisation or the optimiser, so a step is
+- Backward = 2 x forward, and nothing for rematerialization or the optimizer, so a step is
   3 x forward. This includes the gradients with respect to the pixels, which are never formed:
   one share of the patch embedding (and of the corrupted patch's), 0.04 to 0.4% of a step in the
   paper's configs.

@@ -30,7 +30,7 @@ class OrderConfig:
     Attributes:
       name: 'raster'; 'nested_raster', block after block, each in raster order; 'round_robin', the
         first patch of each block, then the second of each, and so on; 'spiral', from the upper left
-        corner clockwise inwards; 'checkerboard', the fields of one colour and then the others;
+        corner clockwise inwards; 'checkerboard', the fields of one color and then the others;
         'permutation', drawn once; 'random', drawn for each image anew, which needs two streams.
       block: rows and columns of patches in a block; read by 'nested_raster' and 'round_robin'.
       seed: of 'permutation'.
@@ -83,8 +83,8 @@ def fixed_order(config: OrderConfig, grid: Grid) -> Int[np.ndarray, " patch"]:
     if config.name == "spiral":
         return _spiral(raster)
     if config.name == "checkerboard":
-        colour = np.add.outer(np.arange(rows), np.arange(columns)) % 2
-        return np.concatenate([raster[colour == 0], raster[colour == 1]])
+        color = np.add.outer(np.arange(rows), np.arange(columns)) % 2
+        return np.concatenate([raster[color == 0], raster[color == 1]])
     if config.name == "permutation":
         return np.random.default_rng(config.seed).permutation(rows * columns)
     raise ValueError(f"model.order.name={config.name!r} is no order that all images have")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped, UInt8
 
 
-def standardise(
+def standardize(
     images: UInt8[Array, "batch height width channel"],
     mean: Sequence[float],
     std: Sequence[float],
@@ -16,18 +16,18 @@ def standardise(
     """Pixels as (value / 255 - mean) / std, in float32.
 
     The paper's losses (0.146 to 0.194, Table 15) fit targets of unit variance; settled here as
-    standardisation by the mean and standard deviation of each channel, in units of [0, 1].
+    standardization by the mean and standard deviation of each channel, in units of [0, 1].
     """
     mean_, std_ = (jnp.asarray(value, jnp.float32) for value in (mean, std))
     return (images.astype(jnp.float32) / 255.0 - mean_) / std_
 
 
-def unstandardise(
+def unstandardize(
     images: Float[Array, "batch height width channel"],
     mean: Sequence[float],
     std: Sequence[float],
 ) -> UInt8[Array, "batch height width channel"]:
-    """The inverse of `standardise`, rounded and clipped to 8-bit pixels."""
+    """The inverse of `standardize`, rounded and clipped to 8-bit pixels."""
     mean_, std_ = (jnp.asarray(value, jnp.float32) for value in (mean, std))
     return jnp.clip(jnp.round((images * std_ + mean_) * 255.0), 0, 255).astype(jnp.uint8)
 
@@ -71,7 +71,7 @@ def patch_statistics(
     return mean, jnp.sqrt(variance + 1e-6)
 
 
-def normalise_patches(
+def normalize_patches(
     patches: Float[Array, "batch patch pixel"],
 ) -> Float[Array, "batch patch pixel"]:
     """Each patch by its own mean and standard deviation (Appendix B.2, Table 14)."""

@@ -133,7 +133,7 @@ def linear(
     rngs: nnx.Rngs,
     kernel_init: nnx.Initializer | None = None,
 ) -> nnx.Linear:
-    """A projection with Xavier-uniform weights and zero bias (Table 8; MAE's initialisation)."""
+    """A projection with Xavier-uniform weights and zero bias (Table 8; MAE's initialization)."""
     return nnx.Linear(
         in_features,
         out_features,
@@ -349,7 +349,7 @@ class ViT(nnx.Module):
         """Features of the start token and of an image's patches, as they stand in the sequence.
 
         Args:
-          patches: standardised patches of whole images, in raster order.
+          patches: standardized patches of whole images, in raster order.
           mask: 'causal', 'full', or for each example the number of tokens, the start token's
             included, that everybody sees.
           grid: (rows, columns) of the patches; the trained grid if not given.

@@ -1,4 +1,4 @@
-"""What one run of a compiled program does on a device, read off its optimised HLO.
+"""What one run of a compiled program does on a device, read off its optimized HLO.
 
 `compiled.cost_analysis()` counts the body of a loop once and says nothing of communication. Here
 the instructions are walked as they are run: the body of a loop as often as it runs, the dearest

@@ -1,4 +1,4 @@
-"""Reads the text of an optimised HLO module (`compiled.as_text()`) into a few dataclasses.
+"""Reads the text of an optimized HLO module (`compiled.as_text()`) into a few dataclasses.
 
 The grammar is XLA's, https://openxla.org/xla/operation_semantics and xla/hlo/parser. Only what
 `hlo.py` asks for is kept: shapes with their memory space, operands by name, and attributes as text.

@@ -60,7 +60,7 @@ class Roofline:
 
     @property
     def compute_fraction(self) -> float:
-        """The model's FLOPs at peak over the step: the utilisation that cannot be exceeded."""
+        """The model's FLOPs at peak over the step: the utilization that cannot be exceeded."""
         return self.model_compute / self.step
 
 

@@ -253,7 +253,7 @@ def splash_flops(config: TrainConfig, mesh: Mesh) -> int:
     """FLOPs of a device's splash attention in a step.
 
     Of the blocks of 128 x 128 tokens those on and below the diagonal are computed; forward are 2
-    products, of which rematerialisation makes 4, and backward 3 for the queries and 4 for keys and
+    products, of which rematerialization makes 4, and backward 3 for the queries and 4 for keys and
     values, which compute the weights again.
     """
     blocks = math.ceil(_tokens(config) / _SPLASH_BLOCK)

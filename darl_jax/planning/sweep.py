@@ -1,4 +1,4 @@
-"""Which mesh and which rematerialisation suit a config and a topology."""
+"""Which mesh and which rematerialization suit a config and a topology."""
 
 import dataclasses
 import itertools

@@ -50,10 +50,10 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, laid out so that neighbours in `tensor` and `fsdp` are close.
+    """A mesh over all devices, laid out so that neighbors in `tensor` and `fsdp` are close.
 
     Several slices of TPUs are joined along `data`: what is slow between them is the network of the
-    data centre, which then carries the gradients and nothing else.
+    data center, which then carries the gradients and nothing else.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or `data` does not divide among
@@ -143,7 +143,7 @@ def partition_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSp
 
 
 def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A NamedSharding for every leaf by its path; optimiser moments follow their parameters."""
+    """A NamedSharding for every leaf by its path; optimizer moments follow their parameters."""
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")

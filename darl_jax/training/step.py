@@ -35,7 +35,7 @@ def make_train_step(
       optimizer: turns gradients into updates.
       accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
         squared error's result is that of the whole batch; diffusion draws other noise, and
-        mixing and batch normalisation see one micro-batch at a time.
+        mixing and batch normalization see one micro-batch at a time.
       ema_decay: of the parameters' exponential moving average, for a state that has one.
     """
 

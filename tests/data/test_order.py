@@ -35,7 +35,7 @@ def test_every_record_is_equally_likely_at_every_position() -> None:
     assert stats.chi2.sf(statistic, (length - 1) ** 2) > 1e-4
 
 
-def test_neighbours_in_an_epoch_are_unrelated_records() -> None:
+def test_neighbors_in_an_epoch_are_unrelated_records() -> None:
     result = order.permute(np.arange(20_000), 20_000, 0, 0)
     assert abs(np.corrcoef(result[:-1], result[1:])[0, 1]) < 0.03
     assert abs(np.corrcoef(np.arange(20_000), result)[0, 1]) < 0.03

@@ -150,7 +150,7 @@ def test_evaluation_counts_every_example_exactly_once(process_count: int, batch_
         assert (joined(batches, "index")[~mask] == -1).all()
 
 
-def test_evaluation_crops_the_centre_and_never_flips() -> None:
+def test_evaluation_crops_the_center_and_never_flips() -> None:
     config = dataclasses.replace(DIGITS, eval_crop=1.0)
     (batch,) = eval_batches(digits("validation", config), config, batch_size=500)
     stored = np.stack([record.image for record in DigitsSource("validation").read(range(500))])

@@ -13,8 +13,14 @@ from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.split import ImageSplit
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.evaluators import knn as knn_lib
-from darl_jax.evaluators.knn import Knn, KnnConfig, bank_records, centred_directions, nearest_labels
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.evaluators.knn import (
+    Knn,
+    KnnConfig,
+    bank_records,
+    centered_directions,
+    nearest_labels,
+)
+from darl_jax.nn.patches import patchify, standardize
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
@@ -27,10 +33,10 @@ def random_directions(number, width=8, seed=0):
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def by_scikit_learn(bank, labels, queries, *, neighbours, temperature):
+def by_scikit_learn(bank, labels, queries, *, neighbors, temperature):
     """Scores of each class (their shares of all votes), in float64."""
     classifier = KNeighborsClassifier(
-        neighbours,
+        neighbors,
         metric="cosine",
         algorithm="brute",
         weights=lambda distance: np.exp((1.0 - distance) / temperature),
@@ -45,29 +51,29 @@ def clear_winners(shares):
     return np.argmax(shares, axis=1), first - second > 1e-4
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (20, 0.07), (50, 1.0)])
+@pytest.mark.parametrize(("neighbors", "temperature"), [(1, 0.07), (20, 0.07), (50, 1.0)])
 @pytest.mark.parametrize("rows", [7, 64, 1000])
 def test_votes_are_those_of_scikit_learn_in_blocks_of_any_size(
-    monkeypatch, rows, neighbours, temperature
+    monkeypatch, rows, neighbors, temperature
 ):
     monkeypatch.setattr(knn_lib, "_BANK_ROWS", rows)
     monkeypatch.setattr(knn_lib, "_QUERIES", rows)
     bank, queries = random_directions(101), random_directions(90, seed=1)
     labels = np.random.default_rng(2).integers(0, 4, 101)
     mesh = make_mesh(MeshConfig())
-    options = {"neighbours": neighbours, "temperature": temperature}
+    options = {"neighbors": neighbors, "temperature": temperature}
     found = nearest_labels(bank, labels, queries, mesh=mesh, **options)
     expected, clear = clear_winners(by_scikit_learn(bank, labels, queries, **options))
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(found[clear], expected[clear])
 
 
-def test_a_near_neighbour_outvotes_several_that_are_far():
+def test_a_near_neighbor_outvotes_several_that_are_far():
     angle = np.float32([0.1, 1.0, 1.0, 1.0])
     bank = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     labels, query = np.array([2, 1, 1, 1]), np.float32([[1.0, 0.0]])
     vote = lambda t: nearest_labels(  # noqa: E731
-        bank, labels, query, neighbours=4, temperature=t, mesh=make_mesh(MeshConfig())
+        bank, labels, query, neighbors=4, temperature=t, mesh=make_mesh(MeshConfig())
     )
     # Weights exp(0.995 / t) against 3 exp(0.540 / t): equal at t = 0.455 / ln 3 = 0.414.
     assert vote(0.40) == [2]
@@ -80,29 +86,29 @@ def test_between_equals_the_first_of_the_bank_and_the_smaller_label_win(monkeypa
     mesh = make_mesh(MeshConfig())
     options = {"temperature": 0.07, "mesh": mesh}
     labels = np.array([3, 1, 0, 0, 0])
-    assert nearest_labels(bank, labels, query, neighbours=1, **options) == [3]
-    assert nearest_labels(bank, labels, query, neighbours=2, **options) == [1]
+    assert nearest_labels(bank, labels, query, neighbors=1, **options) == [3]
+    assert nearest_labels(bank, labels, query, neighbors=2, **options) == [1]
 
 
-def test_what_fills_the_last_block_up_is_no_neighbour_of_a_query_that_is_far_from_all(monkeypatch):
+def test_what_fills_the_last_block_up_is_no_neighbor_of_a_query_that_is_far_from_all(monkeypatch):
     """Zeros are more similar to it than any row of the bank."""
     monkeypatch.setattr(knn_lib, "_BANK_ROWS", 2)
     bank, query = np.float32([[-1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]), np.float32([[1.0, 0.0]])
     mesh = make_mesh(MeshConfig())
     labels = np.array([1, 0, 0])
-    found = nearest_labels(bank, labels, query, neighbours=2, temperature=0.07, mesh=mesh)
+    found = nearest_labels(bank, labels, query, neighbors=2, temperature=0.07, mesh=mesh)
     assert found == [0]
 
 
-def test_features_are_centred_by_the_banks_mean_and_have_length_one():
+def test_features_are_centered_by_the_banks_mean_and_have_length_one():
     rng = np.random.default_rng(0)
     bank, queries = (rng.normal(50.0, 1.0, (n, 8)).astype(np.float32) for n in (30, 20))
-    for found, x in zip(centred_directions(bank, queries), (bank, queries), strict=True):
-        centred = np.float64(x) - np.float64(bank).mean(axis=0)
-        expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    for found, x in zip(centered_directions(bank, queries), (bank, queries), strict=True):
+        centered = np.float64(x) - np.float64(bank).mean(axis=0)
+        expected = centered / np.linalg.norm(centered, axis=1, keepdims=True)
         # float32 of 50 is known to 4e-6, and so is the difference of order 1.
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    same, _ = centred_directions(bank[:1], queries)
+    same, _ = centered_directions(bank[:1], queries)
     np.testing.assert_array_equal(same, 0.0)
 
 
@@ -116,7 +122,7 @@ def features(tiny, images, mask="causal"):
 
     @jax.jit
     def blocks(image):
-        patches = patchify(standardise(image, MEAN, STD), 2)
+        patches = patchify(standardize(image, MEAN, STD), 2)
         return nnx.merge(graphdef, state)(patches, mask=mask).blocks
 
     return np.stack(
@@ -137,7 +143,7 @@ def evaluated(tiny, config, bank, queries):
     return dict(evaluator.run(tiny.params, KEY))
 
 
-CONFIG = KnnConfig(neighbours=5)
+CONFIG = KnnConfig(neighbors=5)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +170,7 @@ def test_every_block_has_scikit_learns_accuracy_whatever_the_batch_size(
     for i, accuracy in enumerate(found.values()):
         mean = of_bank[i].mean(axis=0)
         shares = by_scikit_learn(
-            of_bank[i] - mean, bank_labels, of_queries[i] - mean, neighbours=5, temperature=0.07
+            of_bank[i] - mean, bank_labels, of_queries[i] - mean, neighbors=5, temperature=0.07
         )
         expected, clear = clear_winners(shares)
         assert clear.all()
@@ -174,12 +180,12 @@ def test_every_block_has_scikit_learns_accuracy_whatever_the_batch_size(
 def test_examples_without_a_label_neither_vote_nor_count(tiny, images):
     bank, bank_labels, queries, labels = images
     some = np.arange(40) % 3 > 0
-    unlabelled = np.where(some, bank_labels, -1), np.where(some[:23], labels, -1)
+    unlabeled = np.where(some, bank_labels, -1), np.where(some[:23], labels, -1)
     found = evaluated(
         tiny,
         CONFIG,
-        make_batches(bank, 8, unlabelled[0]),
-        make_batches(queries, 8, unlabelled[1]),
+        make_batches(bank, 8, unlabeled[0]),
+        make_batches(queries, 8, unlabeled[1]),
     )
     expected = evaluated(
         tiny,
@@ -193,19 +199,19 @@ def test_examples_without_a_label_neither_vote_nor_count(tiny, images):
 def test_images_that_are_in_the_bank_find_themselves(tiny, images):
     bank, bank_labels, _, _ = images
     batches = make_batches(bank, 16, bank_labels)
-    found = evaluated(tiny, dataclasses.replace(CONFIG, neighbours=1), batches, batches)
+    found = evaluated(tiny, dataclasses.replace(CONFIG, neighbors=1), batches, batches)
     assert set(found.values()) == {1.0}
 
 
 def test_too_small_a_bank_and_no_queries_are_errors(tiny, images):
     bank, bank_labels, _, _ = images
     few = make_batches(bank[:4], 4, bank_labels[:4])
-    with pytest.raises(ValueError, match=r"neighbours=5 must not be more than the 4 labelled"):
+    with pytest.raises(ValueError, match=r"neighbors=5 must not be more than the 4 labeled"):
         evaluated(tiny, CONFIG, few, few)
     enough = make_batches(bank, 8, bank_labels)
     nothing = make_batches(bank[:4], 4, np.full(4, -1))
     for bank_batches, query_batches in ((enough, nothing), (enough, list), (list, enough)):
-        with pytest.raises(ValueError, match="holds no labelled example"):
+        with pytest.raises(ValueError, match="holds no labeled example"):
             evaluated(tiny, CONFIG, bank_batches, query_batches)
 
 
@@ -228,7 +234,7 @@ def test_a_split_without_labels_is_an_error():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("neighbours", 0), ("max_bank", 0), ("max_bank", 5), ("temperature", 0.0), ("pooling", "max")],
+    [("neighbors", 0), ("max_bank", 0), ("max_bank", 5), ("temperature", 0.0), ("pooling", "max")],
 )
 def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
     with pytest.raises(ValueError, match=rf"evaluation\.knn\.{key}="):

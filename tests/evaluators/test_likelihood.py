@@ -56,7 +56,7 @@ def measured(model, training, test, **kwargs):
         return evaluator(model, training, test, **kwargs).measure(model.params, KEY)
 
 
-def standardised(pixels):
+def standardized(pixels):
     """Patches as (image, row, column, pixel), in float64."""
     x = (pixels[..., 0] / 255 - MEAN[0]) / STD[0]
     side = VIT.patch_size
@@ -76,9 +76,9 @@ def predictions(model, pixels):
 
 
 def bins(pixels):
-    """Edges of each pixel's bin in standardised units."""
+    """Edges of each pixel's bin in standardized units."""
     half = 1 / (510 * STD[0])
-    x = standardised(pixels)
+    x = standardized(pixels)
     lower = np.where(x <= (0.5 / 255 - MEAN[0]) / STD[0], -np.inf, x - half)
     return lower, np.where(x >= (254.5 / 255 - MEAN[0]) / STD[0], np.inf, x + half)
 
@@ -92,13 +92,13 @@ def test_the_squared_error_has_the_likelihood_of_a_gaussian_fitted_on_training_i
     test[0, :2] = [[[0]], [[255]]]  # the two open bins
     config = dataclasses.replace(CONFIG, discretized=discretized)
     found = measured(tiny, training, test, config=config, batch_size=batch_size, padding=9)
-    std = np.sqrt(np.mean((predictions(tiny, training) - standardised(training)) ** 2))
+    std = np.sqrt(np.mean((predictions(tiny, training) - standardized(training)) ** 2))
     mean = predictions(tiny, test)
     if discretized:
         lower, upper = bins(test)
         bits = -np.log2(stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std))
     else:
-        bits = -stats.norm.logpdf(standardised(test), mean, std) / np.log(2)
+        bits = -stats.norm.logpdf(standardized(test), mean, std) / np.log(2)
         bits += np.log2(255 * STD[0])
     numbers = dict(found.numbers())
     assert set(numbers) == {
@@ -138,10 +138,10 @@ def test_the_bound_of_a_denoiser_that_sees_nothing_is_its_known_sum():
     test[:, :2, :2] //= 8  # one position in the image unlike the others
     objective = Blind(**vars(DIFFUSION), estimate=0.4)
     found = measured(model, training, test, config=config, objective=objective)
-    m = np.mean((standardised(training) - 0.4) ** 2)
+    m = np.mean((standardized(training) - 0.4) ** 2)
     np.testing.assert_allclose(found.error, m, rtol=1e-5)
 
-    error = ((standardised(test) - 0.4) ** 2)[..., None]
+    error = ((standardized(test) - 0.4) ** 2)[..., None]
     s = np.arange(2, steps + 1)
     gain = steps / (s * (s - 1))  # of_x0^2 / sigma^2
     nats = {
@@ -305,9 +305,9 @@ def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
 def test_what_has_no_likelihood_is_an_error_that_names_the_key(tiny):
     with pytest.raises(ValueError, match=r"objective\.normalize_target=True, which has no"):
         check_objective(MSEConfig(normalize_target=True))
-    normalised = MSE(MSEConfig(normalize_target=True), VIT.patch_size, MEAN, STD)
+    normalized = MSE(MSEConfig(normalize_target=True), VIT.patch_size, MEAN, STD)
     with pytest.raises(ValueError, match=r"objective\.normalize_target=True"):
-        evaluator(tiny, images(1), images(1), objective=normalised)
+        evaluator(tiny, images(1), images(1), objective=normalized)
 
 
 def test_a_run_that_cannot_answer_does_not_begin():

@@ -18,7 +18,7 @@ from darl_jax.evaluators.linear_probe import (
     block_index,
     probe_accuracies,
 )
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
 
 DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
@@ -217,7 +217,7 @@ def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, 
     probe = make_probe(tiny, config, images, labels)
     examples = probe._examples(probe._training_batches, probe._backbone_rows, tiny.params)
     backbone = nnx.merge(tiny.graphdef, tiny.params).backbone
-    patches = patchify(standardise(jnp.asarray(images), MEAN, STD), 2)
+    patches = patchify(standardize(jnp.asarray(images), MEAN, STD), 2)
     assert patches.shape[1] == 16
     block = backbone(patches, mask="causal").blocks[{0.3: 0, 1.0: 2}[relative_depth]]
     expected = block[:, -1] if pooling == "last" else block[:, 1:].mean(axis=1)

@@ -15,7 +15,7 @@ from darl_jax.evaluators.pictures import (
 )
 from darl_jax.methods import Prediction
 from darl_jax.methods.darl.mse import MSE
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
 KEY = jax.random.key(0)
@@ -48,7 +48,7 @@ def test_prediction_and_errors_are_the_objectives(tiny):
     class TooBright(MSE):
         def predict(self, model, batch, key):
             del model, key
-            target = patchify(standardise(batch["image"], self.mean, self.std), self.patch_size)
+            target = patchify(standardize(batch["image"], self.mean, self.std), self.patch_size)
             error = jnp.arange(16.0) + batch["index"][:, None]
             return Prediction(target, target + 0.1 / STD[0], error, np.arange(16)[::-1])
 
@@ -121,7 +121,7 @@ def test_the_difference_is_darkest_where_the_prediction_is_right():
     assert corners[0] < 10
 
 
-def test_run_gives_both_pictures_in_colour(tiny):
+def test_run_gives_both_pictures_in_color(tiny):
     pictures = make_pictures(tiny, random_images(4), batch_size=4, number=2).run(
         tiny.params, KEY, 7
     )

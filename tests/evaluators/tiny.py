@@ -23,7 +23,7 @@ Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
 
 @dataclasses.dataclass
 class Tiny:
-    """A model of 8 x 8 grey images in 16 patches, with all that an evaluator is made of."""
+    """A model of 8 x 8 gray images in 16 patches, with all that an evaluator is made of."""
 
     graphdef: nnx.GraphDef[DARL]
     params: dict

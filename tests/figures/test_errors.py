@@ -47,7 +47,7 @@ def test_neither_what_the_run_evaluated_nor_its_devices_matter(spiral, measured,
     np.testing.assert_array_equal(again.in_image, measured.in_image)
 
 
-def test_a_run_that_learnt_labels_is_named(spiral, monkeypatch):
+def test_a_run_that_learned_labels_is_named(spiral, monkeypatch):
     monkeypatch.setattr(
         errors, "read_config", lambda given, loaded: tiny(objective="classification")
     )

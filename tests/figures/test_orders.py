@@ -25,7 +25,7 @@ def test_blocks_divide_the_grid_and_are_smaller():
     ]
 
 
-def test_colours_numbers_and_path_follow_the_order():
+def test_colors_numbers_and_path_follow_the_order():
     panels = {panel.get_title(): panel for panel in orders_figure(3).axes}
     spiral = panels["spiral"]
     expected = np.array([[1, 2, 3], [8, 9, 4], [7, 6, 5]])

@@ -13,7 +13,7 @@ from darl_jax.config import TrainConfig
 from darl_jax.generation.generator import Generator, make_tables, pixel_bounds
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import orders
-from darl_jax.nn.patches import patchify, standardise, unpatchify, unstandardise
+from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import create_params, graph_definition
 from tests.tiny_runs import tiny
@@ -81,7 +81,7 @@ def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
         graphdef, objective, params = parts(config, mesh)
         darl = nnx.merge(graphdef, params)
         mean, std = objective.mean, objective.std
-        x = np.array(patchify(standardise(jnp.asarray(GIVEN[:2]), mean, std), 2))
+        x = np.array(patchify(standardize(jnp.asarray(GIVEN[:2]), mean, std), 2))
         x[:, 5:] = 0.0
         encode = jax.jit(darl.encode)
         denoised = jax.jit(lambda z, x_s, gamma: objective.denoised(darl, z, x_s, gamma))
@@ -114,7 +114,7 @@ def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
                 deviation = math.sqrt((1 - before) / (1 - gamma) * (1 - alpha))
                 patch = mean_of_step + deviation * noise(taken)
             x[:, place] = patch
-        plain = np.asarray(unstandardise(unpatchify(jnp.asarray(x), 2, GRID), mean, std))
+        plain = np.asarray(unstandardize(unpatchify(jnp.asarray(x), 2, GRID), mean, std))
     assert np.abs(plain.astype(int) - six[:2]).max() <= 1
 
 
@@ -129,7 +129,7 @@ def test_the_squared_error_gives_its_mean():
             nnx.merge(graphdef, params), {"image": jnp.asarray(images)}, jax.random.key(0)
         ).predicted
         mean, std = objective.mean, objective.std
-        shown = np.asarray(unstandardise(unpatchify(predicted, 2, GRID), mean, std))
+        shown = np.asarray(unstandardize(unpatchify(predicted, 2, GRID), mean, std))
     # An image of means is predicted as it is, but for its rounding to 8 bits.
     assert np.abs(patches_of(shown)[:, 7:].astype(int) - patches_of(images)[:, 7:]).max() <= 2
 
@@ -174,7 +174,7 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
     objective = config.method
     low, high = pixel_bounds(objective, 12)
     corners = np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), 255)]).astype(np.uint8)
-    expected = patchify(standardise(jnp.asarray(corners), objective.mean, objective.std), 2)[:, 0]
+    expected = patchify(standardize(jnp.asarray(corners), objective.mean, objective.std), 2)[:, 0]
     np.testing.assert_allclose(np.stack([low, high]), expected, rtol=1e-6)
 
 

@@ -88,14 +88,14 @@ def test_completions_keep_half_of_the_held_out_images(model, tmp_path):
 
 
 def test_files_are_completed_from_the_patches_that_are_known(model, tmp_path):
-    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "gray.png")
     made = make(
-        model, tmp_path / "out", images=(str(tmp_path / "grey.png"),), known=1, completions=1
+        model, tmp_path / "out", images=(str(tmp_path / "gray.png"),), known=1, completions=1
     )
     image = made["images"][0, 0, ..., 0]
     assert (image[:2, :2] == 200).all()
     assert (image != 200).any()
-    assert (tmp_path / "out" / "grey_0000.png").exists()
+    assert (tmp_path / "out" / "gray_0000.png").exists()
 
 
 def test_squared_error_makes_images_without_a_sampler(squared_error, tmp_path):

@@ -7,7 +7,7 @@ Run by hand in an environment with torch and timm (made with torch 2.13.0 and ti
 All models have width 16, 2 blocks, 2 heads, an MLP of 32 and patches of 2, and are trained on
 images of 8 x 8 (a grid of 4 x 4). Every weight is random, biases and norms too. Keys, all float32:
 
-    images/{8x8,4x12}                           (2, row, column, 3), standardised
+    images/{8x8,4x12}                           (2, row, column, 3), standardized
     module/weights/<name>                       darl_jax/interchange/torch_module.py's
     module/<encoding>/<images>/<mask>           its blocks' outputs, (block, 2, token, 16)
     eva/weights/<name>                          timm.models.eva.Eva's, of vit_base_patch16_rope_224
@@ -39,7 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 Arrays = dict[str, torch.Tensor]
 
 
-def randomise(model: torch.nn.Module) -> None:
+def randomize(model: torch.nn.Module) -> None:
     """Every parameter away from its initial value, at a scale that keeps activations near 1."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -86,7 +86,7 @@ def from_module(images: Arrays) -> Arrays:
         ).eval()
 
     source = create("learnable")
-    randomise(source)
+    randomize(source)
     arrays = weights("module", source)
     for encoding in ("none", "sincos2d", "learnable", "rope1d", "rope2d"):
         model = create(encoding)
@@ -127,7 +127,7 @@ def from_eva(images: Arrays) -> Arrays:
                 **kinds[kind],
             ).eval()
             if not state:
-                randomise(model)
+                randomize(model)
                 for name, parameter in model.named_parameters():
                     if "gamma" in name:
                         parameter.data.fill_(1.0)
@@ -179,7 +179,7 @@ def from_vits(images: Arrays) -> Arrays:
     encoder = vit(num_classes=0)
     arrays: Arrays = {}
     for name, model in (("vit", scaled), ("mae", encoder)):
-        randomise(model)
+        randomize(model)
         if name == "mae":
             model.pos_embed.data = mae_positions()
         arrays |= weights(name, model)

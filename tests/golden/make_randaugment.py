@@ -2,18 +2,18 @@
 
 Run by hand, with the one file timm/data/auto_augment.py of the library, which needs NumPy and
 Pillow only (timm 1.0.31 and Pillow 11.3.0 wrote the file that is here; Pillow 13 no longer
-posterises to 0 bits, which is what timm asks for at the highest magnitude):
+posterizes to 0 bits, which is what timm asks for at the highest magnitude):
 
     python tests/golden/make_randaugment.py path/to/timm/data/auto_augment.py
 
 Everything is uint8. The operations are those of `rand-m9-mstd0.5-inc1`, bicubic, with the fill
-colour of ImageNet's mean. Keys:
+color of ImageNet's mean. Keys:
     image                       (24, 20, 3)    the input, an uneven one
     strengths                   (8,)           magnitude / 10 with the sign, float64
     <operation>                 (8, 24, 20, 3) for each strength
     mixed/names, mixed/strengths (6, 2)        pairs of operations, one after the other
     mixed/images                (6, 24, 20, 3)
-    grey/<operation>            (8, 24, 20)    the same of the input's luminance, fill of the mean
+    gray/<operation>            (8, 24, 20)    the same of the input's luminance, fill of the mean
 """
 
 import importlib.util
@@ -63,8 +63,8 @@ def main() -> None:
     arrays = {"image": np.asarray(image), "strengths": np.array(STRENGTHS)}
     for name in timm._RAND_INCREASING_TRANSFORMS:
         arrays[name] = np.stack([perform(name, s, image, fill) for s in STRENGTHS])
-        grey = image.convert("L")
-        arrays[f"grey/{name}"] = np.stack([perform(name, s, grey, fill[0]) for s in STRENGTHS])
+        gray = image.convert("L")
+        arrays[f"gray/{name}"] = np.stack([perform(name, s, gray, fill[0]) for s in STRENGTHS])
     arrays["mixed/names"] = np.array([[name for name, _ in pair] for pair in PAIRS])
     arrays["mixed/strengths"] = np.array([[strength for _, strength in pair] for pair in PAIRS])
     mixed = []

@@ -51,7 +51,7 @@ def golden_weights(kind: str) -> dict[str, np.ndarray]:
 
 
 def block_features(backbone: ViT, images: np.ndarray, mask: str) -> np.ndarray:
-    """(block, batch, token, width) of standardised images."""
+    """(block, batch, token, width) of standardized images."""
     size = backbone.config.patch_size
     grid = (images.shape[1] // size, images.shape[2] // size)
     patches = patchify(jnp.asarray(images), size)
@@ -99,7 +99,7 @@ def as_loaded(source: Source) -> LoadedModel:
 
 
 def save_run(workdir: pathlib.Path, classes: int = 0) -> dict[str, Any]:
-    """Saves step 3 of a run with an optimiser's state, and returns its parameters."""
+    """Saves step 3 of a run with an optimizer's state, and returns its parameters."""
     source = make_source(classes=classes)
     checkpointer = Checkpointer(workdir, keep_last=1, keep_every=0)
     state = {"params": source.params, "opt_state": {"count": np.zeros((), np.int32)}}

@@ -106,7 +106,7 @@ def test_the_card_tells_the_model_the_data_and_the_numbers(tmp_path):
         ({"order": {"name": "random"}, "two_stream": True}, OrderConfig()),
     ],
 )
-def test_the_order_of_the_patches_is_spelt_out_and_random_orders_are_read_as_raster(
+def test_the_order_of_the_patches_is_spelled_out_and_random_orders_are_read_as_raster(
     tmp_path, model, read
 ):
     result = export(make_source(make_config(**model)), "safetensors", tmp_path / "exported")

@@ -16,7 +16,7 @@ from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.methods.transfer.classifier import Classifier
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
-from darl_jax.training import initialization as initialisation
+from darl_jax.training import initialization as initialization
 from darl_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
 
 VIT = ViTConfig(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
@@ -52,7 +52,7 @@ def config(**changes):
 
 def test_the_backbone_is_taken_and_the_rest_is_told() -> None:
     ours, theirs = classifier(), pretrained()
-    result = initialisation.transfer(ours, theirs)
+    result = initialization.transfer(ours, theirs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(result.params["backbone"]):
         other = theirs.params["backbone"]
         for key in path:
@@ -64,7 +64,7 @@ def test_the_backbone_is_taken_and_the_rest_is_told() -> None:
         "patch_decoder/head/to_pixels/kernel",
     )
     assert len(result.taken) == len(jax.tree.leaves(ours["backbone"]))
-    text = initialisation.report(result, theirs)
+    text = initialization.report(result, theirs)
     assert "step 3 of /runs/a" in text
     assert "new: head/bias, head/kernel" in text
     assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in text
@@ -74,8 +74,8 @@ def test_a_tree_keeps_its_structure_and_layout() -> None:
     mesh = make_mesh(MeshConfig())
     ours = classifier()
     laid_out = jax.device_put(ours, tree_shardings(ours, mesh))
-    result = initialisation.transfer(laid_out, pretrained())
-    placed = initialisation.place(result.params, laid_out)
+    result = initialization.transfer(laid_out, pretrained())
+    placed = initialization.place(result.params, laid_out)
     assert jax.tree.structure(placed) == jax.tree.structure(ours)
     for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(laid_out), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
@@ -86,7 +86,7 @@ def test_an_array_of_another_shape_is_refused_by_name() -> None:
     with pytest.raises(
         ConfigError, match=r"key/kernel: \(2, 24, 24\) in the checkpoint, \(2, 16, 16\)"
     ):
-        initialisation.transfer(classifier(), pretrained(width=24))
+        initialization.transfer(classifier(), pretrained(width=24))
 
 
 def test_a_backbone_with_other_arrays_is_refused_by_name() -> None:
@@ -94,23 +94,23 @@ def test_a_backbone_with_other_arrays_is_refused_by_name() -> None:
     with pytest.raises(
         ConfigError, match="backbone/positions: present in the checkpoint, absent here"
     ):
-        initialisation.transfer(classifier(), learnable)
+        initialization.transfer(classifier(), learnable)
     lacking = pretrained()
     del lacking.params["backbone"]["final_norm"]
     with pytest.raises(
         ConfigError, match="final_norm/scale: absent in the checkpoint, present here"
     ):
-        initialisation.transfer(classifier(), lacking)
+        initialization.transfer(classifier(), lacking)
 
 
 def test_a_head_of_other_classes_is_refused_until_it_is_dropped() -> None:
     loaded = dataclasses.replace(pretrained(), params=jax.tree.map(np.asarray, classifier(3)))
     with pytest.raises(ConfigError, match=r"head/kernel: \(16, 3\).*\(16, 5\)[\s\S]*init.drop"):
-        initialisation.transfer(classifier(5), loaded)
-    result = initialisation.transfer(classifier(5), loaded, drop=("head",))
+        initialization.transfer(classifier(5), loaded)
+    result = initialization.transfer(classifier(5), loaded, drop=("head",))
     assert result.new == ("head/bias", "head/kernel") == result.dropped
     with pytest.raises(ConfigError, match=r"'heads'.*begin with backbone, head"):
-        initialisation.transfer(classifier(5), loaded, drop=("heads",))
+        initialization.transfer(classifier(5), loaded, drop=("heads",))
 
 
 @pytest.mark.parametrize(
@@ -125,16 +125,16 @@ def test_a_head_of_other_classes_is_refused_until_it_is_dropped() -> None:
 def test_a_model_that_differs_where_no_shape_shows_it_is_refused(changes: dict) -> None:
     key, value = next(iter(changes.items()))
     with pytest.raises(ConfigError, match=rf"config.model.{key} is .* checkpoint's is {value!r}"):
-        initialisation.check_same_model(pretrained(**changes), config())
+        initialization.check_same_model(pretrained(**changes), config())
 
 
 def test_images_of_another_size_need_the_trained_size() -> None:
     larger = {"data__image_size": 16}
     with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
-        initialisation.check_same_model(pretrained(), config(**larger))
-    initialisation.check_same_model(pretrained(), config(**larger, model__trained_image_size=8))
+        initialization.check_same_model(pretrained(), config(**larger))
+    initialization.check_same_model(pretrained(), config(**larger, model__trained_image_size=8))
     with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
-        initialisation.check_same_model(pretrained(), config(model__trained_image_size=4))
+        initialization.check_same_model(pretrained(), config(model__trained_image_size=4))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_images_of_another_size_need_the_trained_size() -> None:
 def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, warning):
     changes = {f"model__order__{key}": value for key, value in ours.items()}
     with caplog.at_level("WARNING"):
-        initialisation.check_same_model(pretrained(order=theirs), config(**changes))
+        initialization.check_same_model(pretrained(order=theirs), config(**changes))
     assert ("config.model.order" in caplog.text) == (warning is not None)
     assert re.search(warning or "", caplog.text)
 
@@ -169,7 +169,7 @@ def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
     }
     theirs = dataclasses.replace(theirs, model=described.model_of(run))
     with caplog.at_level("WARNING"):
-        initialisation.check_same_model(theirs, config())
+        initialization.check_same_model(theirs, config())
     assert "config.model.order" not in caplog.text
-    result = initialisation.transfer(classifier(), theirs)
+    result = initialization.transfer(classifier(), theirs)
     assert {path.split("/")[0] for path in result.dropped} == {"patch_decoder", "query_stream"}

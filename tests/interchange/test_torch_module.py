@@ -130,13 +130,13 @@ def test_pytorch_has_the_heads_logits(tmp_path):
     model = module_in(folder).load()
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     with torch.no_grad():
-        found = model.logits(model.standardise(torch.tensor(images))).numpy()
+        found = model.logits(model.standardize(torch.tensor(images))).numpy()
     data, head = loaded.config["data"], loaded.params["head"]
     x = ((images / 255 - data["mean"]) / data["std"]).astype(np.float32)
     last = block_features(build_backbone(loaded), x, "full")[-1].astype(np.float64)
     norm = loaded.params["backbone"]["final_norm"]
-    centred = last - last.mean(-1, keepdims=True)
-    tokens = centred / np.sqrt(last.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
+    centered = last - last.mean(-1, keepdims=True)
+    tokens = centered / np.sqrt(last.var(-1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
     expected = tokens[:, 1:].mean(1) @ head["kernel"] + head["bias"]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 

@@ -1,4 +1,4 @@
-"""What was learnt from can be read back, over kills and other numbers of processes."""
+"""What was learned from can be read back, over kills and other numbers of processes."""
 
 import resource
 

@@ -37,22 +37,22 @@ def test_a_patch_size_that_does_not_divide_the_image_is_an_error() -> None:
         patches_lib.patchify(jnp.zeros((1, 8, 8, 3)), 3)
 
 
-def test_all_8_bit_values_survive_standardising_and_back() -> None:
+def test_all_8_bit_values_survive_standardizing_and_back() -> None:
     images = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1), (1, 16, 16, 3))
-    standardised = patches_lib.standardise(jnp.asarray(images), MEAN, STD)
+    standardized = patches_lib.standardize(jnp.asarray(images), MEAN, STD)
     expected = (images.astype(np.float64) / 255 - np.array(MEAN)) / np.array(STD)
-    np.testing.assert_allclose(standardised, expected, atol=1e-6)
-    np.testing.assert_array_equal(patches_lib.unstandardise(standardised, MEAN, STD), images)
+    np.testing.assert_allclose(standardized, expected, atol=1e-6)
+    np.testing.assert_array_equal(patches_lib.unstandardize(standardized, MEAN, STD), images)
 
 
-def test_unstandardise_clips_to_8_bits_where_a_prediction_leaves_them() -> None:
+def test_unstandardize_clips_to_8_bits_where_a_prediction_leaves_them() -> None:
     images = jnp.array([-9.0, 9.0]).reshape(1, 1, 2, 1)
-    got = patches_lib.unstandardise(images, (0.5,), (0.25,))
+    got = patches_lib.unstandardize(images, (0.5,), (0.25,))
     assert got.dtype == jnp.uint8
     assert got.ravel().tolist() == [0, 255]
 
 
-def test_normalised_patches_have_unbiased_variance_and_epsilon_inside_the_root() -> None:
+def test_normalized_patches_have_unbiased_variance_and_epsilon_inside_the_root() -> None:
     rng = np.random.default_rng(1)
     # Spreads from far above 1e-3 = sqrt(1e-6) to far below it, and a flat patch.
     spread = np.array([1.0, 1e-1, 1e-3, 1e-4, 0.0])[:, None]
@@ -63,10 +63,10 @@ def test_normalised_patches_have_unbiased_variance_and_epsilon_inside_the_root()
     expected = (exact - mean) / np.sqrt(variance + 1e-6)
     # The mean's rounding, 1e-7, is divided by at least 1e-3.
     np.testing.assert_allclose(
-        patches_lib.normalise_patches(jnp.asarray(patches)), expected, atol=3e-4
+        patches_lib.normalize_patches(jnp.asarray(patches)), expected, atol=3e-4
     )
     np.testing.assert_allclose(
-        patches_lib.normalise_patches(jnp.asarray(patches))[:, :2], expected[:, :2], atol=1e-5
+        patches_lib.normalize_patches(jnp.asarray(patches))[:, :2], expected[:, :2], atol=1e-5
     )
 
 

@@ -184,7 +184,7 @@ def test_learned_positions_of_the_trained_grid_are_taken_as_they_are() -> None:
 
 
 def test_resampling_learned_positions_keeps_a_ramp() -> None:
-    """A bicubic kernel reproduces lines, on patches' centres, away from the edges."""
+    """A bicubic kernel reproduces lines, on patches' centers, away from the edges."""
     y, x = np.meshgrid(np.arange(10.0), np.arange(12.0), indexing="ij")
     table = np.stack([x, y, 0.5 * x - 2 * y + 1], axis=-1).reshape(120, 3)
     got = positions.resample_positions(jnp.asarray(table, jnp.float32), (10, 12), (20, 18))

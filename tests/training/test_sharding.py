@@ -189,7 +189,7 @@ def test_every_mesh_computes_the_losses_of_one_device(
     assert run["batch_shard"] == [BATCH // (sizes[0] * sizes[1]), 16, 16, 3]
 
 
-def test_kernels_lie_split_as_the_table_says_and_optimiser_moments_with_them(
+def test_kernels_lie_split_as_the_table_says_and_optimizer_moments_with_them(
     eight_devices: dict[str, Any],
 ) -> None:
     def shard(sizes: tuple[int, int, int], path: str) -> list[int]:

@@ -210,7 +210,7 @@ def test_an_update_that_is_not_finite_is_dropped_and_counted(
     state, metrics = step(state, good, KEY)
     assert (int(state.dropped_updates), int(state.dropped_in_a_row)) == (2, 0)
     assert values(metrics)["dropped_updates"] == 2
-    # The optimiser goes on as if the bad batches had never been.
+    # The optimizer goes on as if the bad batches had never been.
     expected, _ = step(before, good, KEY)
     assert equal(state.params, expected.params)
     assert equal(state.opt_state, expected.opt_state)

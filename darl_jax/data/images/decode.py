@@ -5,7 +5,7 @@ An image is decoded, turned upright, cropped and resized with one antialiased bi
 uint8 of (height, width, channel) with 1 or 3 channels.
 
 Settled here, for what the paper does not say: transparent pixels are laid over white; ICC profiles
-are ignored; of an animation the first frame counts; 16-bit grey is scaled, not clipped.
+are ignored; of an animation the first frame counts; 16-bit gray is scaled, not clipped.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ CROP_ATTEMPTS = 10
 UNIFORMS_PER_RECORD = 2 * CROP_ATTEMPTS + 3
 # A JPEG is decoded at 1/2, 1/4 or 1/8 only where the crop then still has this many times the
 # output's pixels on each side, so that the bicubic filter still does the antialiasing. On
-# photographs at 3, the result is 0.3 grey levels from that of the full decode in the mean, and no
+# photographs at 3, the result is 0.3 gray levels from that of the full decode in the mean, and no
 # more than 0.2 (RMS) further from the picture before it was compressed; at 2 it would be 0.7.
 DRAFT_MARGIN = 3
 # More pixels than this are an attack or an accident: Pillow's own threshold for its warning.
@@ -81,7 +81,7 @@ class HostImage:
           box: (left, top, right, bottom) in pixels of the upright image; fractions are allowed.
           size: rows and columns of the result.
           channels: 3 for RGB, 1 for luminance (ITU-R 601).
-          resizer: "pillow", or "simd", which is faster and may be a grey level off. It is for
+          resizer: "pillow", or "simd", which is faster and may be a gray level off. It is for
             JPEGs, whose decoders differ by as much; lossless images are resized by Pillow.
 
         Raises:
@@ -174,11 +174,11 @@ def _orientation(image: Image.Image) -> int:
 def _plain(image: Image.Image) -> Image.Image:
     """The same picture in mode L or RGB, what is transparent laid over white."""
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        gray = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "I" and image.format in ("PNG", "PPM"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        gray = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise UndecodableImageError(
             f"its pixels are 32-bit {'integers' if image.mode == 'I' else 'floats'}, "
@@ -250,7 +250,7 @@ def random_flips(uniforms: Float64[np.ndarray, "n draws"]) -> Bool[np.ndarray, "
 def central_box(height: int, width: int, fraction: float) -> Box:
     """The central square whose side is `fraction` of the image's short side, in pixels.
 
-    To resize this box to `size` is to resize the short side to size/fraction and crop the centre,
+    To resize this box to `size` is to resize the short side to size/fraction and crop the center,
     with one filter in place of two steps. The box keeps its fractions of a pixel.
     """
     side = min(height, width) * fraction

@@ -7,7 +7,7 @@ stronger with the magnitude ("increasing"), and those that have two directions t
 probability 1/2.
 
 Settled here, where recipes differ: rotations, shears and translations interpolate bicubically, and
-what they leave empty is filled with the mean colour of the data. With one channel all is the same,
+what they leave empty is filled with the mean color of the data. With one channel all is the same,
 and Color does nothing.
 """
 
@@ -177,15 +177,15 @@ def apply(
     Args:
       pixels: RGB, or one channel of luminance.
       operations: what is done.
-      mean: of each channel, in units of [0, 1]: the colour of what moves into the image.
+      mean: of each channel, in units of [0, 1]: the color of what moves into the image.
     """
     if not operations:
         return pixels
     levels = tuple(min(255, round(255 * value)) for value in mean)
-    grey = pixels.shape[-1] == 1
-    fill = levels[0] if grey else levels
-    image = Image.fromarray(pixels[..., 0] if grey else np.ascontiguousarray(pixels))
+    gray = pixels.shape[-1] == 1
+    fill = levels[0] if gray else levels
+    image = Image.fromarray(pixels[..., 0] if gray else np.ascontiguousarray(pixels))
     for name, strength in operations:
         image = OPERATIONS[name](image, strength, fill)
     result = np.asarray(image)
-    return result[..., None] if grey else result
+    return result[..., None] if gray else result

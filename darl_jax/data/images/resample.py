@@ -21,7 +21,7 @@ def bicubic_matrices(
     """The rows that resize pixels [start, stop) of an axis of `size` pixels to `out` pixels.
 
     Keys' cubic kernel (a = -0.5), widened by the scale where the axis shrinks (antialiasing), cut
-    at the image's edge and normalised: the weights of Pillow's `Image.resize(BICUBIC, box=...)`.
+    at the image's edge and normalized: the weights of Pillow's `Image.resize(BICUBIC, box=...)`.
     """
     scale = ((stop - start) / out)[:, None, None]
     widening = np.maximum(scale, 1.0)
@@ -66,7 +66,7 @@ def resize_crops(
     boxes: Int64[np.ndarray, "n 4"],
     out: int,
 ) -> UInt8[np.ndarray, "n channel {out} {out}"]:
-    """Each image's box, resized to `out` x `out` as Pillow does it, within a grey level or two.
+    """Each image's box, resized to `out` x `out` as Pillow does it, within a gray level or two.
 
     Pillow rounds and clips to 8 bits between its horizontal and its vertical pass, which is seen
     where the filter overshoots; so does this.
@@ -110,14 +110,14 @@ def _apply(
     out = across.shape[1]
     flat = images.reshape(count, channels * height, width).astype(np.float32)
     half = np.matmul(flat, across.transpose(0, 2, 1))
-    _to_grey_levels(half)
+    _to_gray_levels(half)
     half = half.reshape(count, channels, height, out)
     result = np.matmul(down[:, None], half)
-    _to_grey_levels(result)
+    _to_gray_levels(result)
     return result.astype(np.uint8)
 
 
-def _to_grey_levels(values: Float32[np.ndarray, "..."]) -> None:
+def _to_gray_levels(values: Float32[np.ndarray, "..."]) -> None:
     # Halves upwards, as Pillow does.
     values += 0.5
     np.floor(values, out=values)

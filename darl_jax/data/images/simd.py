@@ -2,7 +2,7 @@
 
 cykooz-resizer uses a processor's vector instructions (AVX2, SSE4.1, NEON). It computes what Pillow
 does, with weights of 16 bits in place of 22: a pass over one axis differs in one pixel of a
-thousand, by one grey level. The mean distance from the exact result is the same for both.
+thousand, by one gray level. The mean distance from the exact result is the same for both.
 """
 
 import math

@@ -15,10 +15,10 @@ DIGITS_VALIDATION = 500
 
 
 class DigitsSource:
-    """Scikit-learn's 1797 handwritten digits, 8 x 8 grey: nothing to download.
+    """Scikit-learn's 1797 handwritten digits, 8 x 8 gray: nothing to download.
 
     They come in a fixed pseudo-random order; "train" is the first 1297, "validation" the other
-    500. The 17 grey levels 0 .. 16 become 0 .. 255, ink bright on black.
+    500. The 17 gray levels 0 .. 16 become 0 .. 255, ink bright on black.
     """
 
     dataset = "digits"

@@ -30,7 +30,7 @@ from darl_jax.methods.darl.reverse import Posterior
 
 VARIANCES = ("analytic", "posterior")
 
-# Of standardised pixels. A pixel that never differs may be predicted without any error, and a
+# Of standardized pixels. A pixel that never differs may be predicted without any error, and a
 # variance of 0 would have no density.
 _SMALLEST_ERROR = 1e-10
 
@@ -177,7 +177,7 @@ def squared_errors(
 
     Args:
       denoise: the model.
-      patches: x, standardised.
+      patches: x, standardized.
       mask: which images count.
       keys: of each image's noise.
       table: of all levels.
@@ -211,7 +211,7 @@ def patch_bounds(
     Args:
       denoise: the model.
       reconstruct: the last term.
-      patches: x, standardised.
+      patches: x, standardized.
       keys: of each estimate of each image.
       table: of all levels, of which there are at least 2.
       bounds: with these variances.
@@ -316,9 +316,9 @@ def discretized_nats(
     highest above, so that the probabilities of all 256 add up to 1.
 
     Args:
-      x: patches, standardised.
+      x: patches, standardized.
       level: their pixels, 0 to 255.
-      half_bin: half a step in standardised units, 1 / (510 std), for each dimension.
+      half_bin: half a step in standardized units, 1 / (510 std), for each dimension.
       mean: of the Gaussian.
       variance: of each dimension, or one for all.
     """

@@ -9,7 +9,7 @@ from darl_jax.methods.base import Batch, Metrics, average
 from darl_jax.methods.darl.base import DARLConfig, DARLMethod
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.images import Prediction
-from darl_jax.nn.patches import normalise_patches, patch_statistics, squared_error
+from darl_jax.nn.patches import normalize_patches, patch_statistics, squared_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,5 +56,5 @@ class MSE(DARLMethod):
         if not self.objective.normalize_target:
             return Prediction(patches, output, squared_error(output, patches), order)
         mean, std = patch_statistics(patches)
-        error = squared_error(output, normalise_patches(patches))
+        error = squared_error(output, normalize_patches(patches))
         return Prediction(patches, output * std + mean, error, order)

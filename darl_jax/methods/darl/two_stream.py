@@ -61,7 +61,7 @@ class QueryStream(nnx.Module):
 
         Args:
           backbone: the content stream.
-          patches: standardised patches of whole images, in raster order.
+          patches: standardized patches of whole images, in raster order.
           grid: (rows, columns) of them.
           order: in which they are predicted.
         """

@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from darl_jax.methods.base import Batch, Metrics, average
 from darl_jax.methods.transfer.classifier import Classifier
-from darl_jax.methods.transfer.labels import MASKS, LabelConfig, LabelMethod, labelled
+from darl_jax.methods.transfer.labels import MASKS, LabelConfig, LabelMethod, labeled
 from darl_jax.methods.transfer.mixing import MixingConfig, augment, soft_labels
 from darl_jax.nn.attention import Mask
 from darl_jax.nn.flops import linear
-from darl_jax.nn.patches import patchify, standardise
+from darl_jax.nn.patches import patchify, standardize
 from darl_jax.nn.readout import POOLINGS
 
 
@@ -69,12 +69,12 @@ class Classification(LabelMethod[Classifier]):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Smooths the labels, erases, mixes and drops paths, as the config says."""
         augment_key, drop_key = jax.random.split(key)
-        images = standardise(batch["image"], self.data.mean, self.data.std)
+        images = standardize(batch["image"], self.data.mean, self.data.std)
         targets = soft_labels(batch["label"], self.num_classes, self.objective.label_smoothing)
         images, targets = augment(augment_key, images, targets, self.objective.mixing)
         patches = patchify(images, self.model.patch_size)
         logits = self.logits(model, patches, batch, drop_key)
-        loss = average(cross_entropy(logits, targets)[:, None], labelled(batch))
+        loss = average(cross_entropy(logits, targets)[:, None], labeled(batch))
         return loss.compute(), {"loss": loss}
 
     def validate(self, model: Classifier, batch: Batch, key: PRNGKeyArray) -> Metrics:
@@ -124,8 +124,8 @@ def correct_within(
 
 
 def classification_metrics(logits: Float[Array, "batch class"], batch: Batch) -> Metrics:
-    """Loss, top-1 and (with more than 5 classes) top-5 accuracy of the labelled examples."""
-    labels, counts = batch["label"], labelled(batch)
+    """Loss, top-1 and (with more than 5 classes) top-5 accuracy of the labeled examples."""
+    labels, counts = batch["label"], labeled(batch)
     targets = soft_labels(labels, logits.shape[-1], 0.0)
     metrics = {
         "loss": average(cross_entropy(logits, targets)[:, None], counts),

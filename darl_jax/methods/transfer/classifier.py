@@ -43,7 +43,7 @@ class Classifier(nnx.Module):
         """Logits of images whose every patch is an input.
 
         Args:
-          patches: standardised, all of an image's, in raster order.
+          patches: standardized, all of an image's, in raster order.
           mask: 'causal' or 'full' attention.
           pooling: 'last' or 'mean' (models/readout.py).
           grid: (rows, columns) of patches.

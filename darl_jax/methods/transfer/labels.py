@@ -85,6 +85,6 @@ class LabelMethod(ImageMethod[Model]):
         return self.objective.num_classes
 
 
-def labelled(batch: Batch) -> Bool[Array, " batch"]:
+def labeled(batch: Batch) -> Bool[Array, " batch"]:
     """Which examples count: those that are no padding and have a label."""
     return batch["mask"] & (batch["label"] >= 0)

@@ -3,7 +3,7 @@
 mixup: Zhang et al., 2018 (arXiv:1710.09412); CutMix: Yun et al., 2019 (arXiv:1905.04899); random
 erasing: Zhong et al., 2020 (arXiv:1708.04896); all three with the details of timm, whose recipes
 fine-tuning follows. Everything is drawn over global arrays, so that nothing depends on the number
-of devices. Images are standardised ones.
+of devices. Images are standardized ones.
 
 Settled here: one share and one box are drawn for a whole batch, and an image's partner is the one
 that stands as far from the batch's other end, timm's mode 'batch'. Labels are weighted by the
@@ -140,10 +140,10 @@ def _cutmix_box(
     return rows[:, None] & columns
 
 
-def _around(centre: Int[Array, ""], length: Int[Array, ""], size: int) -> Bool[Array, " {size}"]:
-    """Which of `size` places are among the `length` ones about the centre."""
+def _around(center: Int[Array, ""], length: Int[Array, ""], size: int) -> Bool[Array, " {size}"]:
+    """Which of `size` places are among the `length` ones about the center."""
     place = jnp.arange(size)
-    return (place >= centre - length // 2) & (place < centre + (length + 1) // 2)
+    return (place >= center - length // 2) & (place < center + (length + 1) // 2)
 
 
 def erase(

@@ -48,7 +48,7 @@ class ProbesConfig(LabelConfig):
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation without scale and bias.
+    """Batch normalization without scale and bias.
 
     Running statistics are parameters, so that no step has other state to carry. What moves them is
     a term of the loss, 0.5 |running - batch's|^2, with no gradient to anything else and no value:
@@ -68,12 +68,12 @@ class BatchNorm(nnx.Module):
         x: Float32[Array, "batch *token width"],
         counts: Bool[Array, " batch"] | None,
     ) -> tuple[Float32[Array, "batch *token width"], Float32[Array, ""]]:
-        """Normalised features, and the term of the loss, which is 0.
+        """Normalized features, and the term of the loss, which is 0.
 
         Args:
           x: features; statistics are over examples and tokens.
           counts: in training, which examples there are; the others give 0 and no more. None
-            normalises by the running statistics.
+            normalizes by the running statistics.
         """
         running = jnp.stack([self.running_mean[...], self.running_var[...]])
         if counts is None:
@@ -84,14 +84,14 @@ class BatchNorm(nnx.Module):
         number = jnp.sum(counts, dtype=jnp.float32) * math.prod(x.shape[1:-1])
         # `where`, not a product: what a padded example gives may be non-finite.
         mean = jnp.sum(jnp.where(there, x, 0.0), axis=axes) / jnp.maximum(number, 1.0)
-        centred = jnp.where(there, x - mean, 0.0)
-        squares = jnp.sum(jnp.square(centred), axis=axes)
+        centered = jnp.where(there, x - mean, 0.0)
+        squares = jnp.sum(jnp.square(centered), axis=axes)
         variance = squares / jnp.maximum(number, 1.0)
         batch = jnp.stack([mean, squares / jnp.maximum(number - 1.0, 1.0)])
         distance = running - jax.lax.stop_gradient(jnp.where(number > 0, batch, running))
         term = 0.5 * jnp.sum(jnp.square(distance))
-        normalised = centred * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
-        return normalised, term - jax.lax.stop_gradient(term)
+        normalized = centered * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
+        return normalized, term - jax.lax.stop_gradient(term)
 
 
 def _classifier(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -100,7 +100,7 @@ def _classifier(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 class LinearProbe(nnx.Module):
-    """Batch normalisation and one linear layer on a vector for each image (Table 13)."""
+    """Batch normalization and one linear layer on a vector for each image (Table 13)."""
 
     def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
         self.norm = BatchNorm(width)
@@ -116,7 +116,7 @@ class LinearProbe(nnx.Module):
 class AttentiveProbe(nnx.Module):
     """AIM's probe: one learned query attends to all tokens (arXiv 2401.08541, Section 4).
 
-    Batch normalisation, then multi-head attention of a query, which is not projected, to keys and
+    Batch normalization, then multi-head attention of a query, which is not projected, to keys and
     values without bias, then one linear layer. There is no output projection.
 
     A query that is the same for all images can meet the key's matrix first, and the average over
@@ -209,7 +209,7 @@ class Probes(nnx.Module):
         """Every probe's logits, and the loss's term of their `BatchNorm`s, which is 0.
 
         Args:
-          patches: standardised, all of an image's, in raster order.
+          patches: standardized, all of an image's, in raster order.
           mask: 'causal' or 'full' attention of the backbone.
           grid: (rows, columns) of patches.
           counts: in training, which examples there are; None outside training.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from darl_jax.methods.base import Batch, Metrics, average
 from darl_jax.methods.transfer.classification import correct_within, cross_entropy
 from darl_jax.methods.transfer.flops import probe_flops
-from darl_jax.methods.transfer.labels import LabelMethod, labelled
+from darl_jax.methods.transfer.labels import LabelMethod, labeled
 from darl_jax.methods.transfer.mixing import soft_labels
 from darl_jax.methods.transfer.probe_model import Probes, ProbesConfig
 
@@ -28,7 +28,7 @@ class ProbeMethod(LabelMethod[Probes]):
 
     The loss is the sum over probes of their means over examples, so that each has the gradient that
     it would have alone. Reported is the mean over probes. Examples without a label (-1) count
-    nothing, nor in the statistics of batch normalisation.
+    nothing, nor in the statistics of batch normalization.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("backbone",)
@@ -63,7 +63,7 @@ class ProbeMethod(LabelMethod[Probes]):
     ) -> tuple[Float[Array, ""], Metrics]:
         """The loss of smoothed labels; nothing is random, so the key is not used."""
         del key
-        counts = labelled(batch)
+        counts = labeled(batch)
         logits, term = model(
             self.patches(batch),
             mask=self.objective.mask,
@@ -82,7 +82,7 @@ class ProbeMethod(LabelMethod[Probes]):
         known when all examples have been counted.
         """
         del key
-        counts, labels = labelled(batch), batch["label"]
+        counts, labels = labeled(batch), batch["label"]
         logits, _ = model(
             self.patches(batch), mask=self.objective.mask, grid=self.batch_grid(batch)
         )

@@ -2,7 +2,7 @@
 
 Of arrays: the sum modulo 2^32 of a hash of each element's bits and place. The sum is exact in
 whatever order it is taken, so it does not depend on how an array is split over devices, and it is
-the same in JAX and in NumPy. The hash is MurmurHash3's finaliser (Austin Appleby, public domain),
+the same in JAX and in NumPy. The hash is MurmurHash3's finalizer (Austin Appleby, public domain),
 which maps no two words to one: a change of a single element is always noticed, any other with
 probability 1 - 2^-32.
 

@@ -3,7 +3,7 @@
 `<workdir>/checkpoints/<step>/` has three items: `state` (every array of the train state under a
 plain name, such as `params/backbone/blocks/mlp/up/kernel` or `opt_state/adam/mu/backbone/...`),
 `config` and `metadata` (JSON). Names come from the attributes, keys and positions on the way to an
-array, so that optimiser states, which are named tuples, need not exist in the code that reads them.
+array, so that optimizer states, which are named tuples, need not exist in the code that reads them.
 
 Array files have no checksums of their own, so `metadata` has one for each array, one for the
 config and one for itself. Type and shape of the arrays stand there too: what differs from them in
@@ -72,7 +72,7 @@ def restore_params(
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
     """Parameters, config and step of a checkpoint, read without the code that wrote it.
 
-    Only the parameters are read, not the optimiser's state, which is twice their size.
+    Only the parameters are read, not the optimizer's state, which is twice their size.
 
     Args:
         path: a run's workdir or its folder of checkpoints; local or a bucket.
@@ -234,7 +234,7 @@ def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) 
     ]
     if differences:
         raise ValueError(
-            f"the checkpoint {path} does not fit this run's model and optimiser; arrays that "
+            f"the checkpoint {path} does not fit this run's model and optimizer; arrays that "
             f"differ: {len(differences)}\n  " + "\n  ".join(shortened(differences))
         )
 

@@ -33,7 +33,7 @@ def encoded(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def png(pixels: np.ndarray, color_type: int) -> bytes:
-    """A 16-bit PNG by hand, for Pillow writes only grey ones."""
+    """A 16-bit PNG by hand, for Pillow writes only gray ones."""
 
     def block(kind: bytes, content: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + content))
@@ -58,7 +58,7 @@ def difference(content: bytes, expected: np.ndarray, channels: int = 3) -> float
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_colour_comes_out_exactly(picture: np.ndarray, file_format: str) -> None:
+def test_lossless_color_comes_out_exactly(picture: np.ndarray, file_format: str) -> None:
     assert difference(encoded(Image.fromarray(picture), file_format), picture) == 0
 
 
@@ -69,16 +69,16 @@ def test_jpeg_comes_out_within_its_own_loss(picture: np.ndarray, options: dict) 
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
-def test_grey_becomes_three_equal_channels_or_stays_one(
+def test_gray_becomes_three_equal_channels_or_stays_one(
     picture: np.ndarray, file_format: str
 ) -> None:
-    grey = picture[..., 2:]
-    content = encoded(Image.fromarray(grey[..., 0]), file_format)
-    assert difference(content, np.repeat(grey, 3, axis=-1)) <= 3
-    assert difference(content, grey, channels=1) <= 3
+    gray = picture[..., 2:]
+    content = encoded(Image.fromarray(gray[..., 0]), file_format)
+    assert difference(content, np.repeat(gray, 3, axis=-1)) <= 3
+    assert difference(content, gray, channels=1) <= 3
 
 
-def test_colour_becomes_luminance_for_one_channel(picture: np.ndarray) -> None:
+def test_color_becomes_luminance_for_one_channel(picture: np.ndarray) -> None:
     luminance = picture @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     content = encoded(Image.fromarray(picture), "PNG")
     assert difference(content, luminance[..., None], channels=1) <= 1
@@ -90,7 +90,7 @@ def test_bilevel_is_black_and_white(picture: np.ndarray) -> None:
     assert difference(encoded(Image.fromarray(bits), "PNG"), expected) == 0
 
 
-def test_palette_colours_are_looked_up() -> None:
+def test_palette_colors_are_looked_up() -> None:
     palette = np.array([[255, 0, 0], [0, 255, 0], [10, 20, 200]], np.uint8)
     index = np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) % 3
     image = Image.fromarray(index.astype(np.uint8), "L")
@@ -105,14 +105,14 @@ def test_palette_colours_are_looked_up() -> None:
 def test_alpha_is_laid_over_white(picture: np.ndarray) -> None:
     alpha = np.linspace(0, 255, WIDTH).astype(np.uint8)[None].repeat(HEIGHT, 0)[..., None]
     weight = alpha / 255
-    colour = encoded(Image.fromarray(np.concatenate([picture, alpha], -1)), "PNG")
-    assert difference(colour, picture * weight + 255 * (1 - weight)) <= 1
-    grey = picture[..., :1]
-    content = encoded(Image.fromarray(np.concatenate([grey, alpha], -1), "LA"), "PNG")
-    assert difference(content, grey * weight + 255 * (1 - weight), channels=1) <= 1
+    color = encoded(Image.fromarray(np.concatenate([picture, alpha], -1)), "PNG")
+    assert difference(color, picture * weight + 255 * (1 - weight)) <= 1
+    gray = picture[..., :1]
+    content = encoded(Image.fromarray(np.concatenate([gray, alpha], -1), "LA"), "PNG")
+    assert difference(content, gray * weight + 255 * (1 - weight), channels=1) <= 1
 
 
-def test_one_transparent_colour_becomes_white() -> None:
+def test_one_transparent_color_becomes_white() -> None:
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[:, : WIDTH // 2] = (1, 2, 3)
     content = encoded(Image.fromarray(pixels), "PNG", transparency=(1, 2, 3))
@@ -122,22 +122,22 @@ def test_one_transparent_colour_becomes_white() -> None:
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
-    grey = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
-    expected = (grey / 257)[..., None]
+    gray = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(np.uint16)
+    expected = (gray / 257)[..., None]
     for file_format in ("PNG", "TIFF"):
-        assert difference(encoded(Image.fromarray(grey), file_format), expected, channels=1) <= 0.5
-    colour = np.stack([grey, 65535 - grey, grey // 2], axis=-1)
-    assert difference(png(colour, color_type=2), colour / 257) <= 1
+        assert difference(encoded(Image.fromarray(gray), file_format), expected, channels=1) <= 0.5
+    color = np.stack([gray, 65535 - gray, gray // 2], axis=-1)
+    assert difference(png(color, color_type=2), color / 257) <= 1
 
 
-def test_cmyk_jpeg_has_the_colours_that_its_inks_print(picture: np.ndarray) -> None:
+def test_cmyk_jpeg_has_the_colors_that_its_inks_print(picture: np.ndarray) -> None:
     inks = np.concatenate([255 - picture, np.zeros((HEIGHT, WIDTH, 1), np.uint8)], axis=-1)
     content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=98)
     assert b"Adobe" in content  # Pillow writes it inverted, as Photoshop does.
     assert difference(content, picture) <= 5
 
 
-def test_ycck_jpeg_has_the_colours_that_its_inks_print(picture: np.ndarray) -> None:
+def test_ycck_jpeg_has_the_colors_that_its_inks_print(picture: np.ndarray) -> None:
     # libjpeg's jccolor.c makes YCCK by R = 255 - C; Photoshop hands it inverted inks, 255 - C, so
     # that YCbCr stands for the inks. Here the four planes are written as plain components and then
     # declared as YCCK in the Adobe marker.
@@ -295,8 +295,8 @@ def test_whole_square_image_stays_with_scale_and_ratio_of_one() -> None:
     assert (boxes == (0, 0, 8, 8)).all()
 
 
-def test_central_box_is_resize_then_centre_crop() -> None:
-    # Short side to 256, centre 224, on a landscape image of 512 x 300.
+def test_central_box_is_resize_then_center_crop() -> None:
+    # Short side to 256, center 224, on a landscape image of 512 x 300.
     left, top, right, bottom = images.central_box(300, 512, 0.875)
     scale = 256 / 300
     assert (right - left) * scale == pytest.approx(224)

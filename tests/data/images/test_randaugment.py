@@ -32,7 +32,7 @@ RECIPE = RandAugmentConfig(magnitude=9.0)
 DIGITS = ImagesConfig(
     source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,), num_workers=0
 )
-COLOURS = ImagesConfig(
+COLORS = ImagesConfig(
     source="digits", image_size=12, mean=(0.5,) * 3, std=(0.5,) * 3, num_workers=0,
     randaugment=RECIPE,
 )  # fmt: skip
@@ -60,11 +60,11 @@ def test_operation_gives_the_pixels_of_timm_at_every_strength(name: str) -> None
 
 @pytest.mark.parametrize("name", TIMM)
 def test_operation_on_luminance_gives_the_pixels_of_timm(name: str) -> None:
-    grey = np.asarray(Image.fromarray(GOLDEN["image"]).convert("L"))[..., None]
-    for strength, expected in zip(GOLDEN["strengths"], GOLDEN[f"grey/{name}"], strict=True):
+    gray = np.asarray(Image.fromarray(GOLDEN["image"]).convert("L"))[..., None]
+    for strength, expected in zip(GOLDEN["strengths"], GOLDEN[f"gray/{name}"], strict=True):
         operation = Operation(ours(name), float(strength))
-        result = randaugment.apply(grey, [operation], IMAGENET_MEAN[:1])
-        assert result.shape == grey.shape
+        result = randaugment.apply(gray, [operation], IMAGENET_MEAN[:1])
+        assert result.shape == gray.shape
         np.testing.assert_array_equal(result[..., 0], expected, err_msg=f"{name} at {strength}")
 
 
@@ -156,7 +156,7 @@ def first(config: ImagesConfig, step: int = 0, **process: int) -> dict:
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_batch_is_the_plain_one_after_the_operations_of_each_record(in_memory) -> None:
-    config = dataclasses.replace(COLOURS, in_memory=in_memory)
+    config = dataclasses.replace(COLORS, in_memory=in_memory)
     plain = first(dataclasses.replace(config, randaugment=RandAugmentConfig()), step=13)
     augmented = first(config, step=13)
     epoch, index = rows_to_records(np.arange(1300, 1400), 1297, 2)
@@ -164,7 +164,7 @@ def test_batch_is_the_plain_one_after_the_operations_of_each_record(in_memory) -
     operations = randaugment.draw(RECIPE, 2, epoch, index)
     assert sum(map(bool, operations)) > 50
     for place in range(100):
-        expected = randaugment.apply(plain["image"][place], operations[place], COLOURS.mean)
+        expected = randaugment.apply(plain["image"][place], operations[place], COLORS.mean)
         np.testing.assert_array_equal(augmented["image"][place], expected)
     for key in ("label", "index", "mask", "replaced"):
         np.testing.assert_array_equal(plain[key], augmented[key])
@@ -173,17 +173,17 @@ def test_batch_is_the_plain_one_after_the_operations_of_each_record(in_memory) -
 def test_rows_are_the_same_for_any_number_of_processes_and_workers() -> None:
     parts = [
         first(
-            dataclasses.replace(COLOURS, num_workers=process),
+            dataclasses.replace(COLORS, num_workers=process),
             process_index=process,
             process_count=2,
         )["image"]
         for process in range(2)
     ]
-    whole = first(COLOURS)["image"]
+    whole = first(COLORS)["image"]
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-def test_grey_images_stay_grey() -> None:
+def test_gray_images_stay_gray() -> None:
     config = dataclasses.replace(DIGITS, randaugment=RECIPE)
     batch = first(config)
     assert batch["image"].shape == (100, 8, 8, 1)

@@ -21,7 +21,7 @@ def boxes_of(count: int, height: int, width: int) -> np.ndarray:
     ("height", "width", "out"), [(32, 32, 32), (20, 31, 12), (8, 8, 17), (96, 96, 64)]
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_batched_crops_equal_pillows_within_a_grey_level(
+def test_batched_crops_equal_pillows_within_a_gray_level(
     height: int, width: int, out: int, channels: int
 ) -> None:
     # Noise of black and white overshoots the most, and so shows where the passes are clipped.
@@ -43,7 +43,7 @@ def test_batched_crops_equal_pillows_within_a_grey_level(
 @pytest.mark.parametrize(
     "box", [(0.0, 0.0, 40.0, 30.0), (3.5, 2.25, 30.0, 29.9), (10.0, 3.0, 14.0, 6.5)]
 )
-def test_one_box_for_all_equals_pillows_within_a_grey_level(box: tuple) -> None:
+def test_one_box_for_all_equals_pillows_within_a_gray_level(box: tuple) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 30, 40), dtype=np.uint8)
     batched = resample.resize_box(pixels, box, 16)
     for i in range(5):

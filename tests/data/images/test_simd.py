@@ -46,7 +46,7 @@ def test_photographs_are_as_near_to_the_exact_result_as_pillows(
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("box", BOXES)
-def test_each_pass_is_pillows_within_a_grey_level(mode: str, box: tuple) -> None:
+def test_each_pass_is_pillows_within_a_gray_level(mode: str, box: tuple) -> None:
     # Noise of black and white overshoots the most, and so shows where the passes are clipped.
     shape = (250, 300, 3) if mode == "RGB" else (250, 300)
     noise = np.random.default_rng(0).integers(0, 2, shape).astype(np.uint8) * 255
@@ -75,11 +75,11 @@ def test_render_takes_it_for_jpegs_alone(tfds_dir: str) -> None:
         difference = np.abs(fast.astype(int) - slow)
         assert difference.mean() < 0.05
         assert (difference.max() == 0) == (file_format == "PNG")
-    grey = io.BytesIO()
-    picture.convert("L").save(grey, "JPEG")
+    gray = io.BytesIO()
+    picture.convert("L").save(gray, "JPEG")
     for channels in (1, 3):
-        fast = HostImage(grey.getvalue()).render(BOXES[0], 64, channels, "simd")
-        slow = HostImage(grey.getvalue()).render(BOXES[0], 64, channels, "pillow")
+        fast = HostImage(gray.getvalue()).render(BOXES[0], 64, channels, "simd")
+        slow = HostImage(gray.getvalue()).render(BOXES[0], 64, channels, "pillow")
         assert fast.shape == (64, 64, channels)
         assert np.abs(fast.astype(int) - slow).mean() < 0.05
 

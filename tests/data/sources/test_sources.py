@@ -1,4 +1,4 @@
-"""Records by TFDS name and split, digits, and a message for everything that can be misspelt."""
+"""Records by TFDS name and split, digits, and a message for everything that can be misspelled."""
 
 import io
 import json
@@ -101,7 +101,7 @@ def test_dataset_converted_in_place_is_read(tfds_dir: str, tmp_path: pathlib.Pat
         assert Image.open(io.BytesIO(record.image)).size == (32, 32)
 
 
-class Colours(tfds.core.GeneratorBasedBuilder):
+class Colors(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -123,7 +123,7 @@ class Colours(tfds.core.GeneratorBasedBuilder):
 @pytest.fixture
 def prepared(tmp_path: pathlib.Path) -> pathlib.Path:
     """A dataset of 40 records in four shards, as TFDS prepares it; the folder of its version."""
-    builder = Colours(data_dir=tmp_path, file_format="array_record")
+    builder = Colors(data_dir=tmp_path, file_format="array_record")
     options = tfds.download.DownloadConfig(num_shards=4)
     builder.download_and_prepare(download_config=options)
     return pathlib.Path(builder.data_path)
@@ -133,29 +133,29 @@ def test_damaged_shards_are_an_error_at_the_start_that_names_them(prepared: path
     root = str(prepared.parents[1])
     shards = sorted(prepared.glob("*train*"))
     assert len(shards) == 4
-    assert len(TfdsSource("colours", "train", root)) == 40
+    assert len(TfdsSource("colors", "train", root)) == 40
     whole = {shard: shard.read_bytes() for shard in shards}
     cut = [0, 1000, 65536, len(whole[shards[2]]) - 65536, len(whole[shards[2]]) - 1]
     for length in cut:
         shards[2].write_bytes(whole[shards[2]][:length])
-        message = message_of("colours", "train", root)
-        assert message.startswith("colours/1.0.0, split 'train': 1 of 4 shards in")
+        message = message_of("colors", "train", root)
+        assert message.startswith("colors/1.0.0, split 'train': 1 of 4 shards in")
         assert f"{shards[2].name} (its end cannot be read" in message
         assert "copy them again" in message and "data.on_bad_record='skip'" in message
     shards[0].unlink()
-    message = message_of("colours", "train", root)
+    message = message_of("colors", "train", root)
     assert "2 of 4 shards" in message and f"{shards[0].name} (it is missing)" in message
     # A split that does not read them is none the worse.
-    assert len(TfdsSource("colours", "train[10:20]", root)) == 10
+    assert len(TfdsSource("colors", "train[10:20]", root)) == 10
     shards[0].write_bytes(whole[shards[0]])
     shards[2].write_bytes(whole[shards[2]])
     # A shard of another preparation, whole in itself.
-    count = len(TfdsSource("colours", "train[:10]", root))
+    count = len(TfdsSource("colors", "train[:10]", root))
     writer = array_record_module.ArrayRecordWriter(str(shards[1]), "group_size:1")
     writer.write(b"another")
     writer.close()
     assert count == 10
-    assert f"{shards[1].name} (it holds 1 records" in message_of("colours", "train", root)
+    assert f"{shards[1].name} (it holds 1 records" in message_of("colors", "train", root)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -163,7 +163,7 @@ def test_with_skip_the_records_of_damaged_shards_are_replaced_by_others(
     prepared: pathlib.Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = str(prepared.parents[1])
-    whole = TfdsSource("colours", "train", root)
+    whole = TfdsSource("colors", "train", root)
     lost = set(whole.files(range(10)))
     shard = prepared / lost.pop()
     assert not lost
@@ -171,7 +171,7 @@ def test_with_skip_the_records_of_damaged_shards_are_replaced_by_others(
         shard.unlink()
     else:
         shard.write_bytes(shard.read_bytes()[: 2**16])
-    source = TfdsSource("colours", "train", root, skip_bad=True)
+    source = TfdsSource("colors", "train", root, skip_bad=True)
     assert shard.name in caplog.text and "replaced by others" in caplog.text
 
     def pixels(image: HostImage) -> np.ndarray:
@@ -190,12 +190,12 @@ def test_with_skip_the_records_of_damaged_shards_are_replaced_by_others(
 def test_shard_that_is_damaged_while_the_run_goes_on_is_a_bad_record(
     prepared: pathlib.Path,
 ) -> None:
-    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    source = TfdsSource("colors", "train[5:]", str(prepared.parents[1]))
     shard = prepared / source.files([0])[0]
     shard.write_bytes(b"\0" * shard.stat().st_size)
     with pytest.raises(BadRecordError) as caught:
         source.read([2])
-    assert "colours/1.0.0, split 'train[5:]', record 2" in str(caught.value)
+    assert "colors/1.0.0, split 'train[5:]', record 2" in str(caught.value)
     assert f"{shard.name}, record 7 of it" in str(caught.value)
 
 
@@ -203,16 +203,16 @@ def test_fingerprint_follows_the_records_and_not_the_folder(
     tfds_dir: str, prepared: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     root = prepared.parents[1]
-    one = TfdsSource("colours", "train", str(root))
-    shutil.copytree(root / "colours", tmp_path / "elsewhere" / "colours")
-    other = TfdsSource("colours:1.0.0", "train", str(tmp_path / "elsewhere"))
+    one = TfdsSource("colors", "train", str(root))
+    shutil.copytree(root / "colors", tmp_path / "elsewhere" / "colors")
+    other = TfdsSource("colors:1.0.0", "train", str(tmp_path / "elsewhere"))
     assert one.fingerprint() == other.fingerprint() == pickle.loads(pickle.dumps(one)).fingerprint()
     assert re.fullmatch("[0-9a-f]{16}", one.fingerprint())
     sources = [
         one,
-        TfdsSource("colours", "train[:30]", str(root)),
-        TfdsSource("colours", "train[10:]", str(root)),
-        TfdsSource("colours", "train[10:]+train[:10]", str(root)),
+        TfdsSource("colors", "train[:30]", str(root)),
+        TfdsSource("colors", "train[10:]", str(root)),
+        TfdsSource("colors", "train[10:]+train[:10]", str(root)),
         TfdsSource("cifar10", "train", tfds_dir),
         TfdsSource("cifar10", "test", tfds_dir),
         DigitsSource("train"),
@@ -224,13 +224,13 @@ def test_fingerprint_follows_the_records_and_not_the_folder(
     assert info["splits"][0]["shardLengths"] == ["10", "10", "10", "10"]
     info["splits"][0]["shardLengths"] = ["10", "9", "11", "10"]
     (prepared / "dataset_info.json").write_text(json.dumps(info))
-    assert TfdsSource("colours", "train", str(root), skip_bad=True).fingerprint() not in {
+    assert TfdsSource("colors", "train", str(root), skip_bad=True).fingerprint() not in {
         source.fingerprint() for source in sources
     }
 
 
 def test_files_are_the_shards_that_records_are_read_from(prepared: pathlib.Path) -> None:
-    source = TfdsSource("colours", "train[5:]", str(prepared.parents[1]))
+    source = TfdsSource("colors", "train[5:]", str(prepared.parents[1]))
     shards = sorted(path.name for path in prepared.glob("*train*"))
     assert source.files([0, 4]) == shards[:1]
     assert source.files([5, 4, 34]) == [shards[0], shards[1], shards[3]]

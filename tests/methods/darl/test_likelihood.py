@@ -172,7 +172,7 @@ def test_levels_are_spread_evenly_over_log_s(steps, number):
     assert len(levels) == number
     assert {1, 2, steps} <= set(levels)
     assert np.all(np.diff(levels) > 0)
-    # Ratios of neighbours differ by no more than rounding to whole numbers can make them.
+    # Ratios of neighbors differ by no more than rounding to whole numbers can make them.
     low, high = (levels[1:] - 0.5) / (levels[:-1] + 0.5), (levels[1:] + 0.5) / (levels[:-1] - 0.5)
     apart = np.diff(levels) > 1
     if apart.any():

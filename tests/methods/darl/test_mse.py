@@ -43,7 +43,7 @@ def make_batch(examples: int = 4) -> Batch:
 
 
 def exact_patches(batch: Batch) -> np.ndarray:
-    """Standardised patches in float64, by loops."""
+    """Standardized patches in float64, by loops."""
     images = (np.asarray(batch["image"], np.float64) / 255 - np.array(MEAN)) / np.array(STD)
     rows = [
         images[:, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(len(images), -1)
@@ -53,19 +53,19 @@ def exact_patches(batch: Batch) -> np.ndarray:
     return np.stack(rows, axis=1)
 
 
-def normalised(patches: np.ndarray) -> np.ndarray:
+def normalized(patches: np.ndarray) -> np.ndarray:
     mean, variance = patches.mean(-1, keepdims=True), patches.var(-1, keepdims=True, ddof=1)
     return (patches - mean) / np.sqrt(variance + 1e-6)
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_loss_is_the_mean_squared_error_of_the_models_output(normalize: bool) -> None:
     model = random_module(
         lambda rngs: DARL(
             VIT, PatchDecoderConfig("mlp", 1), denoising=False, grid=(2, 3), channels=3, rngs=rngs
         )
     )
-    objective = method(MSEConfig(normalize_target=normalise), data=DATA, patch_size=4)
+    objective = method(MSEConfig(normalize_target=normalize), data=DATA, patch_size=4)
     batch, graphdef_and_state = make_batch(), nnx.split(model)
     loss, metrics = jax.jit(lambda b: objective.loss(nnx.merge(*graphdef_and_state), b, KEY))(batch)
     patches = exact_patches(batch)
@@ -76,7 +76,7 @@ def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) ->
         ),
         np.float64,
     )
-    error = (output - (normalised(patches) if normalise else patches)) ** 2
+    error = (output - (normalized(patches) if normalize else patches)) ** 2
     np.testing.assert_allclose(loss, error.mean(), rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"].compute(), error.mean(), rtol=1e-5)
     assert float(metrics["loss"].count) == 4 * 6
@@ -84,7 +84,7 @@ def test_loss_is_the_mean_squared_error_of_the_models_output(normalise: bool) ->
     prediction = objective.predict(model, batch, KEY)
     np.testing.assert_allclose(prediction.target, patches, atol=1e-5)
     np.testing.assert_allclose(prediction.error, error.mean(-1), rtol=1e-4)
-    if normalise:  # Pictures are in pixels, whatever the loss is taken in.
+    if normalize:  # Pictures are in pixels, whatever the loss is taken in.
         spread = np.sqrt(patches.var(-1, keepdims=True, ddof=1) + 1e-6)
         output = output * spread + patches.mean(-1, keepdims=True)
     np.testing.assert_allclose(prediction.predicted, output, atol=1e-4)
@@ -94,7 +94,7 @@ def test_a_model_that_predicts_the_target_has_no_loss() -> None:
     batch = make_batch()
     loss, _ = method(MSEConfig(), data=DATA, patch_size=4).loss(StubModel(lambda z: z), batch, KEY)
     assert loss == 0
-    target = jnp.asarray(normalised(exact_patches(batch)), jnp.float32)
+    target = jnp.asarray(normalized(exact_patches(batch)), jnp.float32)
     objective = method(MSEConfig(normalize_target=True), data=DATA, patch_size=4)
     loss, _ = objective.loss(StubModel(lambda z: target), batch, KEY)
     assert loss < 1e-10

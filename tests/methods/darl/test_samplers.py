@@ -116,10 +116,10 @@ def test_a_mixture_is_reproduced_with_its_weights_and_moments():
 
     def denoise(x, gamma):
         variance = gamma * stds**2 + 1 - gamma
-        centred = x - jnp.sqrt(gamma) * means  # (draw, component)
-        log = jnp.log(weights) - 0.5 * jnp.log(variance) - 0.5 * centred**2 / variance
+        centered = x - jnp.sqrt(gamma) * means  # (draw, component)
+        log = jnp.log(weights) - 0.5 * jnp.log(variance) - 0.5 * centered**2 / variance
         posterior = jax.nn.softmax(log, axis=-1)
-        each = means + jnp.sqrt(gamma) * stds**2 / variance * centred
+        each = means + jnp.sqrt(gamma) * stds**2 / variance * centered
         return jnp.sum(posterior * each, axis=-1, keepdims=True)
 
     got = drawn(ddpm(1000), denoise, number=20_000)[:, 0]
@@ -198,7 +198,7 @@ def test_number_of_steps_falls_linearly_over_the_patches():
         ({"steps": 0}, "sampler.steps=0 must be at least 1"),
         ({"last_steps": 0}, "sampler.last_steps=0 must be at least 1"),
         ({"name": "euler"}, "sampler.name='euler' is unknown; choose from"),
-        ({"variance": "learnt"}, "sampler.variance='learnt' is unknown"),
+        ({"variance": "learned"}, "sampler.variance='learned' is unknown"),
         ({"eta": 0.5}, "sampler.eta=0.5 is DDIM's; sampler.name is 'ddpm'"),
         ({"name": "ddim", "eta": 1.5}, r"sampler.eta=1.5 must be in \[0, 1\]"),
         ({"name": "ddim", "variance": "analytic"}, "sampler.variance='analytic' is DDPM's"),

@@ -93,8 +93,8 @@ def test_orders_that_agree_up_to_a_place_give_the_same_outputs_up_to_it(order):
 
 
 def norm(p: dict, x: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    centered = x - x.mean(-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
 
 def dense(p: dict, x: np.ndarray) -> np.ndarray:

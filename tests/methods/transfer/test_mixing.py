@@ -167,7 +167,7 @@ def test_boxes_of_cutmix_are_distributed_as_those_of_timm(alpha: float) -> None:
 def test_center_of_the_box_is_uniform_over_the_pixels() -> None:
     own, weight = many(MixingConfig(cutmix=1.0), 8000)
     box = own == 0
-    # Boxes that touch no border have the centre that was drawn, and small ones rarely touch.
+    # Boxes that touch no border have the center that was drawn, and small ones rarely touch.
     small = (weight > 0.985) & (weight < 1.0)
     rows = box[small].any(axis=2)
     first, last = rows.argmax(axis=1), HEIGHT - 1 - rows[:, ::-1].argmax(axis=1)

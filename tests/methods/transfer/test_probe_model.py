@@ -70,7 +70,7 @@ def patches(number=6, seed=0):
     return jnp.asarray(random_values(number, 9, 4, seed=seed))
 
 
-# --- batch normalisation -------------------------------------------------------------------------
+# --- batch normalization -------------------------------------------------------------------------
 
 
 def moments(x, counts):
@@ -80,14 +80,14 @@ def moments(x, counts):
 
 
 @pytest.mark.parametrize("shape", [(6, 7), (6, 3, 7)])
-def test_training_normalises_by_the_biased_statistics_of_the_examples_that_count(shape):
+def test_training_normalizes_by_the_biased_statistics_of_the_examples_that_count(shape):
     x = random_values(*shape)
     mean, biased, _ = moments(x, COUNTS)
     x[~COUNTS] = np.nan
-    normalised, term = BatchNorm(7)(jnp.asarray(x), jnp.asarray(COUNTS))
+    normalized, term = BatchNorm(7)(jnp.asarray(x), jnp.asarray(COUNTS))
     expected = (np.float64(x) - mean) / np.sqrt(biased + 1e-6)
-    np.testing.assert_allclose(normalised[COUNTS], expected[COUNTS], atol=3e-6)
-    np.testing.assert_array_equal(normalised[~COUNTS], 0.0)
+    np.testing.assert_allclose(normalized[COUNTS], expected[COUNTS], atol=3e-6)
+    np.testing.assert_array_equal(normalized[~COUNTS], 0.0)
     assert term == 0.0
 
 
@@ -111,7 +111,7 @@ def test_a_step_of_a_tenth_of_the_gradient_is_torchs_running_average(shape):
     np.testing.assert_array_equal(of_x, 0.0)
 
 
-def test_outside_training_running_statistics_normalise_every_example_alone():
+def test_outside_training_running_statistics_normalize_every_example_alone():
     norm = random_probe(lambda rngs: BatchNorm(7))
     x = random_values(6, 3, 7)
     mean, variance = (np.float64(norm.running_mean[...]), np.float64(norm.running_var[...]))
@@ -162,7 +162,7 @@ def attentive_in_float64(params, x, heads):
     return np.concatenate(parts, axis=-1) @ classifier["kernel"] + classifier["bias"]
 
 
-def test_linear_probe_normalises_then_projects():
+def test_linear_probe_normalizes_then_projects():
     probe = random_probe(lambda rngs: LinearProbe(16, CLASSES, rngs=rngs))
     x = random_values(6, 16)
     expected = linear_in_float64(as_float64(probe), np.float64(x))

@@ -25,7 +25,7 @@ CLASSES = 7
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
 KEY = jax.random.key(0)
 LABELS = [3, 0, -1, 6, 2, 5, 1, 4]
-COUNTS = np.array([1, 1, 0, 1, 1, 0, 1, 1], bool)  # without the unlabelled and the masked
+COUNTS = np.array([1, 1, 0, 1, 1, 0, 1, 1], bool)  # without the unlabeled and the masked
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def test_each_probe_has_the_loss_and_gradient_that_it_has_alone(smoothing):
 
 
 @pytest.mark.parametrize("kind", ["linear", "attentive"])
-def test_what_is_masked_or_unlabelled_changes_neither_loss_nor_gradient(kind):
+def test_what_is_masked_or_unlabeled_changes_neither_loss_nor_gradient(kind):
     graphdef, params = make_model(kind)
     images = random_images(8)
     other = np.where(COUNTS[:, None, None, None], images, 255 - images)
