@@ -12,13 +12,16 @@ before there was anything to save, or a second Ctrl-C.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import optax
 from absl import flags, logging
 from clu import parameter_overview
 from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
@@ -39,7 +42,13 @@ from darl_jax.runtime.signals import StopRequest
 from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
 from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
 from darl_jax.training.sharding import check_batch, make_mesh
-from darl_jax.training.state import abstract_state, create_params, create_state, graph_definition
+from darl_jax.training.state import (
+    TrainState,
+    abstract_state,
+    create_params,
+    create_state,
+    graph_definition,
+)
 from darl_jax.training.step import abstract_batch, device_batch, lower_step, make_train_step
 from darl_jax.training.step_metrics import NotFiniteError, StepMetrics
 
@@ -57,8 +66,6 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes of the run.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, from 0 on.")
 
-_GOES_ON = "the same command goes on from there"
-
 
 def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
     """One run; returns its exit code.
@@ -75,10 +82,9 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             check_batch(config.batch_size, config.accumulation_steps, mesh)
             config.method.check_mesh(mesh)
             cleanup.enter_context(jax.set_mesh(mesh))
-            device = jax.devices()[0]
+            device, is_writer = jax.devices()[0], jax.process_index() == 0
             logging.info("Mesh %s of %s", dict(mesh.shape), device.device_kind)
             logging.info("Kernels: %s", dict(config.method.kernels(device)) or "XLA's")
-            is_writer = jax.process_index() == 0
 
             # Data.
             with phase("Opening the data"):
@@ -86,16 +92,9 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             config = config.resolved(splits.train)
             steps_per_epoch = len(splits.train) / config.batch_size
             total_steps = config.steps(len(splits.train))
-            unread = config.total_steps is not None and config.total_epochs is not None
-            logging.info(
-                "%d training records, %.1f steps an epoch, %d steps = %.4g epochs in all%s",
-                *(len(splits.train), steps_per_epoch, total_steps, total_steps / steps_per_epoch),
-                f" (config.total_steps; total_epochs={config.total_epochs:g} is not read)"
-                if unread
-                else "",
-            )
+            log_length(config, len(splits.train), total_steps)
 
-            # Method, optimizer.
+            # Method and optimizer.
             method = config.method
             graphdef = graph_definition(method.init)
             learning_rate = learning_rate_schedule(
@@ -107,12 +106,11 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             optimizer = build_optimizer(config.optimizer, learning_rate, method)
             init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
-            # The order of the records follows from which there are.
+            # State: restored where there is a checkpoint, new where there is none. The order of the
+            # records follows from their number and fingerprint.
             records = f"{len(splits.train)}, {splits.train.fingerprint()}"
             saved_config = config_lib.to_dict(config) | {"train_records": records}
             cluster.check_alike(without_own_keys(saved_config), "keys of the config, or records,")
-
-            # State: restored where there is a checkpoint, new where there is none.
             checkpointer = Checkpointer(
                 workdir,
                 keep_last=config.checkpoint.keep_last,
@@ -125,38 +123,11 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 check_same_run(saved, saved_config, workdir)
                 check_length(step, total_steps, workdir)
 
-            averages = config.ema_decay > 0
-            abstract = abstract_state(method.init, optimizer, mesh, ema=averages)
-            with phase("Reading the last checkpoint"):
-                restored = checkpointer.restore_latest(abstract, check)
-            if restored is not None:
-                state, start_step = restored
-                logging.info("Goes on from step %d, restored from %s", start_step, workdir)
-            else:
-                initial = load_initial(config) if config.init.checkpoint else None
-                state = create_state(method.init, optimizer, init_key, mesh, ema=averages)
-                start_step = 0
-                if initial is not None:
-                    state = initialize(state, initial, drop=config.init.drop)
+            state, start_step = begin(config, checkpointer, check, optimizer, init_key, mesh)
+
+            # Metrics, and evaluators, whose data is checked here.
             history = history_until(workdir, start_step) if is_writer else []
             clock = Clock(history)
-            overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-            logging.info("Parameters:\n%s", overview)
-
-            # The step, compiled before the first batch is there.
-            step_function = make_train_step(
-                graphdef,
-                method,
-                optimizer,
-                accumulation_steps=config.accumulation_steps,
-                ema_decay=config.ema_decay,
-            )
-            batch_shapes = abstract_batch(method.inputs, config.batch_size, mesh)
-            with clock("compile"):
-                lowered = lower_step(step_function, abstract, batch_shapes, step_key)
-                train_step = compilation.compile_step(lowered)
-
-            # Metrics and evaluators, whose data is checked here.
             writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
             cleanup.callback(writer.close)
             run_log = RunLog(
@@ -170,7 +141,6 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 learning_rate=learning_rate,
             )
             cleanup.callback(run_log.close)
-            step_metrics = StepMetrics(config.max_dropped_in_a_row)
             context = Context(
                 method=method,
                 graphdef=graphdef,
@@ -182,16 +152,26 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 initial_params=lambda: create_params(method.init, init_key, mesh),
             )
             evaluation = Evaluation(config.evaluators, context)
-            profile = ProfileWindow(
-                workdir,
-                first_step=config.profile.first_step,
-                num_steps=config.profile.num_steps,
-                wait=lambda: jax.block_until_ready(state),
-                active=is_writer,
-            )
-            cleanup.callback(profile.close)
+            # A run that was killed in an evaluation makes up for it.
+            missing = evaluation.missing(history, start_step, last=start_step == total_steps)
+            missing = bool(cluster.agree_on(int(missing and start_step > 0)))
+            if start_step == total_steps and not missing:
+                logging.info("All %d steps are done already; %s has them", total_steps, workdir)
+                return 0
 
-            # `step` batches have been consumed, so the position in the data needs no state.
+            # The step, compiled before the first batch is there. `step` batches have been consumed,
+            # so the position in the data needs no state of its own.
+            step_function = make_train_step(
+                graphdef,
+                method,
+                optimizer,
+                accumulation_steps=config.accumulation_steps,
+                ema_decay=config.ema_decay,
+            )
+            with clock("compile"):
+                batch_shapes = abstract_batch(method.inputs, config.batch_size, mesh)
+                lowered = lower_step(step_function, state, batch_shapes, step_key)
+                train_step = compilation.compile_step(lowered)
             batches = pipeline.train_batches(
                 splits.train,
                 config.data,
@@ -202,23 +182,27 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 process_count=jax.process_count(),
             )
             cleanup.callback(batches.close)
+            step_metrics = StepMetrics(config.max_dropped_in_a_row)
+            profile = ProfileWindow(
+                workdir,
+                first_step=config.profile.first_step,
+                num_steps=config.profile.num_steps,
+                wait=lambda: jax.block_until_ready(state),
+                active=is_writer,
+            )
+            cleanup.callback(profile.close)
 
         def next_batch() -> Any:
             with clock("input"):
                 rows = next(batches)
             return device_batch(rows, method.inputs, mesh, stop=stop.signal is not None)
 
-        def saved() -> str:
-            """Waits for the save that is under way."""
-            checkpointer.wait()
-            return f"step {checkpointer.latest_step() or 0} of {total_steps} is saved in {workdir}"
-
         def evaluate(step: int) -> None:
             def leave() -> str:
                 # A process alone saves the steps since the last checkpoint; several cannot agree.
                 if jax.process_count() == 1 and checkpointer.latest_step() != step:
                     checkpointer.save(step, state, saved_config)
-                return f"{saved()}; {_GOES_ON}"
+                return where_saved(checkpointer, total_steps, workdir)
 
             writer.flush()
             # A signal waits for the save that is under way, not for the evaluators.
@@ -230,11 +214,10 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
 
         with running(), jax.transfer_guard("disallow"):
             stop.begin_training()
-            # The evaluation of a run that was killed in the middle of it.
-            missing = evaluation.missing(history, start_step, start_step == total_steps)
             run_log.begin(start_step)
-            if start_step > 0 and cluster.agree_on(int(missing)):
+            if missing:
                 evaluate(start_step)
+            step, stops = start_step, False
             batch = next_batch() if start_step < total_steps else None
             for step in range(start_step + 1, total_steps + 1):
                 profile.before_step(step)
@@ -263,19 +246,73 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 if evaluates:
                     evaluate(step)
                 if stops:
-                    with clock("checkpoint"):
-                        message = saved()
-                    run_log.note(step)
-                    run_log.close()
-                    if is_writer:
-                        cause = stop.signal or "another process got a signal"
-                        print(f"{cause}: {message}; {_GOES_ON}", file=sys.stderr)
-                    return cli.EXIT_INTERRUPTED
+                    break
             with clock("checkpoint"):
-                checkpointer.wait()
-            run_log.note(total_steps, finished=True)
-        logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
-        return 0
+                saved = where_saved(checkpointer, total_steps, workdir)
+            run_log.note(step, finished=not stops)
+            run_log.close()
+        if not stops:
+            logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
+            return 0
+        if is_writer:
+            print(f"{stop.signal or 'another process got a signal'}: {saved}", file=sys.stderr)
+        return cli.EXIT_INTERRUPTED
+
+
+def log_length(config: TrainConfig, records: int, total_steps: int) -> None:
+    """Logs the length of a run, and which key decides it."""
+    unread = ""
+    if config.total_steps is not None and config.total_epochs is not None:
+        unread = f" (config.total_steps; total_epochs={config.total_epochs:g} is not read)"
+    logging.info(
+        "%d training records, %.1f steps an epoch, %d steps = %.4g epochs in all%s",
+        *(records, records / config.batch_size, total_steps),
+        *(total_steps * config.batch_size / records, unread),
+    )
+
+
+def begin(
+    config: TrainConfig,
+    checkpointer: Checkpointer,
+    check: Callable[[Mapping[str, Any], int], None],
+    optimizer: optax.GradientTransformation,
+    key: PRNGKeyArray,
+    mesh: Mesh,
+) -> tuple[TrainState, int]:
+    """The state to begin with, and its step.
+
+    Args:
+      config: of the run.
+      checkpointer: of the workdir; its newest step that is whole is restored.
+      check: called with the config and step of that checkpoint; raises where it is another run's.
+      optimizer: of the run.
+      key: of the initial parameters.
+      mesh: of the run.
+    """
+    method, averages = config.method, config.ema_decay > 0
+    with phase("Reading the last checkpoint"):
+        abstract = abstract_state(method.init, optimizer, mesh, ema=averages)
+        restored = checkpointer.restore_latest(abstract, check)
+    if restored is not None:
+        state, step = restored
+        logging.info("Goes on from step %d", step)
+    else:
+        initial = load_initial(config) if config.init.checkpoint else None
+        state, step = create_state(method.init, optimizer, key, mesh, ema=averages), 0
+        if initial is not None:
+            state = initialize(state, initial, drop=config.init.drop)
+    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    logging.info("Parameters:\n%s", overview)
+    return state, step
+
+
+def where_saved(checkpointer: Checkpointer, total_steps: int, workdir: epath.Path) -> str:
+    """Waits for the save that is under way; returns a line for whoever stopped the run."""
+    checkpointer.wait()
+    step = checkpointer.latest_step()
+    return (
+        f"step {step} of {total_steps} is saved in {workdir}; the same command goes on from there"
+    )
 
 
 def main() -> None:
