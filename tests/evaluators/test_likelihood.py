@@ -20,11 +20,12 @@ from darl_jax.evaluators import schedule as evaluation
 from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig, Measured, check_objective
 from darl_jax.interchange.loading import load_model
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSE, MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.nn.orders import OrderConfig
+from darl_jax.training.state import parameters
 from tests import tiny_runs
 from tests.evaluators.tiny import MEAN, STD, VIT, make_batches, random_images, tiny_model
 

@@ -13,10 +13,10 @@ from darl_jax import config as config_lib
 from darl_jax.interchange.described import model_of
 from darl_jax.interchange.exporting import Source
 from darl_jax.interchange.loading import LoadedModel
-from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.vit import ViT
 from darl_jax.training.checkpoint import Checkpointer
+from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "interchange.npz"

@@ -9,23 +9,29 @@ import pytest
 from flax import nnx
 
 from darl_jax.config import ConfigError, default_config, load
-from darl_jax.interchange import described
+from darl_jax.interchange import described, initialization
 from darl_jax.interchange.loading import LoadedModel
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.methods.transfer.classifier import Classifier
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
-from darl_jax.training import initialization as initialization
 from darl_jax.training.sharding import MeshConfig, make_mesh, tree_shardings
+from darl_jax.training.state import parameters
 
 VIT = ViTConfig(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
 
 
-def pretrained(seed: int = 1, **changes) -> LoadedModel:
+def pretrained(seed: int = 1, *, two_stream: bool = False, **changes) -> LoadedModel:
     vit = dataclasses.replace(VIT, **changes)
     model = DARL(
-        vit, PatchDecoderConfig(), denoising=False, grid=(4, 4), channels=1, rngs=nnx.Rngs(seed)
+        vit,
+        PatchDecoderConfig(),
+        denoising=False,
+        two_stream=two_stream,
+        grid=(4, 4),
+        channels=1,
+        rngs=nnx.Rngs(seed),
     )
     return LoadedModel(
         params=jax.tree.map(np.asarray, parameters(model)),
@@ -75,7 +81,7 @@ def test_a_tree_keeps_its_structure_and_layout() -> None:
     ours = classifier()
     laid_out = jax.device_put(ours, tree_shardings(ours, mesh))
     result = initialization.transfer(laid_out, pretrained())
-    placed = initialization.place(result.params, laid_out)
+    placed = initialization.put_like(result.params, laid_out)
     assert jax.tree.structure(placed) == jax.tree.structure(ours)
     for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(laid_out), strict=True):
         assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
@@ -161,13 +167,11 @@ def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, 
 
 
 def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
-    theirs = pretrained(two_stream=True, order=OrderConfig("random"))
-    run = {
-        "model": dataclasses.asdict(
-            dataclasses.replace(VIT, two_stream=True, order=OrderConfig("random"))
-        )
-    }
-    theirs = dataclasses.replace(theirs, model=described.model_of(run))
+    random = OrderConfig("random")
+    theirs = pretrained(two_stream=True, order=random)
+    theirs.model["order"] = described.model_of(
+        {"model": {"order": dataclasses.asdict(random)}}
+    )["order"]
     with caplog.at_level("WARNING"):
         initialization.check_same_model(theirs, config())
     assert "config.model.order" not in caplog.text

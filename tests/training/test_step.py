@@ -13,11 +13,11 @@ import pytest
 from flax import nnx
 
 from darl_jax.methods import MSE, Batch, Diffusion, DiffusionConfig, Metrics, MSEConfig
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.optimizers import AdamWConfig, make_optimizer
-from darl_jax.training.state import TrainState
+from darl_jax.training.state import TrainState, parameters
 from darl_jax.training.step import make_train_step
 from tests.random_modules import random_module
 

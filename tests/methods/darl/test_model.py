@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx, traverse_util
 
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 TINY = ViTConfig(width=8, depth=2, num_heads=2, mlp_dim=16, patch_size=2, dtype="float32")

@@ -10,12 +10,13 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn import orders, positions
 from darl_jax.nn.orders import FIXED, OrderConfig
 from darl_jax.nn.readout import readout
 from darl_jax.nn.vit import ViT, ViTConfig
+from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 GRID = (2, 4)

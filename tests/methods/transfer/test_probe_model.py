@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.methods.darl.model import parameters
 from darl_jax.methods.transfer.probe_model import (
     AttentiveProbe,
     BatchNorm,
@@ -18,6 +17,7 @@ from darl_jax.methods.transfer.probe_model import (
 )
 from darl_jax.nn.readout import readout
 from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.state import parameters
 from tests.jaxpr_flops import matmul_flops
 from tests.random_modules import random_module
 
