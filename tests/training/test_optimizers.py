@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from darl_jax.config import default_config, load
 from darl_jax.training import optimizers
 from darl_jax.training.optimizers import AdamWConfig, LarsConfig
 
@@ -167,15 +168,10 @@ def test_lars_follows_the_formula_while_its_rate_changes(weight_decay: float) ->
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=3e-6), after, expected)
 
 
-def test_lars_has_a_ratio_for_each_of_stacked_kernels_and_none_for_stacked_biases() -> None:
-    params = jax.tree.map(jnp.float32, _parameters(np.random.default_rng(0)))["blocks"]
-    gradient = jax.tree.map(lambda x: 3 * jnp.ones_like(x), params)
-    optimizer = optimizers.make_optimizer(LarsConfig(), 1.0)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
-    sizes = np.sqrt(np.sum(np.float64(params["mlp"]["kernel"]) ** 2, axis=(1, 2)))
-    expected = -1e-3 * sizes[:, None, None] / math.sqrt(12) * np.ones((2, 4, 3))
-    np.testing.assert_allclose(updates["mlp"]["kernel"], expected, rtol=1e-5)
-    np.testing.assert_array_equal(updates["norm"]["scale"], -3 * np.ones((2, 4)))
+def test_lars_refuses_stacked_kernels_which_would_share_one_ratio() -> None:
+    params = jax.tree.map(jnp.float32, _parameters(np.random.default_rng(0)))
+    with pytest.raises(ValueError, match=r"name='lars' scales whole matrices, and blocks/mlp/ker"):
+        optimizers.make_optimizer(LarsConfig(), 1.0).init(params)
 
 
 # --- layer decay ---------------------------------------------------------------------------------
@@ -236,9 +232,13 @@ def test_layer_decay_scales_whole_updates_as_maes_parameter_groups_do(depth: int
         jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), params) for _ in range(2)
     ]
 
+    config = default_config(objective="classification")
+    config.model.depth = depth
+    method = load(config).method
+
     def update(layer_decay: float) -> dict[str, np.ndarray]:
         config = AdamWConfig(layer_decay=layer_decay, weight_decay=0.3)
-        optimizer = optimizers.make_optimizer(config, 0.1, depth=depth)
+        optimizer = optimizers.build_optimizer(config, 0.1, method)
         state = optimizer.init(params)
         for gradient in gradients:
             updates, state = optimizer.update(gradient, state, params)
@@ -253,13 +253,13 @@ def test_layer_decay_scales_whole_updates_as_maes_parameter_groups_do(depth: int
 
 def test_layer_decay_of_one_leaves_the_state_and_its_names_as_they_are() -> None:
     params = jax.tree.map(jnp.asarray, _vit(2))
-    state = optimizers.make_optimizer(AdamWConfig(), 0.1, depth=2).init(params)
+    state = optimizers.make_optimizer(AdamWConfig(), 0.1).init(params)
     assert list(state) == ["clip", "adam", "decay", "learning_rate"]
     assert jax.tree.structure(state["adam"].mu) == jax.tree.structure(params)
 
 
-def test_layer_decay_without_a_depth_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"optimizer\.layer_decay=0\.5 needs the blocks"):
+def test_layer_decay_without_layers_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"optimizer\.layer_decay=0\.5 needs layer_of"):
         optimizers.make_optimizer(AdamWConfig(layer_decay=0.5), 0.1)
 
 
@@ -393,16 +393,42 @@ def test_rate_of_table_8_rises_for_forty_epochs_then_falls_along_half_a_cosine()
         assert float(jax.jit(rate)(jnp.int32(step))) == pytest.approx(expected, rel=2e-6, abs=1e-9)
 
 
-def test_warmup_longer_than_the_run_only_rises() -> None:
+def test_warmup_longer_than_the_run_only_rises_and_warns_with_its_share(caplog) -> None:
     config = AdamWConfig(base_learning_rate=1.0, warmup_epochs=40.0)
-    rate = optimizers.learning_rate_schedule(
-        config, batch_size=256, steps_per_epoch=312.0, total_steps=3
-    )
+    with caplog.at_level("WARNING", logger="absl"):
+        rate = optimizers.learning_rate_schedule(
+            config, batch_size=256, steps_per_epoch=312.0, total_steps=10 * 312
+        )
     np.testing.assert_allclose([rate(t) for t in range(4)], np.arange(4) / (40 * 312), rtol=1e-6)
+    (record,) = caplog.records
+    assert "over 12480 steps and the run has 3120: it ends at 25%" in record.getMessage()
+    assert "lower config.optimizer.warmup_epochs" in record.getMessage()
 
 
-def test_warmup_steps_win_over_epochs_and_may_be_none_at_all() -> None:
-    config = AdamWConfig(base_learning_rate=1.0, warmup_epochs=40.0, warmup_steps=0)
+def test_warmup_that_ends_before_the_run_does_not_warn(caplog) -> None:
+    with caplog.at_level("WARNING", logger="absl"):
+        optimizers.learning_rate_schedule(
+            AdamWConfig(warmup_epochs=1.0), batch_size=256, steps_per_epoch=10.0, total_steps=11
+        )
+    assert not caplog.records
+
+
+def test_steps_go_before_epochs_and_a_rate_before_a_base_rate_and_the_log_names_them(
+    caplog,
+) -> None:
+    config = AdamWConfig(
+        base_learning_rate=5.0, learning_rate=1.0, warmup_epochs=40.0, warmup_steps=0
+    )
+    with caplog.at_level("INFO", logger="absl"):
+        rate = optimizers.learning_rate_schedule(
+            config, batch_size=4096, steps_per_epoch=312.0, total_steps=8
+        )
+    assert float(rate(0)) == 1.0
+    assert "peak 1 (learning_rate), 0 steps of warm-up (warmup_steps)" in caplog.text
+
+
+def test_warmup_may_have_no_steps() -> None:
+    config = AdamWConfig(base_learning_rate=1.0, warmup_steps=0)
     rate = optimizers.learning_rate_schedule(
         config, batch_size=256, steps_per_epoch=312.0, total_steps=8
     )
