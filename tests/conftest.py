@@ -15,7 +15,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of small models is XLA's, which needs as long for them as for large ones. Here
 # it makes slower code in a sixth of the time, and nothing twice. What it makes by default is asked
-# for by the tests that read it or that load it from files (`tests/planned.py`).
+# for by the tests that read it (`tests/test_plan.py`).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "XLA_FLAGS" not in os.environ:
     # A JAX that no longer knows this flag says so and ends: then it can go.

@@ -1,4 +1,4 @@
-"""How long a step must take at least, from what it does and the rates of the chips.
+"""Least duration of a step, from its work and the rates of the chips.
 
 Nothing here is measured: compute, memory, the interconnect and the network between islands each
 take their amount of work over their peak rate. docs/planning.md has the assumptions.
@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
-from darl_jax.planning.hlo_collectives import Collective
+from darl_jax.planning.collectives import Collective
 from darl_jax.runtime.chips import Chip, Interconnect
 
 # Passes over the array, in units of one all-gather of it.
@@ -16,8 +16,8 @@ _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a device stands. An island is what the interconnect joins: a slice, or a board."""
+class Position:
+    """Position of a device. An island is what the interconnect joins: a slice, or a board."""
 
     island: int
     coords: tuple[int, ...] = ()  # on the island's torus; empty where a switch joins all with all
@@ -45,51 +45,53 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What takes the longest."""
+        """Name of the slowest resource."""
         return max(self.parts, key=self.parts.__getitem__)
 
     @property
     def step(self) -> float:
-        """All four at the same time, in the shadow of the slowest."""
+        """Seconds with perfect overlap: those of the slowest resource."""
         return max(self.parts.values())
 
     @property
     def step_without_overlap(self) -> float:
-        """One after the other: the pessimistic end."""
+        """Seconds without any overlap."""
         return sum(self.parts.values())
 
     @property
     def compute_fraction(self) -> float:
-        """The model's FLOPs at peak over the step: the utilization that cannot be exceeded."""
+        """Model FLOPs at peak over the step: the bound on model FLOPs utilization."""
         return self.model_compute / self.step
 
 
 def collective_seconds(
-    collective: Collective, group: Sequence[Place], chip: Chip, torus: tuple[int, ...]
+    collective: Collective, group: Sequence[Position], chip: Chip, torus: tuple[int, ...]
 ) -> tuple[float, float]:
-    """(interconnect, network) seconds of all executions of a collective in a step.
+    """Returns (interconnect, network) seconds of all executions of a collective in a step.
 
     Inside an island an all-gather takes (j - 1) / j of the array over the rate at which a device
     receives; between m islands each device brings 1 / j of what its island lacks, (m - 1) / m of
     the array, and shares it there. A reduce-scatter is the same backwards, an all-reduce both.
 
     Args:
-      collective: what is sent.
-      group: the devices that take part in one of its groups.
+      collective: kind, bytes and count.
+      group: positions of the devices of one group.
       chip: their rates.
       torus: devices along each axis of an island's torus; empty for a switch.
 
     Raises:
       ValueError: the kind of collective is unknown.
     """
-    islands = {place.island for place in group}
+    islands = {position.island for position in group}
     size = len(group)
     inside, m = size / len(islands), len(islands)
     if size == 1:
         return 0.0, 0.0
     total = float(collective.bytes * collective.count)
     rate = min(
-        group_rate([place for place in group if place.island == island], chip.interconnect, torus)
+        group_rate(
+            [position for position in group if position.island == island], chip.interconnect, torus
+        )
         for island in islands
     )
     gather = total * (inside - 1) / inside / rate if inside > 1 else 0.0
@@ -107,8 +109,10 @@ def collective_seconds(
     raise ValueError(f"collective {collective.kind!r} is unknown")
 
 
-def group_rate(group: Sequence[Place], interconnect: Interconnect, torus: tuple[int, ...]) -> float:
-    """Bytes per second that each device of a group in one island receives in an all-gather.
+def group_rate(
+    group: Sequence[Position], interconnect: Interconnect, torus: tuple[int, ...]
+) -> float:
+    """Returns the bytes/s that each device of a group in one island receives in an all-gather.
 
     On a torus each physical axis that the group runs along adds its links: both where it closes to
     a ring, one where it is a line, shared with the groups in between where the group takes every
@@ -119,7 +123,7 @@ def group_rate(group: Sequence[Place], interconnect: Interconnect, torus: tuple[
         return interconnect.bytes_per_second
     rate, box = 0.0, 1
     for axis, length in enumerate(torus):
-        along = sorted({place.coords[axis] for place in group})
+        along = sorted({position.coords[axis] for position in group})
         box *= len(along)
         if len(along) == 1:
             continue
@@ -128,35 +132,15 @@ def group_rate(group: Sequence[Place], interconnect: Interconnect, torus: tuple[
         wraps = interconnect.wrap_multiple and length % interconnect.wrap_multiple == 0
         ring = wraps and len(strides) == 1 and len(along) * stride == length
         rate += link * (2 if ring else 1) / stride
-    # Two devices of one chip stand at the same place.
-    return rate if rate and box == len({place.coords for place in group}) else link
+    # Two devices of one chip stand at the same position.
+    return rate if rate and box == len({position.coords for position in group}) else link
 
 
-def compute_seconds(flops: float, chip: Chip) -> float:
-    """FLOPs of a device at the dense bfloat16 peak."""
-    return flops / chip.peak_bf16_flops
+def islands(number: int, interconnect: Interconnect) -> list[Position]:
+    """Returns the positions of GPUs that are numbered board after board."""
+    return [Position(index // interconnect.max_devices) for index in range(number)]
 
 
-def hbm_seconds(traffic: float, chip: Chip) -> float:
-    """Bytes that a device reads and writes at the memory's full rate."""
-    return traffic / chip.hbm_bytes_per_second
-
-
-def islands(number: int, interconnect: Interconnect) -> list[Place]:
-    """Where GPUs stand that are numbered board after board."""
-    return [Place(index // interconnect.max_devices) for index in range(number)]
-
-
-def torus_shape(places: Sequence[Place]) -> tuple[int, ...]:
-    """Devices along each axis of an island's torus."""
-    return tuple(max(along) + 1 for along in zip(*(place.coords for place in places), strict=True))
-
-
-def gib(number: float) -> str:
-    """Bytes as GiB, for tables."""
-    return f"{number / 2**30:.2f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.2f} MiB"
-
-
-def whole_steps(epochs: float, train_images: int, batch_size: int) -> int:
-    """Steps of a run, as the program rounds them."""
-    return max(1, round(epochs * train_images / batch_size))
+def torus_shape(positions: Sequence[Position]) -> tuple[int, ...]:
+    """Returns the number of devices along each axis of an island's torus."""
+    return tuple(max(along) + 1 for along in zip(*(each.coords for each in positions), strict=True))

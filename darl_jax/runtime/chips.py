@@ -1,4 +1,4 @@
-"""The accelerators' rates, in one table with sources.
+"""Rates of accelerators, in one table with sources.
 
 Every figure is that of one jax.Device. This is the chip, except on TPU v2, v3 and TPU7x, whose
 chips are two devices each: there the chip's figures are halved.
@@ -20,7 +20,7 @@ _GPU_SHARE = 0.75
 
 @dataclasses.dataclass(frozen=True)
 class Interconnect:
-    """The fast network that joins devices: TPUs' torus, or NVLink and its switch."""
+    """Fast network that joins devices: a TPU torus, or NVLink and its switch."""
 
     links: int  # of one device
     link_bytes_per_second: float  # of one link, one way; it carries as much the other way
@@ -30,19 +30,19 @@ class Interconnect:
 
     @property
     def bytes_per_second(self) -> float:
-        """What a device can send while it receives as much."""
+        """Rate at which a device can send while it receives as much."""
         return self.links * self.link_bytes_per_second
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device's rates, and where they are written."""
+    """Rates of one device, and their source."""
 
     name: str
     device_kinds: tuple[str, ...]  # as jax.Device.device_kind has it
     peak_bf16_flops: float  # dense, FLOP/s
     hbm_bytes: int
-    usable_hbm_bytes: int  # what a program may take: TPU's compiler refuses one that needs more
+    usable_hbm_bytes: int  # by a program; the TPU compiler refuses one that needs more
     hbm_bytes_per_second: float  # read and written together
     interconnect: Interconnect
     network_bytes_per_second: float  # one way, between what the interconnect does not join
@@ -205,18 +205,6 @@ PEAK_FLOPS: dict[str, float] = {
     "Tesla V100-PCIE-32GB": 112e12,
     "Tesla T4": 65e12,
 }
-
-
-def find_chip(name: str) -> Chip:
-    """A chip by its name in `CHIPS`, or by what jax.Device.device_kind says.
-
-    Raises:
-      ValueError: there is none.
-    """
-    for chip in _CHIPS:
-        if name == chip.name or name in chip.device_kinds:
-            return chip
-    raise ValueError(f"{name!r} is not in the table of chips; it has {', '.join(CHIPS)}")
 
 
 def peak_flops(device: jax.Device) -> float | None:

@@ -15,7 +15,7 @@ from darl_jax.methods.transfer.probe_model import Probes, ProbesConfig
 from darl_jax.nn import flops
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
-from tests.jaxpr_flops import matmul_flops
+from darl_jax.planning.matmul_flops import matmul_flops
 
 BATCH, HEADS = 3, 2
 WIDTH, DEPTH, MLP_DIM, TOKENS, PATCH_DIM = 12, 3, 20, 7, 10

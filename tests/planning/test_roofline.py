@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from darl_jax.planning.hlo_collectives import Collective
+from darl_jax.planning.collectives import Collective
 from darl_jax.planning.roofline import (
-    Place,
+    Position,
     Roofline,
     collective_seconds,
     group_rate,
@@ -22,8 +22,8 @@ def chip(interconnect: Interconnect) -> Chip:
     return Chip("c", (), 1e3, 2**30, 2**30, 1e2, interconnect, 1.0, "")
 
 
-def row(length: int, stride: int = 1, island: int = 0) -> list[Place]:
-    return [Place(island, (0, i * stride)) for i in range(length)]
+def row(length: int, stride: int = 1, island: int = 0) -> list[Position]:
+    return [Position(island, (0, i * stride)) for i in range(length)]
 
 
 def test_the_slowest_resource_is_the_bound_and_without_overlap_they_add_up() -> None:
@@ -42,14 +42,14 @@ def test_the_slowest_resource_is_the_bound_and_without_overlap_they_add_up() -> 
         (row(4, stride=2), (4, 8), 10.0),  # a ring whose links are shared with the odd ones
         (row(2, stride=4), (4, 8), 5.0),  # a ring of two, four links apart
         (row(3), (4, 3), 10.0),  # an axis that does not wrap
-        ([Place(0, (x, y)) for x in range(4) for y in range(4)], (4, 4), 40.0),
-        ([Place(0, (x, y)) for x in range(2) for y in range(4)], (4, 4), 30.0),
-        ([Place(0, (0, 0)), Place(0, (1, 1))], (4, 4), 10.0),  # no box
-        ([Place(0, (0, i)) for i in range(4) for _ in range(2)], (4, 4), 20.0),  # two a chip
+        ([Position(0, (x, y)) for x in range(4) for y in range(4)], (4, 4), 40.0),
+        ([Position(0, (x, y)) for x in range(2) for y in range(4)], (4, 4), 30.0),
+        ([Position(0, (0, 0)), Position(0, (1, 1))], (4, 4), 10.0),  # no box
+        ([Position(0, (0, i)) for i in range(4) for _ in range(2)], (4, 4), 20.0),  # two a chip
     ],
 )
 def test_rate_of_a_group_follows_from_where_it_lies_on_the_torus(
-    group: list[Place], torus: tuple[int, ...], rate: float
+    group: list[Position], torus: tuple[int, ...], rate: float
 ) -> None:
     assert group_rate(group, TORUS, torus) == rate
 
@@ -77,16 +77,18 @@ def test_between_islands_every_device_carries_its_share_over_the_network() -> No
     # Each of 4 devices holds 30 bytes of sums; half of an all-reduce's two passes leave the island.
     assert network == pytest.approx(2 * 30 / 2 / 1.0)
     # One device of each island: all goes over the network.
-    alone = collective_seconds(sent, [Place(0, (0, 0)), Place(1, (0, 0))], chip(TORUS), (4, 4))
+    alone = collective_seconds(
+        sent, [Position(0, (0, 0)), Position(1, (0, 0))], chip(TORUS), (4, 4)
+    )
     assert alone == (0.0, pytest.approx(120.0))
 
 
 def test_gpus_stand_on_boards_behind_a_switch() -> None:
-    places = islands(8, SWITCH)
-    assert [place.island for place in places] == [0] * 4 + [1] * 4
-    assert torus_shape(places) == ()
+    positions = islands(8, SWITCH)
+    assert [each.island for each in positions] == [0] * 4 + [1] * 4
+    assert torus_shape(positions) == ()
     sent = Collective("all-gather", ("fsdp",), 400, 1, 4)
-    assert collective_seconds(sent, places[:4], chip(SWITCH), ()) == (pytest.approx(3.0), 0.0)
+    assert collective_seconds(sent, positions[:4], chip(SWITCH), ()) == (pytest.approx(3.0), 0.0)
 
 
 def test_one_device_sends_nothing_and_an_unknown_kind_is_refused() -> None:

@@ -5,14 +5,13 @@ from unittest import mock
 import jax
 import pytest
 
-from darl_jax.nn import flops
 from darl_jax.runtime import chips
 
 
 def test_peak_is_known_by_exact_device_kind_and_none_elsewhere() -> None:
     known = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "NVIDIA H200": 989.4e12, "TPU v2": 22.5e12}
     for kind, peak in known.items():
-        assert flops.peak_flops(mock.Mock(spec=jax.Device, device_kind=kind)) == peak
+        assert chips.peak_flops(mock.Mock(spec=jax.Device, device_kind=kind)) == peak
     # A slice of a GPU has a fraction of the whole one's peak.
     assert "NVIDIA H100 80GB HBM3 MIG 1g.10gb" not in chips.PEAK_FLOPS
 
@@ -20,7 +19,11 @@ def test_peak_is_known_by_exact_device_kind_and_none_elsewhere() -> None:
 def test_no_device_kind_stands_for_two_chips() -> None:
     kinds = [kind for chip in chips.CHIPS.values() for kind in chip.device_kinds]
     assert len(kinds) == len(set(kinds))
-    assert all(chips.PEAK_FLOPS[kind] == chips.find_chip(kind).peak_bf16_flops for kind in kinds)
+    assert all(
+        chips.PEAK_FLOPS[kind] == chip.peak_bf16_flops
+        for chip in chips.CHIPS.values()
+        for kind in chip.device_kinds
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,3 @@ def test_every_chip_is_slower_farther_away_and_has_a_source(chip: chips.Chip) ->
     assert chip.hbm_bytes_per_second > inside > chip.network_bytes_per_second
     links = 2 * chip.interconnect.torus_axes or 1
     assert chip.interconnect.links == links
-
-
-def test_a_chip_is_found_by_name_or_kind_and_an_unknown_one_is_an_error() -> None:
-    assert chips.find_chip("v6e") is chips.find_chip("TPU v6 lite") is chips.CHIPS["v6e"]
-    with pytest.raises(ValueError, match=r"'v9' is not in the table of chips; it has v4, v5e"):
-        chips.find_chip("v9")

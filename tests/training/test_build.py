@@ -14,8 +14,8 @@ from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn import flops
 from darl_jax.nn.vit import ViTConfig
+from darl_jax.planning.matmul_flops import matmul_flops
 from darl_jax.training import build
-from tests.jaxpr_flops import matmul_flops
 
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=24, patch_size=4, dtype="float32")
 

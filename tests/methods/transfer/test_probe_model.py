@@ -17,8 +17,8 @@ from darl_jax.methods.transfer.probe_model import (
 )
 from darl_jax.nn.readout import readout
 from darl_jax.nn.vit import ViTConfig
+from darl_jax.planning.matmul_flops import matmul_flops
 from darl_jax.training.state import parameters
-from tests.jaxpr_flops import matmul_flops
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=4, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")

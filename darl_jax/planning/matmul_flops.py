@@ -1,10 +1,10 @@
-"""Matrix-multiplication FLOPs of a JAX function, read off its jaxpr: an oracle for counted FLOPs.
+"""Matrix-multiplication FLOPs of a JAX function, counted in its jaxpr.
 
-XLA's cost_analysis counts the body of a loop once; here a scan's body counts as often as it runs.
+XLA's cost_analysis counts the body of a loop once; here a scan's body counts for each trip.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,13 +13,17 @@ from jax.interpreters import partial_eval
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
-    """FLOPs (2 for a multiply-add) of all dot_generals that function(*args) needs for its result.
+    """Counts FLOPs (2 for a multiply-add) of all dot_generals that function(*args) needs.
 
-    Equations whose results nobody reads are dropped first, as the compiler does. Recomputation by
-    jax.checkpoint is counted like any other work. `args` may be jax.ShapeDtypeStructs.
+    Equations with unused results are dropped first, as by the compiler. Recomputation by
+    jax.checkpoint counts like any other work.
+
+    Args:
+      function: is traced, not run.
+      *args: arrays or jax.ShapeDtypeStructs.
 
     Raises:
-        ValueError: a convolution, or a while loop around a multiplication: neither is counted.
+      ValueError: a convolution, or a while loop around a multiplication: neither is counted.
     """
     closed = jax.make_jaxpr(function)(*args)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
@@ -39,7 +43,7 @@ def _count_equation(equation: core.JaxprEqn) -> int:
         return 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         raise ValueError("a convolution is not counted; write it as a matrix multiplication")
-    inner: list[int] = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     if name == "scan":
         return equation.params["length"] * sum(inner)
     if name == "cond":
@@ -49,12 +53,10 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     return sum(inner)
 
 
-def _inner_jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    found = []
+def _inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                yield item.jaxpr
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                yield item

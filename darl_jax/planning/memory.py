@@ -1,28 +1,26 @@
-"""What a compiled step takes of a chip's memory, and what to say where that is too much."""
+"""Memory of a compiled step on each device."""
 
 import contextlib
 import dataclasses
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jaxtyping import PyTree
 
-from darl_jax.planning import roofline
+from darl_jax.planning.tables import gib
 from darl_jax.planning.topology import Topology
 from darl_jax.training.state import TrainState
 
 _ADVICE = (
     "Raise config.mesh.fsdp or config.accumulation_steps, set config.model.remat to 'dots' or "
-    "'full', or lower config.batch_size; --sweep looks for what fits"
+    "'full', or lower config.batch_size; --sweep searches for what fits"
 )
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class DoesNotFitError(MemoryError):
-    """A step that needs more memory than a chip has."""
+    """Step that needs more memory than a chip has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +34,11 @@ class Memory:
     temporaries: int
     program: int
     peak: int
-    limit: int | None  # what a program may use of a chip; None where no chip is meant
+    limit: int | None  # usable by a program on the chip; None without a chip
 
 
 def shard_bytes(tree: PyTree) -> int:
-    """What the leaves of a tree of shapes with shardings take on one device."""
+    """Returns the bytes of a tree of shapes with shardings on one device."""
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)
@@ -48,22 +46,22 @@ def shard_bytes(tree: PyTree) -> int:
 
 
 def read_memory(compiled: jax.stages.Compiled, state: TrainState, topology: Topology) -> Memory:
-    """The compiler's account of a step's memory.
+    """Returns the compiler's account of a step's memory.
 
     Raises:
-      DoesNotFitError: the peak is above what the chip has for a program.
+      DoesNotFitError: the peak exceeds what a program may use on the chip.
     """
     stats: Any = compiled.memory_analysis()
     parameters, optimizer = shard_bytes(state.params), shard_bytes(state.opt_state)
-    # The new state takes the memory of the old.
+    # The new state takes the memory of the old one.
     returned = stats.output_size_in_bytes - stats.alias_size_in_bytes
     program = stats.generated_code_size_in_bytes
     peak = stats.argument_size_in_bytes + returned + stats.temp_size_in_bytes + program
     limit = topology.chip.usable_hbm_bytes if topology.chip else None
     if limit is not None and peak > limit:
         raise DoesNotFitError(
-            f"the step needs {roofline.gib(peak)} on each device and {topology.name}'s chips have "
-            f"{roofline.gib(limit)} for it. {_ADVICE}"
+            f"the step needs {gib(peak)} on each device and a chip of {topology.name} has "
+            f"{gib(limit)} for it. {_ADVICE}"
         )
     return Memory(
         parameters=parameters,
@@ -78,29 +76,16 @@ def read_memory(compiled: jax.stages.Compiled, state: TrainState, topology: Topo
 
 
 @contextlib.contextmanager
-def advice_where_it_does_not_fit() -> Iterator[None]:
-    """Turns the compiler's refusal of a step that does not fit into one line.
+def advice_on_refusal() -> Iterator[None]:
+    """Turns the compiler's refusal of a step that is too large into one line.
 
     Raises:
-      DoesNotFitError: it did.
+      DoesNotFitError: the compiler found no room.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(f"{refusal(str(error))}. {_ADVICE}") from error
-
-
-def refusal(message: str) -> str:
-    """The two numbers of the compiler's message, or its first line where it has none."""
-    first = message.splitlines()[0]
-    numbers = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT]?)\b", first.partition("RESOURCE_EXHAUSTED")[2])
-    if len(numbers) < 2:
-        return f"the compiler finds no room: {first}"
-    used, limit = (float(number) * _UNITS[unit] for number, unit in numbers[:2])
-    what = "the step's temporaries alone need" if "temporaries" in first else "the step needs"
-    return (
-        f"{what} {roofline.gib(used)} on each device, and the compiler has {roofline.gib(limit)} "
-        "to give"
-    )
+        first = str(error).splitlines()[0].partition("RESOURCE_EXHAUSTED: ")[2].rstrip(".")
+        raise DoesNotFitError(f"the step does not fit: {first}. {_ADVICE}") from error
