@@ -1,38 +1,31 @@
 """Bits per dimension against scipy's Gaussians and a bound that is known, each image once."""
 
 import dataclasses
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from darl_jax.evaluators.likelihood_picture import draw_likelihood
 from flax import nnx
 from scipy import stats
 
-from darl_jax.config import ConfigError
-from darl_jax.evaluators import schedule as evaluation
-from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig, Measured, check_objective
-from darl_jax.interchange.loading import load_model
+from darl_jax.evaluators.likelihood import (
+    Likelihood,
+    LikelihoodConfig,
+    method_with_likelihood,
+)
+from darl_jax.evaluators.likelihood_result import Measured, draw_likelihood
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
-from darl_jax.methods.darl.model import DARL
-from darl_jax.methods.darl.mse import MSE, MSEConfig
-from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
-from darl_jax.monitoring.writers import read_metrics
+from darl_jax.methods.darl.mse import MSEConfig
+from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.training.state import parameters
-from tests import tiny_runs
 from tests.evaluators.tiny import MEAN, STD, VIT, make_batches, random_images, tiny_model
+from tests.methods_on_images import method
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 KEY = jax.random.key(0)
 CONFIG = LikelihoodConfig(steps=20, draws=4, levels=6)
-DIFFUSION = Diffusion(DiffusionConfig(), VIT.patch_size, MEAN, STD)
+DIFFUSION = method(DiffusionConfig(), VIT)
 PIXELS = VIT.patch_size**2
 
 
@@ -41,20 +34,21 @@ def images(number, seed=0):
     return np.maximum(random_images(number, seed), 1)
 
 
-def evaluator(model, training, test, *, config=CONFIG, objective=None, batch_size=5, padding=0):
+def evaluator(model, training, test, *, config=CONFIG, of=None, batch_size=5, padding=0):
     return Likelihood(
         config,
         model.graphdef,
-        objective or model.objective,
+        of or model.method,
         training_batches=make_batches(training, batch_size, padding=padding),
         test_batches=make_batches(test, batch_size, padding=padding),
+        key=KEY,
         mesh=model.mesh,
     )
 
 
 def measured(model, training, test, **kwargs):
     with jax.set_mesh(model.mesh):
-        return evaluator(model, training, test, **kwargs).measure(model.params, KEY)
+        return evaluator(model, training, test, **kwargs).measure(model.params)
 
 
 def standardized(pixels):
@@ -71,7 +65,7 @@ def standardized(pixels):
 def predictions(model, pixels):
     """What the squared error's model predicts, each image on its own."""
     merged = nnx.merge(model.graphdef, model.params)
-    predict = jax.jit(lambda batch: model.objective.predict(merged, batch, KEY).predicted)
+    predict = jax.jit(lambda batch: model.method.predict(merged, batch, KEY).predicted)
     found = [predict({"image": image[None], "mask": np.ones(1, bool)}) for image in pixels]
     return np.float64(found).reshape(-1, 4, 4, PIXELS)
 
@@ -103,14 +97,14 @@ def test_the_squared_error_has_the_likelihood_of_a_gaussian_fitted_on_training_i
         bits += np.log2(255 * STD[0])
     numbers = dict(found.numbers())
     assert set(numbers) == {
-        "likelihood/gaussian/bits_per_dim",
-        "likelihood/gaussian/standard_error",
+        "gaussian/bits_per_dim",
+        "gaussian/standard_error",
     }
-    assert numbers["likelihood/gaussian/bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-5)
+    assert numbers["gaussian/bits_per_dim"] == pytest.approx(bits.mean(), rel=1e-5)
     of_image = bits.mean(axis=(1, 2, 3))
     np.testing.assert_allclose(found.by_image["gaussian"], of_image[None], rtol=1e-5)
     np.testing.assert_allclose(found.by_patch["gaussian"], bits.mean(axis=(0, 3))[None], rtol=1e-5)
-    assert numbers["likelihood/gaussian/standard_error"] == pytest.approx(
+    assert numbers["gaussian/standard_error"] == pytest.approx(
         of_image.std(ddof=1) / np.sqrt(11), rel=1e-4
     )
 
@@ -137,8 +131,8 @@ def test_the_bound_of_a_denoiser_that_sees_nothing_is_its_known_sum():
     model = tiny_model(denoising=True)
     training, test = images(4, seed=1), images(6, seed=2)
     test[:, :2, :2] //= 8  # one position in the image unlike the others
-    objective = Blind(**vars(DIFFUSION), estimate=0.4)
-    found = measured(model, training, test, config=config, objective=objective)
+    blind = Blind(**vars(DIFFUSION), estimate=0.4)
+    found = measured(model, training, test, config=config, of=blind)
     m = np.mean((standardized(training) - 0.4) ** 2)
     np.testing.assert_allclose(found.error, m, rtol=1e-5)
 
@@ -159,7 +153,7 @@ def test_the_bound_of_a_denoiser_that_sees_nothing_is_its_known_sum():
         # Levels alone are random: by patch, 2 x 200 stratified draws know the sum to a percent.
         np.testing.assert_allclose(found.by_patch[name], shares, rtol=0.05)
         of_share = shares.mean(axis=(1, 2))
-        prefix = f"likelihood/{name}"
+        prefix = name
         assert numbers[f"{prefix}/reconstruction"] == pytest.approx(of_share[0], rel=1e-5)
         off = numbers[f"{prefix}/bits_per_dim"] - of_share.sum()
         assert abs(off) < 4 * numbers[f"{prefix}/mc_error"]
@@ -169,7 +163,7 @@ def test_the_bound_of_a_denoiser_that_sees_nothing_is_its_known_sum():
 def test_estimates_are_clipped_to_what_pixels_can_be():
     model = tiny_model(denoising=True)
     black = np.zeros((3, 8, 8, 1), np.uint8)
-    found = measured(model, black, black, objective=Blind(**vars(DIFFUSION), estimate=-50.0))
+    found = measured(model, black, black, of=Blind(**vars(DIFFUSION), estimate=-50.0))
     # Black is the lowest value, so that the clipped estimate is exact.
     assert np.all(found.error < 1e-10)
 
@@ -186,10 +180,10 @@ class NanOnBlack(Diffusion):
 @pytest.mark.parametrize("order", ["raster", "random"])
 def test_the_answer_does_not_depend_on_the_size_of_the_batches_or_on_what_fills_them(order):
     model = in_order(order)
-    objective = NanOnBlack(**vars(DIFFUSION))
+    nan_on_black = NanOnBlack(**vars(DIFFUSION))
     training, test = images(7, seed=1), images(11, seed=2)
     one, other = (
-        measured(model, training, test, objective=objective, batch_size=size) for size in (1, 8)
+        measured(model, training, test, of=nan_on_black, batch_size=size) for size in (1, 8)
     )
     np.testing.assert_array_equal(one.records, np.arange(11))
     np.testing.assert_array_equal(other.records, np.arange(11))
@@ -205,12 +199,8 @@ def in_order(order):
     model = tiny_model(denoising=True)
     if order == "raster":
         return model
-    vit = dataclasses.replace(
-        VIT, positions="sincos2d", order=OrderConfig(name=order), two_stream=True
-    )
-    darl = DARL(
-        vit, PatchDecoderConfig(), denoising=True, grid=(4, 4), channels=1, rngs=nnx.Rngs(0)
-    )
+    vit = dataclasses.replace(VIT, positions="sincos2d", order=OrderConfig(name=order))
+    darl = method(DiffusionConfig(two_stream=True), vit).init(nnx.Rngs(0))
     return dataclasses.replace(model, graphdef=nnx.split(darl)[0], params=parameters(darl))
 
 
@@ -220,14 +210,16 @@ def with_many_keys():
     model = tiny_model(denoising=True)
     same = np.repeat(images(1), 12, axis=0)
     with jax.set_mesh(model.mesh):
-        ours = evaluator(model, images(3, seed=1), same, objective=DIFFUSION, batch_size=12)
-        return [ours.measure(model.params, key) for key in jax.random.split(KEY, 40)]
+        ours, found = evaluator(model, images(3, seed=1), same, batch_size=12), []
+        for ours._key in jax.random.split(KEY, 40):  # compiled once
+            found.append(ours.measure(model.params))
+        return found
 
 
 @pytest.mark.parametrize("name", ["analytic", "posterior"])
 def test_shares_add_up_and_each_estimate_has_noise_of_its_own(with_many_keys, name):
     found = with_many_keys[0]
-    numbers, prefix = dict(found.numbers()), f"likelihood/{name}"
+    numbers, prefix = dict(found.numbers()), name
     shares = ("reconstruction", "by_s/2-3", "by_s/4-10", "by_s/11-20")
     assert found.shares == shares
     total = sum(numbers[f"{prefix}/{share}"] for share in shares)
@@ -239,37 +231,25 @@ def test_shares_add_up_and_each_estimate_has_noise_of_its_own(with_many_keys, na
 def test_the_monte_carlo_error_is_the_spread_between_keys(with_many_keys):
     """Of `posterior`, which nothing is fitted for."""
     runs = [dict(found.numbers()) for found in with_many_keys]
-    totals = [each["likelihood/posterior/bits_per_dim"] for each in runs]
-    claimed = np.sqrt(np.mean([each["likelihood/posterior/mc_error"] ** 2 for each in runs]))
+    totals = [each["posterior/bits_per_dim"] for each in runs]
+    claimed = np.sqrt(np.mean([each["posterior/mc_error"] ** 2 for each in runs]))
     # The standard deviation of 40 has a relative error of 0.11.
     assert claimed == pytest.approx(np.std(totals, ddof=1), rel=0.4)
 
 
-def digest():
-    """Numbers that one number of devices and another are compared by."""
+def digest(batch_size):
+    """Numbers that tests/training/test_sharding.py compares over numbers of devices."""
     training, test = images(7, seed=1), images(11, seed=2)
     model = tiny_model(denoising=True, depth=1)
-    return dict(measured(model, training, test, objective=DIFFUSION, batch_size=4).numbers())
-
-
-def test_the_answer_does_not_depend_on_the_number_of_devices():
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    printed = subprocess.run(
-        [sys.executable, __file__], env=environment, check=True, capture_output=True, text=True
-    ).stdout
-    assert json.loads(printed) == pytest.approx(digest(), rel=2e-5)
+    return dict(measured(model, training, test, batch_size=batch_size).numbers())
 
 
 def test_no_image_is_an_error():
     model = tiny_model(denoising=True)
     with pytest.raises(ValueError, match="training split holds no image"):
-        measured(model, images(0), images(2), objective=DIFFUSION)
+        measured(model, images(0), images(2))
     with pytest.raises(ValueError, match="validation split holds no image"):
-        measured(model, images(2), images(0), objective=DIFFUSION)
+        measured(model, images(2), images(0))
 
 
 # --- the picture ---------------------------------------------------------------------------------
@@ -299,50 +279,17 @@ def test_any_answer_can_be_drawn(names):
     [("steps", 1), ("draws", 0), ("levels", 2), ("train_images", 0), ("images", -1)],
 )
 def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
-    with pytest.raises(ValueError, match=rf"evaluation\.likelihood\.{key}={value} must be"):
+    with pytest.raises(ValueError, match=rf"^{key}={value} must be"):
         LikelihoodConfig(**{key: value})
 
 
-def test_what_has_no_likelihood_is_an_error_that_names_the_key(tiny):
-    with pytest.raises(ValueError, match=r"objective\.normalize_target=True, which has no"):
-        check_objective(MSEConfig(normalize_target=True))
-    normalized = MSE(MSEConfig(normalize_target=True), VIT.patch_size, MEAN, STD)
-    with pytest.raises(ValueError, match=r"objective\.normalize_target=True"):
-        evaluator(tiny, images(1), images(1), objective=normalized)
-
-
-def test_a_run_that_cannot_answer_does_not_begin():
-    with pytest.raises(ConfigError, match=r"likelihood_every_steps=5 .*config\.objective\.name"):
-        tiny_runs.tiny(objective="classification", evaluation__likelihood_every_steps=5)
-    with pytest.raises(ConfigError, match=r"config\.objective\.normalize_target=True"):
-        tiny_runs.tiny(objective__normalize_target=True, evaluation__likelihood_every_steps=5)
-
-
-# --- whole runs ----------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_has_the_likelihood_that_the_run_itself_wrote(tmp_path):
-    config = tiny_runs.tiny(
-        objective="diffusion", total_steps=4, evaluation__loss_every_steps=0,
-        evaluation__likelihood_every_steps=4, evaluation__likelihood__steps=20,
-        evaluation__likelihood__levels=5, evaluation__likelihood__draws=2,
-        evaluation__likelihood__images=40, evaluation__likelihood__train_images=30,
-    )  # fmt: skip
-    assert tiny_runs.run(config, tmp_path) == 0
-    asked = evaluation.asked(config, ["likelihood"], pictures=False)
-    found = evaluation.evaluate_checkpoint(asked, load_model(str(tmp_path)), None)
-    written = {name: value for line in read_metrics(tmp_path) for name, value in line.items()}
-    names = [name for name in found if name.startswith("likelihood/")]
-    assert len(names) == 14
-    for name in names:
-        assert written[name] == pytest.approx(found[name], rel=1e-6)
-    assert (tmp_path / "pictures" / "likelihood_00000004.png").exists()
-    with np.load(tmp_path / "likelihood_00000004.npz") as arrays:
-        assert len(arrays["records"]) == 40
-        total = arrays["analytic_by_patch"].sum(axis=0).mean()
-    assert total == pytest.approx(found["likelihood/analytic/bits_per_dim"], rel=1e-6)
-
-
-if __name__ == "__main__":
-    assert jax.device_count() == 4
-    print(json.dumps(digest()))
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (MSEConfig(normalize_target=True), r"objective\.normalize_target=True has no likelihood"),
+        (ClassificationConfig(num_classes=3), r"objective\.name='classification' has no likelih"),
+    ],
+)
+def test_a_method_without_a_likelihood_names_its_key(objective, message):
+    with pytest.raises(ValueError, match=message):
+        method_with_likelihood(method(objective))

@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from darl_jax.evaluators import linear_probe as probe_lib
 from darl_jax.evaluators.linear_probe import (
     Examples,
     LinearProbe,
-    ProbeConfig,
+    LinearProbeConfig,
     block_index,
     probe_accuracies,
 )
@@ -22,7 +21,6 @@ from darl_jax.nn.patches import patchify, standardize
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images, tiny_model
 
 DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
-KEY = jax.random.key(0)
 
 
 def clusters(number, *, distance, seed):
@@ -37,7 +35,7 @@ def clusters(number, *, distance, seed):
 
 
 def test_separable_features_are_recovered_and_noise_is_at_chance():
-    config = ProbeConfig(labels_per_class=10, seeds=3)
+    config = LinearProbeConfig(labels_per_class=10, seeds=3)
     train, test = clusters(120, distance=20.0, seed=0), clusters(400, distance=20.0, seed=1)
     assert probe_accuracies(train, test, config) == [1.0, 1.0, 1.0]
     noise = np.mean(
@@ -66,7 +64,7 @@ def test_training_sets_are_disjoint_and_balanced():
             return np.zeros(len(features))
 
     train = Examples(np.arange(24, dtype=np.float32)[:, None], labels)
-    config = ProbeConfig(labels_per_class=2, seeds=4)
+    config = LinearProbeConfig(labels_per_class=2, seeds=4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sklearn.linear_model.LogisticRegression", Spy)
         patch.setattr("sklearn.preprocessing.StandardScaler.transform", lambda self, x: x)
@@ -84,7 +82,7 @@ def test_a_classifier_that_does_not_converge_is_a_warning_and_has_a_score(monkey
     monkeypatch.setattr(probe_lib, "_MAX_ITERATIONS", 1)
     train = clusters(40, distance=20.0, seed=0)
     with pytest.warns(match="failed to converge"):
-        scores = probe_accuracies(train, train, ProbeConfig(labels_per_class=5, seeds=2))
+        scores = probe_accuracies(train, train, LinearProbeConfig(labels_per_class=5, seeds=2))
     assert len(scores) == 2
     assert min(scores) > 0.5
     assert "did not converge in 1 iterations" in caplog.text
@@ -121,7 +119,7 @@ class ListSource(DigitsSource):
 
 def chosen_records(source, on_bad_record="error", **config):
     split = ImageSplit(source, dataclasses.replace(DIGITS, on_bad_record=on_bad_record))
-    return probe_lib.training_records(split, ProbeConfig(**config))
+    return probe_lib.training_records(split, LinearProbeConfig(**config))
 
 
 def test_training_records_are_balanced_distinct_and_from_the_whole_dataset():
@@ -144,7 +142,6 @@ def test_training_records_that_cannot_be_read_are_passed_over_where_bad_ones_are
     [
         ([0] * 20 + [1] * 5, 2, "has 5 records of class 1, .* needs 6 of each class"),
         ([0] * 20 + [-1] * 20, 2, "has 0 records of class 1"),
-        ([-1] * 20, 0, "things, split 'train', has no labels"),
     ],
 )
 def test_too_few_labels_are_an_error_that_names_the_class(labels, num_classes, message):
@@ -175,16 +172,16 @@ def two_classes(number=40):
 
 def test_the_probe_compares_pretrained_random_and_pixels(tiny):
     images, labels = two_classes()
-    config = ProbeConfig(labels_per_class=5, seeds=2)
-    results = dict(make_probe(tiny, config, images, labels).run(tiny.params, KEY))
+    config = LinearProbeConfig(labels_per_class=5, seeds=2)
+    results = dict(make_probe(tiny, config, images, labels).run(tiny.params, 0))
     assert set(results) == {
-        f"probe/{name}/accuracy_{part}"
+        f"{name}/accuracy_{part}"
         for name in ("pretrained", "random", "pixels")
         for part in ("mean", "std")
     }
-    assert results["probe/pixels/accuracy_mean"] == 1.0
-    assert results["probe/pretrained/accuracy_mean"] == 1.0
-    line = probe_lib.comparison(results, config)
+    assert results["pixels/accuracy_mean"] == 1.0
+    assert results["pretrained/accuracy_mean"] == 1.0
+    line = make_probe(tiny, config, images, labels).summary(results)
     assert "pretrained 1.000 ± 0.000" in line
     assert "5 labels a class" in line
 
@@ -197,21 +194,21 @@ def test_baselines_are_computed_once_and_those_not_asked_for_never(tiny):
         made.append(1)
         return tiny.params
 
-    config = ProbeConfig(labels_per_class=5, seeds=2, baselines=("random",))
+    config = LinearProbeConfig(labels_per_class=5, seeds=2, baselines=("random",))
     probe = make_probe(tiny, config, images, labels, initial_params=initial_params)
-    first, second = (dict(probe.run(tiny.params, KEY)) for _ in range(2))
+    first, second = (dict(probe.run(tiny.params, 0)) for _ in range(2))
     assert first == second
     assert len(made) == 1
     assert not any("pixels" in name for name in first)
     # The same parameters under both names.
-    assert first["probe/random/accuracy_mean"] == first["probe/pretrained/accuracy_mean"]
+    assert first["random/accuracy_mean"] == first["pretrained/accuracy_mean"]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("relative_depth", [0.3, 1.0])
 def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, relative_depth):
     images, labels = two_classes(10)
-    config = ProbeConfig(
+    config = LinearProbeConfig(
         labels_per_class=1, seeds=1, pooling=pooling, relative_depth=relative_depth
     )
     probe = make_probe(tiny, config, images, labels)
@@ -233,7 +230,7 @@ def test_examples_are_in_the_order_of_records_however_they_come(tiny):
         for batch in reversed(list(ordered())):
             yield {name: values[::-1] for name, values in batch.items()}
 
-    probe = make_probe(tiny, ProbeConfig(), images, labels)
+    probe = make_probe(tiny, LinearProbeConfig(), images, labels)
     one = probe._examples(ordered, probe._pixel_rows, None)
     other = probe._examples(shuffled, probe._pixel_rows, None)
     np.testing.assert_array_equal(one.features, other.features)
@@ -256,4 +253,4 @@ def test_examples_are_in_the_order_of_records_however_they_come(tiny):
 )
 def test_a_config_that_cannot_be_run_is_an_error(change, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(ProbeConfig(), **change)
+        dataclasses.replace(LinearProbeConfig(), **change)

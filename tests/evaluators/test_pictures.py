@@ -13,30 +13,28 @@ from darl_jax.evaluators.pictures import (
     magnify,
     mean_errors,
 )
-from darl_jax.methods import Prediction
 from darl_jax.methods.darl.mse import MSE
-from darl_jax.nn.patches import patchify, standardize
+from darl_jax.methods.images import Prediction
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
-KEY = jax.random.key(0)
 
-
-def make_pictures(tiny, images, *, batch_size, number, objective=None, **kwargs):
+def make_pictures(tiny, images, *, batch_size, number, method=None, **kwargs):
     return Pictures(
         tiny.graphdef,
-        objective or tiny.objective,
+        method or tiny.method,
         make_batches(images, batch_size, **kwargs),
         number=number,
         order="raster",
         mean=MEAN,
         std=STD,
+        key=jax.random.key(0),
         mesh=tiny.mesh,
     )
 
 
 def test_the_target_is_the_input_image(tiny):
     images = random_images(6)
-    comparison = make_pictures(tiny, images, batch_size=6, number=4).compare(tiny.params, KEY)
+    comparison = make_pictures(tiny, images, batch_size=6, number=4).compare(tiny.params)
     np.testing.assert_array_equal(comparison.target, images[:4])
     np.testing.assert_array_equal(comparison.record, np.arange(4))
 
@@ -48,14 +46,14 @@ def test_prediction_and_errors_are_the_objectives(tiny):
     class TooBright(MSE):
         def predict(self, model, batch, key):
             del model, key
-            target = patchify(standardize(batch["image"], self.mean, self.std), self.patch_size)
+            target = self.patches(batch)
             error = jnp.arange(16.0) + batch["index"][:, None]
             return Prediction(target, target + 0.1 / STD[0], error, np.arange(16)[::-1])
 
     images = random_images(3) // 2
-    objective = TooBright(**vars(tiny.objective))
-    comparison = make_pictures(tiny, images, batch_size=3, number=3, objective=objective).compare(
-        tiny.params, KEY
+    method = TooBright(**vars(tiny.method))
+    comparison = make_pictures(tiny, images, batch_size=3, number=3, method=method).compare(
+        tiny.params
     )
     np.testing.assert_allclose(comparison.predicted, images + 25.5, atol=0.51)
     np.testing.assert_allclose(comparison.difference, 0.1, atol=1e-5)
@@ -76,10 +74,8 @@ def test_errors_of_orders_of_each_images_own_are_averaged_by_place_and_by_patch(
 
 def test_padding_is_not_shown_and_not_averaged(tiny):
     images = random_images(3)
-    whole = make_pictures(tiny, images, batch_size=3, number=8).compare(tiny.params, KEY)
-    padded = make_pictures(tiny, images, batch_size=8, number=8, padding=99).compare(
-        tiny.params, KEY
-    )
+    whole = make_pictures(tiny, images, batch_size=3, number=8).compare(tiny.params)
+    padded = make_pictures(tiny, images, batch_size=8, number=8, padding=99).compare(tiny.params)
     assert len(padded.target) == padded.examples == 3
     np.testing.assert_array_equal(padded.target, images)
     np.testing.assert_allclose(padded.error, whole.error, rtol=1e-5)
@@ -122,8 +118,8 @@ def test_the_difference_is_darkest_where_the_prediction_is_right():
 
 
 def test_run_gives_both_pictures_in_color(tiny):
-    pictures = make_pictures(tiny, random_images(4), batch_size=4, number=2).run(
-        tiny.params, KEY, 7
+    pictures = dict(
+        make_pictures(tiny, random_images(4), batch_size=4, number=2).run(tiny.params, 7)
     )
     assert set(pictures) == {"predictions", "error_by_position"}
     for picture in pictures.values():

@@ -7,9 +7,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.model import DARL
-from darl_jax.methods.darl.mse import MSE, MSEConfig
-from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.darl.mse import MSEConfig
+from darl_jax.methods.images import PatchMethod
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import parameters
@@ -28,19 +29,14 @@ class Tiny:
     graphdef: nnx.GraphDef[DARL]
     params: dict
     mesh: Mesh
-    method: MSE = dataclasses.field(default_factory=lambda: method(MSEConfig(), VIT))
+    method: PatchMethod
 
 
 def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:
-    model = DARL(
-        dataclasses.replace(VIT, depth=depth),
-        PatchDecoderConfig(),
-        denoising=denoising,
-        grid=(4, 4),
-        channels=1,
-        rngs=nnx.Rngs(seed),
-    )
-    return Tiny(nnx.split(model)[0], parameters(model), make_mesh(MeshConfig()))
+    objective = DiffusionConfig() if denoising else MSEConfig()
+    of = method(objective, dataclasses.replace(VIT, depth=depth))
+    model = of.init(nnx.Rngs(seed))
+    return Tiny(nnx.split(model)[0], parameters(model), make_mesh(MeshConfig()), of)
 
 
 def random_images(number: int, seed: int = 0) -> np.ndarray:

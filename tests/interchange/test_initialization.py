@@ -169,9 +169,9 @@ def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, 
 def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
     random = OrderConfig("random")
     theirs = pretrained(two_stream=True, order=random)
-    theirs.model["order"] = described.model_of(
-        {"model": {"order": dataclasses.asdict(random)}}
-    )["order"]
+    theirs.model["order"] = described.model_of({"model": {"order": dataclasses.asdict(random)}})[
+        "order"
+    ]
     with caplog.at_level("WARNING"):
         initialization.check_same_model(theirs, config())
     assert "config.model.order" not in caplog.text

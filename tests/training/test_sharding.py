@@ -1,4 +1,4 @@
-"""Layout over devices: eight forced host devices, in one process of their own.
+"""Layout over devices: eight forced host devices, in one process.
 
 Run as a program this file computes what the tests compare and prints it as JSON.
 """
@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from darl_jax.methods import Diffusion, DiffusionConfig
-from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn import attention as attention_lib
 from darl_jax.nn.vit import ViTConfig
@@ -31,6 +29,11 @@ from darl_jax.training.sharding import (
 )
 from darl_jax.training.state import abstract_state, create_state, graph_definition
 from darl_jax.training.step import lower_step, make_train_step
+from tests.evaluators import test_likelihood
+from tests.methods.transfer import test_classification, test_mixing
+from tests.methods_on_images import images, method
+
+pytestmark = pytest.mark.process
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
 STEPS = 5
@@ -73,11 +76,12 @@ TABLE: list[tuple[str, tuple[int, ...], list[str | None]]] = [
 ]
 
 
-def build_model(rngs: nnx.Rngs) -> DARL:
-    """Large enough for the fallback to split the embedding and the output."""
-    vit = ViTConfig(width=96, depth=2, num_heads=4, mlp_dim=192, patch_size=8, dtype="float32")
-    decoder = PatchDecoderConfig("transformer", 1, True)
-    return DARL(vit, decoder, denoising=True, grid=(2, 2), channels=3, rngs=rngs)
+# Large enough for the fallback to split the embedding and the output.
+METHOD = method(
+    DiffusionConfig(draws=2, patch_decoder=PatchDecoderConfig("transformer", 1, True)),
+    ViTConfig(width=96, depth=2, num_heads=4, mlp_dim=192, patch_size=8, dtype="float32"),
+    images(16, (0.5,) * 3, (0.25,) * 3),
+)
 
 
 def train(sizes: tuple[int, int, int], initial: Any = None) -> dict[str, Any]:
@@ -86,17 +90,16 @@ def train(sizes: tuple[int, int, int], initial: Any = None) -> dict[str, Any]:
     From a state that is made on the mesh, or from a given one, which spares a compilation.
     """
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: int(np.prod(sizes))])
-    objective = Diffusion(DiffusionConfig(draws=2), 8, (0.5,) * 3, (0.25,) * 3)
     optimizer = make_optimizer(AdamWConfig(), lambda step: 3e-3)
-    step = make_train_step(graph_definition(build_model), objective, optimizer)
+    step = make_train_step(graph_definition(METHOD.init), METHOD, optimizer)
     rng = np.random.default_rng(0)
     out: dict[str, Any] = {"loss": [], "gradient_norm": [], "parameter_norm": []}
     with jax.set_mesh(mesh):
         shardings = jax.tree.map(
-            lambda leaf: leaf.sharding, abstract_state(build_model, optimizer, mesh)
+            lambda leaf: leaf.sharding, abstract_state(METHOD.init, optimizer, mesh)
         )
         if initial is None:
-            state = create_state(build_model, optimizer, jax.random.key(0), mesh)
+            state = create_state(METHOD.init, optimizer, jax.random.key(0), mesh)
         else:
             state = jax.device_put(initial, shardings)
         out["initial"] = jax.device_get(state)
@@ -106,6 +109,8 @@ def train(sizes: tuple[int, int, int], initial: Any = None) -> dict[str, Any]:
             batch = {
                 "image": rng.integers(0, 256, (BATCH, 16, 16, 3), np.uint8),
                 "mask": np.ones(BATCH, bool),
+                "replaced": np.zeros(BATCH, bool),
+                "stop": np.zeros(BATCH, bool),
             }
             batch = global_array(batch, mesh)
             # Compiled once: the state must come out laid out as it went in.
@@ -157,6 +162,9 @@ def main() -> None:
         "no_fsdp": list(partition_spec("patch_decoder/to_pixels/kernel", (768, 768), no_fsdp)),
         "filled": dict(make_mesh(MeshConfig(-1, 2, 2)).shape),
         "splash": splash_on_a_mesh(),
+        "accuracy": test_classification.validation(8),
+        "mixing": test_mixing.digest(8),
+        "likelihood": test_likelihood.digest(8),
     }
     print(json.dumps(results))
 
@@ -233,6 +241,20 @@ def test_splash_attention_on_a_mesh_gives_each_device_its_examples_and_heads(
     assert eight_devices["splash"] < 1e-5
 
 
+def test_mixing_accuracy_and_likelihood_do_not_depend_on_the_number_of_devices(
+    eight_devices: dict[str, Any],
+) -> None:
+    for four, one in zip(eight_devices["mixing"], test_mixing.digest(1), strict=True):
+        for ours, expected in zip(four, one, strict=True):
+            # Products and sums may be fused otherwise: the last bits of float32.
+            np.testing.assert_allclose(ours, expected, atol=1e-6)
+    found, expected = eight_devices["accuracy"], test_classification.validation(19)
+    assert found["accuracy"] == expected["accuracy"]
+    assert found["top5_accuracy"] == expected["top5_accuracy"]
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert eight_devices["likelihood"] == pytest.approx(test_likelihood.digest(4), rel=2e-5)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -246,10 +268,6 @@ def test_splash_attention_on_a_mesh_gives_each_device_its_examples_and_heads(
 def test_a_mesh_that_does_not_fit_is_refused(config: MeshConfig, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_mesh(config, jax.devices()[:1])
-
-
-if __name__ == "__main__":
-    main()
 
 
 class FakeTpu:
@@ -277,3 +295,7 @@ def test_slices_are_joined_along_data_and_by_nothing_else():
 def test_mesh_that_splits_fsdp_between_slices_is_refused():
     with pytest.raises(ValueError, match="data is 1 and must be a multiple of the 2 slices"):
         make_mesh(MeshConfig(1, 8, 1), [FakeTpu(number) for number in range(8)])
+
+
+if __name__ == "__main__":
+    main()

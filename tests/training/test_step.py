@@ -12,17 +12,19 @@ import optax
 import pytest
 from flax import nnx
 
-from darl_jax.methods import MSE, Batch, Diffusion, DiffusionConfig, Metrics, MSEConfig
+from darl_jax.methods import Batch, Metrics
+from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.model import DARL
-from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.darl.mse import MSE, MSEConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.optimizers import AdamWConfig, make_optimizer
 from darl_jax.training.state import TrainState, parameters
 from darl_jax.training.step import make_train_step
+from tests.methods_on_images import images, method
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=4, dtype="float32")
-PIXELS = (4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+DATA = images(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 KEY = jax.random.key(0)
 LOSS_IS_NAN, GRADIENT_IS_NAN = 1, 2
 
@@ -30,8 +32,8 @@ LOSS_IS_NAN, GRADIENT_IS_NAN = 1, 2
 class Poisoned(MSE):
     """The squared error, made non-finite by a label."""
 
-    def __call__(self, model: DARL, batch: Batch, key: Any) -> tuple[jax.Array, Metrics]:
-        loss, metrics = super().__call__(model, batch, key)
+    def loss(self, model: DARL, batch: Batch, key: Any) -> tuple[jax.Array, Metrics]:
+        loss, metrics = super().loss(model, batch, key)
         nan = jnp.where((batch["label"] == LOSS_IS_NAN).any(), jnp.nan, 0.0)
         # sqrt(0) is 0, and its slope times 0 is not a number.
         zero = jnp.sum(model.backbone.sos[...] ** 2) * 0.0
@@ -41,9 +43,9 @@ class Poisoned(MSE):
 
 
 OBJECTIVES = {
-    "mse": MSE(MSEConfig(), *PIXELS),
-    "poisoned": Poisoned(MSEConfig(), *PIXELS),
-    "diffusion": Diffusion(DiffusionConfig(draws=2), *PIXELS),
+    "mse": method(MSEConfig(), VIT, DATA),
+    "poisoned": Poisoned(MSEConfig(), VIT, DATA),
+    "diffusion": method(DiffusionConfig(draws=2), VIT, DATA),
 }
 OPTIMIZER = make_optimizer(AdamWConfig(), lambda step: 1e-2 / (1 + step))
 SGD = optax.sgd(0.1)
@@ -58,16 +60,13 @@ def make_batch(examples: int = 4, label: int = 0, seed: int = 0) -> dict[str, ja
         "label": jnp.asarray(labels),
         "mask": jnp.ones(examples, bool),
         "replaced": jnp.arange(examples) < 1,
+        "stop": jnp.zeros(examples, bool),
     }
 
 
 @functools.cache
 def make_model(denoising: bool) -> DARL:
-    return random_module(
-        lambda rngs: DARL(
-            VIT, PatchDecoderConfig(), denoising=denoising, grid=(2, 2), channels=3, rngs=rngs
-        )
-    )
+    return random_module(OBJECTIVES["diffusion" if denoising else "mse"].init)
 
 
 def make_state(objective: str, optimizer: optax.GradientTransformation) -> TrainState:
@@ -114,7 +113,7 @@ def test_a_step_of_gradient_descent_is_the_parameters_less_the_gradient() -> Non
         lambda a, b: (np.asarray(a) - np.asarray(b)) / 0.1, state.params, new.params
     )
     graphdef = nnx.split(make_model(False))[0]
-    loss = jax.jit(lambda p: OBJECTIVES["mse"](nnx.merge(graphdef, p), make_batch(), KEY)[0])
+    loss = jax.jit(lambda p: OBJECTIVES["mse"].loss(nnx.merge(graphdef, p), make_batch(), KEY)[0])
     norm = norm_of(gradient)
     width = 1e-2
     ahead, behind = (
@@ -229,9 +228,9 @@ def test_noise_follows_from_key_and_step_alone() -> None:
     assert values(step(later, batch, KEY)[1])["loss"] != loss
     # A run resumed at step 1 draws what fold_in(key, 1) gives, whatever came before.
     graphdef, params = nnx.split(make_model(True))
-    folded = jax.jit(lambda p, k: OBJECTIVES["diffusion"](nnx.merge(graphdef, p), batch, k)[0])(
-        params, jax.random.fold_in(KEY, 1)
-    )
+    folded = jax.jit(
+        lambda p, k: OBJECTIVES["diffusion"].loss(nnx.merge(graphdef, p), batch, k)[0]
+    )(params, jax.random.fold_in(KEY, 1))
     assert values(step(later, batch, KEY)[1])["loss"] == pytest.approx(float(folded), rel=1e-5)
 
 

@@ -2,10 +2,6 @@
 
 import dataclasses
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +146,22 @@ def test_cross_entropy_of_large_logits_is_finite() -> None:
     assert float(cross_entropy(logits, jnp.asarray([[0.0, 0.0, 1.0]]))[0]) == pytest.approx(2e4)
 
 
+def validation(batch_size: int) -> dict[str, float]:
+    """Metrics of 19 images; tests/training/test_sharding.py compares them over devices."""
+    model, images = make_model(), random_images(19, seed=4)
+    labels = np.random.default_rng(5).integers(0, CLASSES, 19)
+    # Padding that the model would give a class, and that would be right for it.
+    batches = make_batches(images, batch_size, labels, padding=255)
+    evaluator = ValidationLoss(
+        nnx.split(model)[0],
+        make_objective(),
+        batches,
+        key=jax.random.key(0),
+        mesh=make_mesh(MeshConfig()),
+    )
+    return dict(evaluator.run(parameters(model), 0))
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 32])
 def test_accuracy_counts_each_example_once_for_any_batch_size(batch_size: int) -> None:
     objective, model = make_objective(), make_model()
@@ -158,51 +170,9 @@ def test_accuracy_counts_each_example_once_for_any_batch_size(batch_size: int) -
     batch = {"image": jnp.asarray(images), "label": jnp.asarray(labels, jnp.int32)}
     logits = logits_of(model, batch, objective)
     ranks = np.sum(logits > logits[np.arange(19), labels][:, None], axis=-1)
-    mesh = make_mesh(MeshConfig())
-    # Padding that the model would give a class, and that would be right for it.
-    batches = make_batches(images, batch_size, labels, padding=255)
-    evaluator = ValidationLoss(nnx.split(model)[0], objective, batches, mesh)
-    found = dict(evaluator.run(parameters(model), jax.random.key(0)))
+    found = validation(batch_size)
     assert found["accuracy"] == np.mean(ranks == 0)
     assert found["top5_accuracy"] == np.mean(ranks < 5)
-
-
-_ON_DEVICES = """
-import jax, json
-from tests.objectives import test_classification as t
-from flax import nnx
-objective, model = t.make_objective(), t.make_model()
-images = t.random_images(19, seed=4)
-labels = t.np.random.default_rng(5).integers(0, t.CLASSES, 19)
-evaluator = t.ValidationLoss(
-    nnx.split(model)[0], objective, t.make_batches(images, 8, labels), t.make_mesh(t.MeshConfig())
-)
-assert jax.device_count() == 4
-print(json.dumps(dict(evaluator.run(t.parameters(model), jax.random.key(0)))))
-"""
-
-
-def test_accuracy_does_not_depend_on_the_number_of_devices() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _ON_DEVICES],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu", "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(result.stdout.splitlines()[-1])
-    images = random_images(19, seed=4)
-    labels = np.random.default_rng(5).integers(0, CLASSES, 19)
-    evaluator = ValidationLoss(
-        nnx.split(make_model())[0],
-        make_objective(),
-        make_batches(images, 19, labels),
-        make_mesh(MeshConfig()),
-    )
-    expected = dict(evaluator.run(parameters(make_model()), jax.random.key(0)))
-    assert found["accuracy"] == expected["accuracy"]
-    assert found["top5_accuracy"] == expected["top5_accuracy"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

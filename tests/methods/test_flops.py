@@ -1,0 +1,118 @@
+"""Counted FLOPs against the multiplications in the jaxpr of the method's own loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from darl_jax.config import VIT_SIZES
+from darl_jax.methods.darl.diffusion import DiffusionConfig
+from darl_jax.methods.darl.flops import forward_flops, sampling_flops
+from darl_jax.methods.darl.mse import MSEConfig
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.transfer.classification import ClassificationConfig
+from darl_jax.methods.transfer.probe_model import ProbesConfig
+from darl_jax.nn.orders import OrderConfig
+from darl_jax.nn.vit import ViTConfig
+from darl_jax.planning.matmul_flops import matmul_flops
+from tests.methods_on_images import images, method
+
+BATCH, CLASSES = 2, 5
+VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=24, patch_size=4, dtype="float32")
+RGB = images(16, (0.5,) * 3, (0.5,) * 3)
+
+
+def traced(of: Any) -> int:
+    """Multiplications of the loss of a batch."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: of.init(nnx.Rngs(0))))
+    batch = {
+        name: jax.ShapeDtypeStruct((BATCH, *feature.shape), feature.dtype)
+        for name, feature in of.inputs.items()
+    } | {"mask": jax.ShapeDtypeStruct((BATCH,), jnp.bool_)}
+
+    def loss(params, batch, key):
+        return of.loss(nnx.merge(graphdef, params), batch, key)[0]
+
+    return matmul_flops(loss, params, batch, jax.random.key(0))
+
+
+def diffusion(*decoder: Any, draws: int = 1) -> DiffusionConfig:
+    return DiffusionConfig(draws=draws, patch_decoder=PatchDecoderConfig(*decoder))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        MSEConfig(),
+        MSEConfig(patch_decoder=PatchDecoderConfig(layers=2)),
+        diffusion("mlp", 0),
+        diffusion("mlp", 2, True, draws=3),
+        diffusion("transformer", 0, draws=3),
+        diffusion("transformer", 1),
+        diffusion("transformer", 1, True, draws=3),
+        diffusion("transformer", 2, True),
+        diffusion("transformer", 4, draws=2),
+        ClassificationConfig(num_classes=CLASSES),
+    ],
+)
+def test_a_step_is_three_times_the_multiplications_of_the_loss(objective) -> None:
+    of = method(objective, VIT, RGB)
+    assert BATCH * of.flops() == 3 * traced(of)
+
+
+@pytest.mark.parametrize("order", ["raster", "random"])
+def test_two_streams_multiply_what_is_counted(order: str) -> None:
+    objective = MSEConfig(two_stream=True)
+    of = method(objective, VIT, RGB, positions="learnable", order=OrderConfig(order))
+    assert BATCH * of.flops() == 3 * traced(of)
+
+
+@pytest.mark.parametrize("kind", ["linear", "attentive"])
+def test_of_probes_the_backbone_has_no_backward_pass(kind: str) -> None:
+    of = method(ProbesConfig(kind=kind, num_classes=CLASSES), VIT, RGB)
+    # An attentive probe's query meets the key's matrix once for a batch, which is not counted.
+    once = VIT.depth * 2 * VIT.width**2 if kind == "attentive" else 0
+    forward, backbone = traced(of) - once, BATCH * of.backbone_flops()
+    assert BATCH * of.flops() == backbone + 3 * (forward - backbone)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "gmac"),
+    # Multiply-adds of the supervised ViT at 224 px as timm's results list them: they have a class
+    # token beside all patches and a head of 1000 classes instead of the pixels.
+    [("B", 16, 17.58), ("L", 16, 61.60), ("H", 14, 167.4)],
+)
+def test_backbones_cost_what_the_literature_says(size: str, patch_size: int, gmac: float) -> None:
+    rgb = images(224, (0.5,) * 3, (0.5,) * 3)
+    counted = method(MSEConfig(), VIT_SIZES[size], rgb, patch_size=patch_size).flops()
+    assert counted / 6e9 == pytest.approx(gmac, rel=0.01)
+
+
+VIT_L8: dict[str, Any] = {"width": 1024, "depth": 24, "mlp_dim": 4096, "patch_dim": 192}
+DECODER: dict[str, Any] = {
+    "decoder_kind": "transformer",
+    "decoder_layers": 8,
+    "condition_on_gamma": True,
+}
+
+
+def test_the_generators_decoder_costs_what_one_of_its_evaluations_should() -> None:
+    plain = forward_flops(**VIT_L8, tokens=64, denoising=False) - 64 * 2 * 1024 * 192
+    whole = forward_flops(**VIT_L8, tokens=64, denoising=True, **DECODER)
+    # Appendix F: two tokens through eight blocks of 12 width^2 weights, less the share of the last
+    # block that is not read (10 width^2), and the layers around them.
+    weights = 2 * 8 * 12 * 1024**2 - 10 * 1024**2 + 1024**2 + 193 * 1024 + 1024 * 192
+    assert whole - plain == 64 * 2 * weights
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "gamma"),
+    [("mlp", 0, False), ("mlp", 2, True), ("transformer", 1, False), ("transformer", 3, True)],
+)
+def test_making_an_image_costs_a_forward_pass_with_as_many_draws_as_steps(kind, layers, gamma):
+    decoder = {"decoder_kind": kind, "decoder_layers": layers, "condition_on_gamma": gamma}
+    made = sampling_flops(**VIT_L8, **decoder, steps=[5] * 64)
+    assert made == forward_flops(**VIT_L8, tokens=64, **decoder, denoising=True, noise_draws=5)
+    assert made == sampling_flops(**VIT_L8, **decoder, steps=[3, 7, *[5] * 62])
