@@ -13,19 +13,19 @@ import tempfile
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of small models is XLA's, which needs as long for them as for large ones. Here
-# it makes slower code in a sixth of the time, and nothing twice. What it makes by default is asked
-# for by the tests that read it (`tests/test_plan.py`).
+# XLA compiles small models as long as large ones. Here it makes slower code in a sixth of the time,
+# and nothing twice. Tests of its usual output ask for it (tests/test_plan.py, and
+# tests/training/test_step.py, where a step has the same loss).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "XLA_FLAGS" not in os.environ:
-    # A JAX that no longer knows this flag says so and ends: then it can go.
+    # A JAX that no longer knows this flag ends with an error: delete it then.
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="darl_jax_compiled_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-# The programs are those of this checkout, also where another one is installed.
+# Programs of this checkout, also where another one is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -52,11 +52,38 @@ def tfds_dir() -> str:
     return str(path)
 
 
+def _finished(tmp_path_factory: pytest.TempPathFactory, name: str, **changes) -> pathlib.Path:
+    from tests.tiny_runs import run, tiny
+
+    workdir = tmp_path_factory.mktemp(name)
+    assert run(tiny(**changes), workdir) == 0
+    return workdir
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The workdir of a finished run of `tiny_runs.tiny()`; tests leave it as it is."""
-    from tests.tiny_runs import run, tiny
+    return _finished(tmp_path_factory, "tiny_run")
 
-    workdir = tmp_path_factory.mktemp("tiny_run")
-    assert run(tiny(), workdir) == 0
-    return workdir
+
+@pytest.fixture(scope="session")
+def tiny_diffusion(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run of diffusion, with samples and its likelihood in the end."""
+    from tests.tiny_runs import DIFFUSION
+
+    small: dict[str, dict[str, int]] = {
+        "samples": {"number": 3, "completed": 2, "completions": 2},
+        "likelihood": {"steps": 20, "levels": 5, "draws": 2, "images": 40, "train_images": 30},
+    }
+    changes = {
+        f"evaluators__{kind}__{key}": value for kind in small for key, value in small[kind].items()
+    }
+    return _finished(tmp_path_factory, "tiny_diffusion", kinds=[*small], **DIFFUSION, **changes)
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(tiny_run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A classifier that starts from `tiny_run`."""
+    from tests.tiny_runs import FINE_TUNING
+
+    return _finished(tmp_path_factory, "fine_tuned", **FINE_TUNING, init__checkpoint=str(tiny_run))

@@ -1,115 +1,127 @@
-"""The program that asks a checkpoint the questions of a config."""
+"""The program that evaluates a checkpoint by the evaluators of a config."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from darl_jax.config import ConfigError
-from darl_jax.evaluators import schedule as evaluation
-from darl_jax.interchange.loading import load_model
 from darl_jax.monitoring.writers import read_metrics
-from tests.tiny_runs import run, tiny
+from tests.programs import call, refusal
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def fine_tuned(tiny_run, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("fine_tuned")
-    config = tiny(
-        objective="classification", init__checkpoint=str(tiny_run), ema_decay=0.5,
-        optimizer__learning_rate=3e-3,
-    )  # fmt: skip
-    assert run(config, workdir) == 0
-    return workdir
 
 
 def last_values(workdir) -> dict[str, float]:
     return {name: value for line in read_metrics(workdir) for name, value in line.items()}
 
 
+def evaluated(checkpoint, workdir, *arguments: str) -> dict[str, float]:
+    """The numbers that the program keeps."""
+    flags = f"--checkpoint={checkpoint}", f"--workdir={workdir}"
+    assert call("evaluate", *flags, *arguments) == 0
+    return last_values(workdir)
+
+
 @pytest.mark.parametrize("batch_size", [32, 7])
-def test_answers_are_those_that_the_run_itself_wrote(fine_tuned, batch_size):
-    config = tiny(objective="classification", ema_decay=0.5, batch_size=batch_size)
-    config = evaluation.asked(config, ["loss"], pictures=True)
-    found = evaluation.evaluate_checkpoint(config, load_model(str(fine_tuned)), None)
+def test_numbers_are_those_that_the_run_itself_wrote(fine_tuned, tmp_path, capsys, batch_size):
+    found = evaluated(fine_tuned, tmp_path, f"--config.batch_size={batch_size}")
     written = last_values(fine_tuned)
     assert found["validation/accuracy"] == written["validation/accuracy"]
     assert found["validation/loss"] == pytest.approx(written["validation/loss"], rel=1e-6)
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert printed["validation/accuracy"] == f"{found['validation/accuracy']:.5f}"
 
 
-def test_another_resolution_needs_nothing_but_its_keys(fine_tuned):
-    config = tiny(
-        objective="classification", data__image_size=12, model__trained_image_size=8
+def test_a_likelihood_is_the_one_that_the_run_itself_wrote(tiny_diffusion, tmp_path):
+    found = evaluated(tiny_diffusion, tmp_path, "--evaluators=likelihood")
+    written = last_values(tiny_diffusion)
+    names = [name for name in found if name.startswith("likelihood/")]
+    assert len(names) == 14
+    for name in names:
+        assert written[name] == pytest.approx(found[name], rel=1e-6)
+    assert (tmp_path / "pictures" / "likelihood_00000012.png").exists()
+    with np.load(tmp_path / "likelihood_00000012.npz") as arrays:
+        assert len(arrays["records"]) == 40
+        total = arrays["analytic_by_patch"].sum(axis=0).mean()
+    assert total == pytest.approx(found["likelihood/analytic/bits_per_dim"], rel=1e-6)
+
+
+def test_keys_of_the_checkpoints_own_config_can_be_overridden(fine_tuned, tmp_path):
+    whole = evaluated(fine_tuned, tmp_path / "whole")
+    part = evaluated(fine_tuned, tmp_path / "part", "--config.data.validation_split=train[:5%]")
+    assert part["validation/loss"] != whole["validation/loss"]
+    larger = evaluated(
+        fine_tuned, tmp_path / "larger",
+        "--config.data.image_size=12", "--config.model.trained_image_size=8",
     )  # fmt: skip
-    found = evaluation.evaluate_checkpoint(
-        evaluation.asked(config, ["loss"], pictures=True), load_model(str(fine_tuned)), None
-    )
-    assert 0.0 < found["validation/accuracy"] < 1.0
+    assert 0.0 < larger["validation/accuracy"] < 1.0
 
 
-def test_answers_and_pictures_are_kept_where_a_workdir_is_given(tiny_run, tmp_path):
-    config = evaluation.asked(tiny(), ["loss", "pictures", "knn", "likelihood"], pictures=True)
-    found = evaluation.evaluate_checkpoint(
-        config, load_model(str(tiny_run)), str(tmp_path / "answers")
-    )
-    assert last_values(tmp_path / "answers")["validation/loss"] == found["validation/loss"]
-    assert list((tmp_path / "answers" / "pictures").glob("predictions_*.png"))
+def test_pictures_and_evaluators_by_their_kind(tiny_run, tmp_path):
+    found = evaluated(tiny_run, tmp_path, "--evaluators=validation,pictures,knn,likelihood")
+    assert list((tmp_path / "pictures").glob("predictions_*.png"))
     assert "knn/accuracy/block_01" in found
-    assert list((tmp_path / "answers" / "pictures").glob("likelihood_*.png"))
-    assert list((tmp_path / "answers").glob("likelihood_*.npz"))
     assert 0.0 < found["likelihood/gaussian/bits_per_dim"] < 8.0
+    assert found["validation/loss"] == last_values(tiny_run)["validation/loss"]
 
 
-def test_a_backbone_alone_answers_what_needs_no_more(tiny_run):
-    config = tiny(objective="classification")
-    loaded = load_model(str(tiny_run))
-    assert "knn/accuracy/block_02" in evaluation.evaluate_checkpoint(
-        evaluation.asked(config, ["knn"], pictures=True), loaded, None
+def test_a_backbone_alone_serves_evaluators_that_need_no_more(tiny_run, tmp_path, capsys):
+    # Another objective than the checkpoint's own needs a config file.
+    file = tmp_path / "classification.py"
+    file.write_text(
+        "from darl_jax.config import to_config_dict\n"
+        "from tests.tiny_runs import tiny\n"
+        "def get_config():\n"
+        "    return to_config_dict(tiny('classification'))\n"
     )
-    with pytest.raises(ConfigError, match="has no head/bias, which the evaluator 'loss'"):
-        evaluation.evaluate_checkpoint(
-            evaluation.asked(config, ["loss"], pictures=True), loaded, None
-        )
-
-
-def test_an_unknown_evaluator_and_none_at_all_are_named():
-    with pytest.raises(ConfigError, match="--evaluators has 'accuracy'; choose from loss, "):
-        evaluation.asked(tiny(), ["accuracy"], pictures=True)
-    with pytest.raises(ConfigError, match="--evaluators=pictures needs a --workdir"):
-        evaluation.asked(tiny(), ["pictures"], pictures=False)
-    with pytest.raises(ConfigError, match="the config runs no evaluator; name some"):
-        evaluation.asked(tiny(evaluation__loss_every_steps=0), [], pictures=True)
-
-
-def test_the_program_prints_a_number_for_each_answer(fine_tuned):
-    done = subprocess.run(
-        [sys.executable, "-m", "darl_jax.evaluate", f"--checkpoint={fine_tuned}"],
-        cwd=REPOSITORY, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    printed = dict(line.split() for line in done.stdout.splitlines())
-    written = last_values(fine_tuned)
-    assert float(printed["validation/accuracy"]) == pytest.approx(
-        written["validation/accuracy"], abs=1e-5
+    found = evaluated(tiny_run, tmp_path / "out", f"--config={file}", "--evaluators=knn")
+    assert "knn/accuracy/block_02" in found
+    arguments = f"--checkpoint={tiny_run}", f"--config={file}", "--evaluators=validation"
+    assert "has no head/bias, which config.objective.name='classification' needs" in refusal(
+        capsys, "evaluate", *arguments
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--checkpoint is needed"),
-        (["--checkpoint=/no/such/run"], "/no/such/run"),
+        (["--evaluators=accuracy"], "--evaluators has 'accuracy'; choose from validation, "),
+        (["--evaluators=pictures"], "--evaluators=pictures needs a --workdir"),
+        (["--config.evaluators.validation.every_steps=0"], "the config has no evaluator to run"),
+        (["--config.data.crop_scle=1"], "--config.data.crop_scle=1: there is no key"),
     ],
 )
-def test_wrong_flags_get_one_line_and_exit_code_2(arguments, message):
+def test_a_wrong_flag_is_one_line(tiny_run, capsys, arguments, message):
+    found = refusal(capsys, "evaluate", f"--checkpoint={tiny_run}", *arguments)
+    assert message in found
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(capsys):
+    assert "--checkpoint is needed" in refusal(capsys, "evaluate")
+    assert "/no/such/run" in refusal(capsys, "evaluate", "--checkpoint=/no/such/run")
+
+
+@pytest.mark.process
+def test_a_run_on_two_devices_is_evaluated_on_one(tmp_path):
+    """As its config says fsdp=2, which does not fit here; so does sample, and so an export."""
+    train = (
+        "from tests.tiny_runs import run, tiny\n"
+        f"assert run(tiny(mesh__data=1, mesh__fsdp=2), {str(tmp_path / 'run')!r}) == 0\n"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "darl_jax.evaluate", *arguments],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        [sys.executable, "-c", train], cwd=REPOSITORY, check=False, capture_output=True, text=True,
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "2"},
     )  # fmt: skip
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("I")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+    assert done.returncode == 0, done.stderr
+    found = evaluated(tmp_path / "run", tmp_path / "found")
+    written = last_values(tmp_path / "run")
+    assert found["validation/loss"] == pytest.approx(written["validation/loss"], rel=1e-5)
+    folders = {name: f"--output={tmp_path / name}" for name in ("samples", "export")}
+    assert call("sample", f"--checkpoint={tmp_path / 'run'}", "--number=1", folders["samples"]) == 0
+    to = "--format=safetensors", folders["export"]
+    assert call("export", f"--checkpoint={tmp_path / 'run'}", *to) == 0
+    exported = evaluated(tmp_path / "export", tmp_path / "of_export", "--evaluators=knn")
+    assert "knn/accuracy/block_01" in exported

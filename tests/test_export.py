@@ -1,34 +1,12 @@
 """The program, as a user starts it."""
 
 import json
-import pathlib
-import subprocess
-import sys
+import os
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
-from darl_jax import export
 from tests.interchange.small_run import save_run
-
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-
-
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "darl_jax.export", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=250,
-    )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def parsed():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["test"])
+from tests.programs import call, refusal
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +18,19 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def test_it_writes_a_folder_and_says_how_to_load_it(workdir, tmp_path):
-    done = run(f"--checkpoint={workdir}", "--format=safetensors", f"--output={tmp_path / 'out'}")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"parameters to {tmp_path / 'out'}: model.safetensors, config.json" in done.stdout
-    assert "left out: the patch decoder" in done.stdout
-    assert f'sys.path.insert(0, "{tmp_path / "out"}")' in done.stdout
-    card = (tmp_path / "out" / "README.md").read_text()
+def test_it_writes_a_folder_and_says_how_to_load_it(workdir, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("export", f"--checkpoint={workdir}", "--format=safetensors", f"--output={out}") == 0
+    printed = capsys.readouterr().out
+    assert f"parameters to {out}: model.safetensors, config.json" in printed
+    assert "left out: the patch decoder" in printed
+    assert f'sys.path.insert(0, "{out}")' in printed
+    card = (out / "README.md").read_text()
     assert "step 3 of the run digits" in card and "| validation/loss | 0.25 | step 3 |" in card
+    # As the umask says.
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o666 & ~umask}
 
 
 def wrong_flags(workdir, tmp_path):
@@ -66,19 +49,11 @@ def wrong_flags(workdir, tmp_path):
 @pytest.mark.parametrize("case", range(7))
 def test_a_wrong_flag_is_one_line_that_names_it(workdir, tmp_path, capsys, case):
     given, expected = wrong_flags(workdir, tmp_path)[case]
-    values = {name: value if value is None else str(value) for name, value in given.items()}
-    values["step"] = given.get("step")
-    with flagsaver.flagsaver(**values), pytest.raises(SystemExit) as exit_code:
-        export.main([])
-    printed = capsys.readouterr().err
-    assert exit_code.value.code == 2
-    assert expected in printed
-    assert len(printed.splitlines()) == 1 and printed.startswith("error: ")
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    assert expected in refusal(capsys, "export", *flags)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_format_is_one_line_with_the_choices():
-    done = run("--format=onnx")
-    assert done.returncode == 2
-    assert "--format=onnx" in done.stderr and "<orbax|safetensors|timm>" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+def test_an_unknown_format_is_one_line_with_the_choices(capsys):
+    line = refusal(capsys, "export", "--format=onnx")
+    assert "--format=onnx" in line and "<orbax|safetensors|timm>" in line

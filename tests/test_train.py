@@ -1,5 +1,6 @@
 """A whole run: it learns, it goes on where it was, it leaves as it says, it keeps what it saved."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,14 +13,13 @@ import time
 
 import numpy as np
 import pytest
-from clu.metrics import Average
 from etils import epath
 
 from darl_jax import train
-from darl_jax.config import from_file, load
+from darl_jax.config import from_file, load, to_config_dict
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
-from darl_jax.training.step_metrics import StepMetrics
+from tests.programs import refusal
 from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
@@ -40,7 +40,7 @@ def test_checkpoint_can_be_read_for_its_parameters_alone(tiny_run):
 
 
 def test_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path, monkeypatch, capsys):
-    config = tiny(evaluation__loss_every_steps=12)
+    config = tiny(evaluators__validation__every_steps=12)
     add = train.StepMetrics.add
 
     def stop_at_step_4(self, step, metrics):
@@ -50,11 +50,72 @@ def test_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path, monkeyp
 
     monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_4)
     assert run(config, tmp_path) == 75
-    # Step 5 carries the request, and its metrics are read two steps later.
-    assert restore_params(tmp_path)[2] == 7
-    assert "SIGTERM: saved step 7 of 12" in capsys.readouterr().err
+    # The batch of step 6 carries the request, for that of 5 is on the devices already; its metrics
+    # are read two steps later.
+    assert restore_params(tmp_path)[2] == 8
+    assert "SIGTERM: step 8 of 12 is saved" in capsys.readouterr().err
     assert run(config, tmp_path) == 0
     assert_same_bits(saved_state(tiny_run, config), saved_state(tmp_path, config))
+
+
+def test_evaluation_forces_no_checkpoint(tmp_path, monkeypatch):
+    saved, save = [], train.Checkpointer.save
+
+    def recorded(self, step, *arguments):
+        saved.append(step)
+        save(self, step, *arguments)
+
+    monkeypatch.setattr(train.Checkpointer, "save", recorded)
+    config = tiny(evaluators__validation__every_steps=3, checkpoint__every_steps=8)
+    assert run(config, tmp_path) == 0
+    assert saved == [8, 12]
+    evaluated = [line["step"] for line in read_metrics(tmp_path) if "validation/loss" in line]
+    assert evaluated == [3, 6, 9, 12]
+
+
+def test_nothing_moves_between_host_and_devices_in_the_loop_unsaid(tmp_path, monkeypatch):
+    """A batch that was not put on the devices is refused, not moved by the step."""
+
+    def on_the_host(rows, inputs, mesh, *, stop):
+        return {
+            **{name: np.asarray(rows[name]) for name in (*inputs, "mask", "replaced")},
+            "stop": np.full(len(rows["mask"]), stop),
+        }
+
+    monkeypatch.setattr(train, "device_batch", on_the_host)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        run(tiny(), tmp_path)
+
+
+def test_a_failing_evaluator_is_named_with_its_step_and_the_others_values_are_kept(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(self, params, step):
+        yield "accuracy/block_01", 0.5
+        raise ValueError("a shard is gone")
+
+    monkeypatch.setattr("darl_jax.evaluators.knn.Knn.run", fail)
+    with pytest.raises(SystemExit) as caught:
+        run(tiny(kinds=["knn"], evaluators__knn__every_steps=6), tmp_path)
+    assert caught.value.code == 1
+    assert "evaluator 'knn' at step 6: a shard is gone" in capsys.readouterr().err
+    # What was measured before it.
+    (line,) = [line for line in read_metrics(tmp_path) if "validation/loss" in line]
+    assert line["step"] == 6
+
+
+def test_an_evaluator_that_does_not_suit_the_data_ends_the_run_before_its_first_step(
+    tmp_path, capsys
+):
+    bank = tiny().data
+    few = dataclasses.replace(bank, train_split="train[:15]")
+    config = tiny(kinds=["knn"], evaluators__knn__data=to_config_dict(few))
+    with pytest.raises(SystemExit) as caught:
+        run(config, tmp_path)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert "config.evaluators.knn: neighbors=20 must not be more than the 15 records" in message
+    assert not read_metrics(tmp_path)
 
 
 def test_finished_run_is_left_as_it_is(tiny_run):
@@ -70,7 +131,7 @@ def test_last_evaluation_is_made_up_for_after_a_kill_in_the_middle_of_it(tmp_pat
     def kill(*_, **__):
         raise KilledError
 
-    config = tiny(evaluation__loss_every_steps=100)
+    config = tiny(evaluators__validation__every_steps=100)
     with monkeypatch.context() as patch:
         patch.setattr(train.Evaluation, "run", kill)
         with pytest.raises(KilledError):
@@ -81,22 +142,27 @@ def test_last_evaluation_is_made_up_for_after_a_kill_in_the_middle_of_it(tmp_pat
     assert len([line for line in read_metrics(tmp_path) if "validation/loss" in line]) == 1
 
 
-def test_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path):
-    arguments = command(
-        tmp_path, "--config.total_steps=20", "--config.evaluators.validation.every_steps=5"
-    )
-    slow = tmp_path / "slow.py"
-    slow.write_text(
-        "import runpy, sys, time\n"
-        "from darl_jax.evaluators.validation_loss import ValidationLoss\n"
-        "def run(*_):\n"
-        "    print('evaluating', file=sys.stderr, flush=True)\n"
-        "    time.sleep(250)\n"
-        "ValidationLoss.run = run\n"
-        "runpy.run_module('darl_jax.train', run_name='__main__')\n"
-    )
+_SLOW_EVALUATION = """
+import sys, time
+from darl_jax.evaluators.validation_loss import ValidationLoss
+from tests.programs import refusal
+from tests.tiny_runs import run, tiny
+
+def evaluate(*_):
+    print("evaluating", file=sys.stderr, flush=True)
+    time.sleep(250)
+
+ValidationLoss.run = evaluate
+run(tiny(checkpoint__every_steps=5), sys.argv[1])
+"""
+
+
+@pytest.mark.process
+def test_a_signal_in_an_evaluation_loses_no_step_and_the_evaluation_is_made_up_for(
+    tiny_run, tmp_path
+):
     process = subprocess.Popen(
-        [sys.executable, str(slow), *arguments[3:]],
+        [sys.executable, "-c", _SLOW_EVALUATION, str(tmp_path)],
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,11 +172,12 @@ def test_evaluation_that_a_signal_cut_short_is_made_up_for(tmp_path):
     process.send_signal(signal.SIGTERM)
     rest = process.stderr.read()
     assert process.wait(timeout=120) == 75
-    assert f"SIGTERM: step 5 of 20 is saved in {tmp_path}" in rest
-    done = subprocess.run(arguments, cwd=REPOSITORY, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # The last checkpoint before the signal was step 5's.
+    assert f"SIGTERM: step 6 of 12 is saved in {tmp_path}" in rest
+    assert run(tiny(checkpoint__every_steps=5), tmp_path) == 0
     steps = [line["step"] for line in read_metrics(tmp_path) if "validation/loss" in line]
-    assert steps == [5, 10, 15, 20]
+    assert steps == [6, 12]
+    assert_same_bits(saved_state(tiny_run, tiny()), saved_state(tmp_path, tiny()))
 
 
 def test_damaged_checkpoint_is_put_aside_for_the_one_before_it(tiny_run, tmp_path, caplog):
@@ -141,7 +208,7 @@ def test_run_with_another_model_is_refused_with_the_keys(tiny_run, capsys):
 def test_run_can_be_made_longer_and_watched_otherwise(tiny_run, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
-    longer = tiny(total_steps=14, log_every_steps=1, evaluation__loss_every_steps=0)
+    longer = tiny(total_steps=14, log_every_steps=1, evaluators__validation__every_steps=0)
     assert run(longer, workdir) == 0
     assert restore_params(workdir)[2] == 14
 
@@ -173,20 +240,6 @@ def test_batch_that_does_not_divide_is_refused(tmp_path, capsys):
     assert "config.batch_size=33 must be a multiple of 2" in capsys.readouterr().err
 
 
-def test_dropped_update_is_counted_and_hides_no_other(tmp_path):
-    ok = {"loss": Average(total=np.float32(2.0), count=np.float32(1.0))}
-    nan = {"loss": Average(total=np.float32(np.nan), count=np.float32(1.0))}
-    metrics = StepMetrics(max_dropped_in_a_row=5)
-    for step, (values, dropped, in_a_row) in enumerate([(ok, 0, 0), (nan, 1, 1), (ok, 1, 0)], 1):
-        counters = {"dropped_updates": dropped, "dropped_in_a_row": in_a_row}
-        counted = {
-            n: Average(total=np.float32(c), count=np.float32(1)) for n, c in counters.items()
-        }
-        metrics.add(step, values | counted)
-        metrics.wait()
-    assert metrics.summary() == {"loss": 2.0, "dropped_updates": 1.0, "dropped_in_a_row": 0.0}
-
-
 def test_workdir_that_cannot_be_made_is_named_with_its_flag(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"--workdir=.*/file cannot be used"):
@@ -212,22 +265,17 @@ def command(workdir, *arguments: str) -> list[str]:
         ("--config=configs/no_such_file.py", "no_such_file.py"),
     ],
 )
-def test_wrong_flag_gets_one_line_and_exit_code_2(tmp_path, argument, message):
-    done = subprocess.run(
-        [*command(tmp_path), argument], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("I")]
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
+def test_a_wrong_flag_is_one_line(tmp_path, monkeypatch, capsys, argument, message):
+    monkeypatch.chdir(REPOSITORY)
+    assert message in refusal(capsys, "train", *command(tmp_path)[3:], argument)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_before_training_ends_at_once_and_saves_nothing(tmp_path, number, code):
     process = subprocess.Popen(command(tmp_path), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     for line in process.stderr:
-        if "Attention:" in line:  # The next thing is to compile.
+        if "Parameters:" in line:  # The next thing is to compile.
             process.send_signal(number)
             break
     rest = process.stderr.read()

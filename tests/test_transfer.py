@@ -10,31 +10,13 @@ import pytest
 from darl_jax import train
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
-from tests.tiny_runs import assert_same_bits, run, saved_state, tiny
-
-FINE_TUNING = {
-    "objective": "classification",
-    "model__drop_path": 0.2,
-    "objective__mixing__mixup": 0.8,
-    "objective__mixing__cutmix": 1.0,
-    "objective__mixing__erasing_probability": 0.25,
-    "optimizer__learning_rate": 3e-3,
-    "optimizer__layer_decay": 0.75,
-    "ema_decay": 0.9,
-}
-
-
-@pytest.fixture(scope="module")
-def fine_tuned(tiny_run, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("fine_tuned")
-    assert run(tiny(**FINE_TUNING, init__checkpoint=str(tiny_run)), workdir) == 0
-    return workdir
+from tests.tiny_runs import FINE_TUNING, assert_same_bits, run, saved_state, tiny
 
 
 def test_training_starts_from_the_checkpoint_s_backbone(tiny_run, tmp_path, caplog):
     caplog.set_level("INFO")
     still = tiny(
-        objective="classification", total_steps=1, optimizer__learning_rate=0.0,
+        objective="classification", total_steps=1, optimizer__base_learning_rate=0.0,
         init__checkpoint=str(tiny_run),
     )  # fmt: skip
     assert run(still, tmp_path) == 0
@@ -44,10 +26,10 @@ def test_training_starts_from_the_checkpoint_s_backbone(tiny_run, tmp_path, capl
     ):
         np.testing.assert_array_equal(a, b)
     assert ours["head"]["kernel"].shape == (32, 10)
-    told = "\n".join(caplog.messages)
-    assert f"come from step 12 of {tiny_run}" in told
-    assert "new: head/bias, head/kernel" in told
-    assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in told
+    log = "\n".join(caplog.messages)
+    assert f"come from step 12 of {tiny_run}" in log
+    assert "new: head/bias, head/kernel" in log
+    assert "dropped: patch_decoder/head/to_pixels/bias, patch_decoder/head/to_pixels/kernel" in log
 
 
 def test_fine_tuning_reports_accuracy_and_its_average_of_parameters(fine_tuned):
@@ -65,7 +47,9 @@ def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint
     begun = tmp_path / "begun"
     begun.symlink_to(tiny_run)
     # No evaluation before the stop: a signal in one ends the process.
-    config = tiny(**FINE_TUNING, init__checkpoint=str(begun), evaluation__loss_every_steps=12)
+    config = tiny(
+        **FINE_TUNING, init__checkpoint=str(begun), evaluators__validation__every_steps=12
+    )
     add = train.StepMetrics.add
 
     def stop_at_step_4(self, step, metrics):
@@ -104,12 +88,14 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
         objective="probes",
         optimizer=optimizer,
         objective__kind=kind,
+        optimizer__base_learning_rate=None,
         optimizer__learning_rate=rate,
+        kinds=["knn"],
         batch_size=batch_size,
         total_steps=steps,
         checkpoint__every_steps=steps,
-        evaluation__loss_every_steps=steps,
-        evaluation__knn_every_steps=steps,
+        evaluators__validation__every_steps=steps,
+        evaluators__knn__every_steps=steps,
         init__checkpoint=str(tiny_run),
     )
     assert run(config, tmp_path) == 0
@@ -135,8 +121,3 @@ def test_what_begins_from_another_model_ends_with_one_line(tiny_run, tmp_path, c
     assert caught.value.code == 2
     assert "config.model.width is 64 and the checkpoint's is 32" in capsys.readouterr().err
     assert not list(tmp_path.glob("checkpoints/*"))
-
-
-def test_pictures_of_a_classifier_are_refused_by_key():
-    with pytest.raises(ValueError, match=r"config.evaluators.pictures.every_steps=5 must be 0"):
-        tiny(objective="classification", evaluation__pictures_every_steps=5)

@@ -1,11 +1,14 @@
 """Whole runs on digits, small enough for a test, and what they saved."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from etils import epath
 
 from darl_jax import train
-from darl_jax.config import TrainConfig, default_config, load
+from darl_jax.config import TrainConfig, default_config, evaluator, load
 from darl_jax.runtime import cluster
 from darl_jax.runtime.signals import StopRequest
 from darl_jax.training.checkpoint import Checkpointer
@@ -13,9 +16,37 @@ from darl_jax.training.optimizers import build_optimizer
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import abstract_state
 
+# Changes of `tiny` for a run of diffusion, and for one that fine-tunes.
+DIFFUSION: dict[str, Any] = {
+    "objective": "diffusion",
+    "model__patch_size": 2,
+    "objective__sampler__steps": 4,
+    "objective__schedule__a": 0.3,
+}
+FINE_TUNING: dict[str, Any] = {
+    "objective": "classification",
+    "model__drop_path": 0.2,
+    "objective__mixing__mixup": 0.8,
+    "objective__mixing__cutmix": 1.0,
+    "objective__mixing__erasing_probability": 0.25,
+    "optimizer__base_learning_rate": None,
+    "optimizer__learning_rate": 3e-3,
+    "optimizer__layer_decay": 0.75,
+    "ema_decay": 0.9,
+}
 
-def tiny(objective: str = "mse", optimizer: str = "adamw", **changes) -> TrainConfig:
-    """A run on digits that takes a second once it is compiled."""
+
+def tiny(
+    objective: str = "mse", optimizer: str = "adamw", kinds: Sequence[str] = (), **changes
+) -> TrainConfig:
+    """A run on digits that takes a second once it is compiled.
+
+    Args:
+      objective: a name in METHODS.
+      optimizer: a name in OPTIMIZERS.
+      kinds: evaluators that run at step 12 and have their kinds as names.
+      changes: keys with `__` for dots.
+    """
     config = default_config(objective=objective, optimizer=optimizer)
     config.batch_size = 32
     config.total_steps, config.total_epochs = 12, None
@@ -30,6 +61,8 @@ def tiny(objective: str = "mse", optimizer: str = "adamw", **changes) -> TrainCo
     config.evaluators.validation.every_steps = 6
     if "pictures" in config.evaluators:
         config.evaluators.pictures.every_steps = 0
+    for kind in kinds:
+        config.evaluators[kind] = evaluator(kind, every_steps=12)
     for key, value in changes.items():
         config.update_from_flattened_dict({key.replace("__", "."): value})
     return load(config)
