@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from darl_jax import config as config_lib
@@ -27,7 +27,7 @@ from darl_jax.interchange.exporting import Source, export
 from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.vit import ViT
-from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, flags_parser, one_line_errors
+from darl_jax.runtime import cli
 
 _USAGE = "benchmarks/export_parity.py --torch_python=/path/to/torch/bin/python"
 _TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has PyTorch.")
@@ -134,18 +134,14 @@ def _tell(name: str, answer: dict[str, Any]) -> bool:
     return max(answer["blocks"], answer["tokens"]) <= TOLERANCE
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Checks each model, and exits with one of the codes above."""
-    del argv
-    with one_line_errors(EXIT_BAD_INPUT, ValueError, OSError):
-        if not _TORCH_PYTHON.value:
-            raise ValueError(f"--torch_python is needed; usage: {_USAGE}")
-        print(
-            f"{'model':6}{'way':13}{'images':9}{'mask':8}{'blocks':>10}{'tokens':>10}{'largest':>10}"
-        )
-        good = [check(name) for name in _MODELS.value]
-    sys.exit(0 if all(good) else EXIT_ERROR)
+    if not _TORCH_PYTHON.value:
+        raise ValueError(f"--torch_python is needed; usage: {_USAGE}")
+    print(f"{'model':6}{'way':13}{'images':9}{'mask':8}{'blocks':>10}{'tokens':>10}{'largest':>10}")
+    good = [check(name) for name in _MODELS.value]
+    sys.exit(0 if all(good) else cli.EXIT_ERROR)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags_parser(_USAGE))
+    cli.run(main, _USAGE)

@@ -8,24 +8,17 @@ it is whole, with a model card in README.md. Exit codes: 0 written; 1 something 
 written; 2 a flag or checkpoint that cannot be used. docs/export.md says what each format keeps.
 """
 
-import logging as logging_lib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from etils import epath
 
 from darl_jax.interchange.exporting import FORMS, Exported, Source, check_new, export
 from darl_jax.interchange.loading import load_run
 from darl_jax.monitoring.writers import read_metrics
-from darl_jax.runtime.cli import (
-    BAD_INPUT,
-    EXIT_BAD_INPUT,
-    EXIT_ERROR,
-    flags_parser,
-    one_line_errors,
-)
+from darl_jax.runtime import cli
 from darl_jax.training.checkpoint import absolute_path
 from darl_jax.training.checkpoint.reading import FOLDER
 
@@ -42,22 +35,17 @@ _EMA = flags.DEFINE_bool(
 _OUTPUT = flags.DEFINE_string("output", None, "The folder that is written; new, or empty.")
 
 
-def main(argv: list[str]) -> None:
-    """Exports, and exits with one of the codes above."""
-    del argv
-    logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
-        form, output = _given(_FORMAT), pathlib.Path(_given(_OUTPUT)).expanduser()
-        if "://" in _given(_OUTPUT):
-            raise ValueError(
-                f"--output={_OUTPUT.value} must be a local folder: buckets cannot rename one at "
-                "once; copy it there afterwards"
-            )
-        check_new(output)  # before a large checkpoint is read
-        result = export(
-            read_source(_given(_CHECKPOINT), _STEP.value, averaged=_EMA.value), form, output
+def main() -> None:
+    """Exports a run's parameters."""
+    form, output = _given(_FORMAT), pathlib.Path(_given(_OUTPUT)).expanduser()
+    if "://" in _given(_OUTPUT):
+        raise ValueError(
+            f"--output={_OUTPUT.value} must be a local folder: buckets cannot rename one at "
+            "once; copy it there afterwards"
         )
-    print(report(result, output))
+    check_new(output)  # before a large checkpoint is read
+    source = read_source(_given(_CHECKPOINT), _STEP.value, averaged=_EMA.value)
+    print(report(export(source, form, output), output))
 
 
 def _given(flag: flags.FlagHolder) -> str:
@@ -110,4 +98,4 @@ def _history(workdir: epath.Path) -> list[dict[str, int | float]]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=flags_parser(_USAGE))
+    cli.run(main, _USAGE)

@@ -14,6 +14,7 @@ images for any batch size and number of devices. Exit codes: 0 done; 1 an error 
 flag, config, image or checkpoint that cannot be used.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -44,6 +45,7 @@ from darl_jax.generation.request import (
     read_images,
     region_order,
 )
+from darl_jax.interchange.exporting import check_new, new_folder
 from darl_jax.interchange.initialization import restored_params
 from darl_jax.interchange.loading import load_run
 from darl_jax.methods.darl.base import DARLMethod
@@ -156,6 +158,7 @@ def main() -> None:
     method = generating_method(config.method)
     sampler = method.objective.sampler if isinstance(method, Diffusion) else None
     output = Path(_OUTPUT.value).expanduser()
+    check_new(output)  # before a large checkpoint is read
     loaded = load_run(_CHECKPOINT.value, _STEP.value)
     trained_order = loaded.model["order"]
     if method.model.order != trained_order:
@@ -193,17 +196,15 @@ def main() -> None:
             "known": request.known,
             "order": None if request.order is None else request.order.tolist(),
         }
-        folder = SampleFolder(output, request, json.dumps(settings, indent=1))
         logging.info("%d images, %d at once, %s", len(given), batch_size, sampler or "the mean")
         key, numbers = jax.random.key(_SEED.value), np.arange(len(given))
         progress = Progress(len(given), unit="image")
-        try:
+        with new_folder(output) as partial, contextlib.closing(progress):
+            folder = SampleFolder(partial, request, json.dumps(settings, indent=1))
             for images in generator.batches(params, key, numbers, given, batch_size=batch_size):
                 folder.add(images)
                 progress.update(folder.count)
-        finally:
-            progress.close()
-    folder.finish()
+            folder.finish()
     print(f"{output}: grid.png has all of them")
 
 

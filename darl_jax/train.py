@@ -36,7 +36,7 @@ from darl_jax.monitoring.phases import phase
 from darl_jax.monitoring.profiling import ProfileWindow
 from darl_jax.monitoring.run_log import RunLog
 from darl_jax.monitoring.writers import MetricWriter
-from darl_jax.runtime import cli, cluster, compilation
+from darl_jax.runtime import cli, cluster, compilation, lock
 from darl_jax.runtime.chips import peak_flops
 from darl_jax.runtime.signals import StopRequest
 from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
@@ -317,7 +317,7 @@ def where_saved(checkpointer: Checkpointer, total_steps: int, workdir: epath.Pat
 
 def main() -> None:
     """Trains, and exits with one of the codes above."""
-    with StopRequest(cluster.leave_together) as stop:
+    with StopRequest(cluster.leave_together) as stop, contextlib.ExitStack() as run:
         with (
             cli.one_line_errors(cli.EXIT_BAD_INPUT, ValueError),
             cli.one_line_errors(cli.EXIT_ERROR, OSError),
@@ -329,6 +329,8 @@ def main() -> None:
             workdir = absolute_path(_WORKDIR.value)
             make_workdir(workdir)
             cluster.share_failures(workdir)
+            if jax.process_index() == 0:
+                run.enter_context(lock.held(workdir))
             config = config_lib.load(_CONFIG.value)
             compilation.keep_in(workdir)
         if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
@@ -353,7 +355,7 @@ def preparing() -> Iterator[None]:
     with (
         cli.one_line_errors(cli.EXIT_ERROR, OSError),
         cli.one_line_errors(cli.EXIT_BAD_INPUT, *cli.BAD_INPUT),
-        cli.advice_on_memory(),
+        cli.advice_on_devices(),
     ):
         yield
 
@@ -365,7 +367,7 @@ def running() -> Iterator[None]:
         cli.one_line_errors(cli.EXIT_NOT_FINITE, NotFiniteError),
         cli.one_line_errors(cli.EXIT_ERROR, *cli.USER_ERRORS),
         leaving_hung_saves(),
-        cli.advice_on_memory(),
+        cli.advice_on_devices(),
     ):
         yield
 

@@ -10,7 +10,6 @@ model is made.
 
 import dataclasses
 import functools
-import logging as logging_lib
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -32,7 +31,7 @@ from darl_jax.data.pipeline import train_batches
 from darl_jax.evaluators.pictures import magnify
 from darl_jax.methods.transfer.mixing import MixingConfig, augment
 from darl_jax.nn.patches import standardize, unstandardize
-from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, flags_parser, one_line_errors
+from darl_jax.runtime import cli
 
 _USAGE = "python -m darl_jax.figures.augmentations --config=configs/supervised_vit_l16.py:rope2d"
 
@@ -141,28 +140,25 @@ def describe(config: ImagesConfig, mixing: MixingConfig) -> str:
     return ", ".join(done)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Reads a config's training images and writes the picture."""
-    del argv
-    logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
-    with one_line_errors(EXIT_BAD_INPUT, *USER_ERRORS):
-        if flags.FLAGS.config is None:
-            raise ValueError(f"--config is needed; usage: {_USAGE}")
-        config = config_lib.load(flags.FLAGS.config, begins=False)
-        mixing = getattr(config.objective, "mixing", MixingConfig())
-        data = config.data
-        if not isinstance(data, ImagesConfig):
-            raise ValueError(f"config.data.name={data.name!r} makes no images")
-        split = data.open_split("train_split")
-        rows = examples(split, data, mixing, config.seed)
-        figure = draw(
-            rows,
-            split.class_names,
-            f"{split.dataset}, split '{split.split}', as it is trained on",
-            describe(data, mixing),
-        )
-        output = pathlib.Path(flags.FLAGS.output)
-        figure.savefig(output, dpi=_DPI, format="png")
+    if flags.FLAGS.config is None:
+        raise ValueError(f"--config is needed; usage: {_USAGE}")
+    config = config_lib.load(flags.FLAGS.config, begins=False)
+    mixing = getattr(config.objective, "mixing", MixingConfig())
+    data = config.data
+    if not isinstance(data, ImagesConfig):
+        raise ValueError(f"config.data.name={data.name!r} makes no images")
+    split = data.open_split("train_split")
+    rows = examples(split, data, mixing, config.seed)
+    figure = draw(
+        rows,
+        split.class_names,
+        f"{split.dataset}, split '{split.split}', as it is trained on",
+        describe(data, mixing),
+    )
+    output = pathlib.Path(flags.FLAGS.output)
+    figure.savefig(output, dpi=_DPI, format="png")
     print(f"wrote {output}")
 
 
@@ -172,4 +168,4 @@ if __name__ == "__main__":
         "config", None, "A config file; any key of it can be overridden as --config.key=value."
     )
     flags.DEFINE_string("output", "augmented.png", "The picture's file, a PNG.")
-    app.run(main, flags_parser=flags_parser(_USAGE))
+    cli.run(main, _USAGE)

@@ -1,22 +1,14 @@
-"""What the programs that draw have in common: their flags, their errors, their look."""
+"""Frame of the programs that draw: their flags and their look."""
 
-import logging as logging_lib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from absl import app, flags
+from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darl_jax.runtime.cli import (
-    BAD_INPUT,
-    EXIT_BAD_INPUT,
-    EXIT_ERROR,
-    flags_parser,
-    one_line_errors,
-)
+from darl_jax.runtime import cli
 
 COLORS = (
     *("#0b6e99", "#c2410c", "#4d7c0f", "#7e22ce", "#a16207", "#be185d"),
@@ -72,17 +64,15 @@ def run_program(
     """
     flags.DEFINE_string("output", output, "The picture's file, such as a PNG or a PDF.")
 
-    def main(argv: Sequence[str]) -> None:
-        logging_lib.getLogger("jax._src.xla_bridge").setLevel(logging_lib.WARNING)
+    def main(names: Sequence[str] = ()) -> None:
         file = pathlib.Path(flags.FLAGS.output).expanduser()
-        with one_line_errors(EXIT_ERROR, OSError), one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT):
-            if not file.parent.is_dir():  # Said before what may take minutes.
-                raise ValueError(f"--output={flags.FLAGS.output}: there is no folder {file.parent}")
-            if workdirs and len(argv) < 2:
-                raise ValueError(f"name one run's workdir or several; usage: {usage}")
-            arguments: list[Any] = [argv[1:]] if workdirs else []
-            figure = draw(*arguments, **{name: flag.value for name, flag in given.items()})
-            figure.savefig(file, dpi=100)
+        if not file.parent.is_dir():  # before work of minutes
+            raise ValueError(f"--output={flags.FLAGS.output}: there is no folder {file.parent}")
+        if workdirs and not names:
+            raise ValueError(f"name one run's workdir or several; usage: {usage}")
+        values = {name: flag.value for name, flag in given.items()}
+        figure = draw(names, **values) if workdirs else draw(**values)
+        figure.savefig(file, dpi=100)
         print(f"wrote {file}")
 
-    app.run(main, flags_parser=flags_parser(usage, arguments=workdirs))
+    cli.run(main, usage, arguments=workdirs)

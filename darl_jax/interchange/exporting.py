@@ -15,6 +15,7 @@ from darl_jax.interchange import described, timm_rope
 from darl_jax.interchange.model_card import Card, model_card
 from darl_jax.interchange.names import PRE_TRAINING, Tensors, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
+from darl_jax.runtime import signals
 from darl_jax.training.checkpoint import Checkpointer
 from darl_jax.training.checkpoint.reading import arrays_by_name
 
@@ -103,16 +104,13 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     partial.mkdir()
-    try:
+    with signals.unfinished(partial):
         yield partial
         for path in sorted(partial.rglob("*"), reverse=True):
             _to_disk(path)
         _to_disk(partial)
-        # On the systems that we run on this replaces an empty folder, and no other.
+        # Linux and macOS replace an empty folder, and no other.
         os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def check_new(output: pathlib.Path) -> None:

@@ -1,19 +1,23 @@
-"""What every command has in common: exit codes, and errors that a person can act on."""
+"""Frame of every program: flags, exit codes, errors in one line, Ctrl-C."""
 
 import contextlib
+import logging as logging_lib
 import os
 import pathlib
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from darl_jax.runtime import cluster
+from darl_jax.runtime import cluster, signals
+from darl_jax.runtime.memory import keep_freed_pages
 
 EXIT_ERROR = 1  # something failed while it ran
 EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
@@ -55,6 +59,35 @@ config_flags.register_flag_parser_for_type(int, _OrNone(flags.IntegerParser()))
 config_flags.register_flag_parser_for_type(float, _OrNone(flags.FloatParser()))
 
 
+def run(main: Callable[..., None], usage: str, *, arguments: bool = False) -> None:
+    """Runs a program: parses its flags, and turns errors and Ctrl-C into one line and an exit code.
+
+    Args:
+      main: called without arguments, or with the list of those that are no flags.
+      usage: example of a command line, for messages.
+      arguments: whether there may be other arguments than flags.
+    """
+    keep_freed_pages()
+    logging_lib.getLogger("jax").setLevel(logging_lib.WARNING)  # INFO lists absent platforms.
+
+    def guarded(argv: Sequence[str]) -> None:
+        with (
+            one_line_errors(EXIT_ERROR, OSError),
+            one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT),
+            advice_on_devices(),
+        ):
+            main(*([argv[1:]] if arguments else []))
+
+    with signals.handling((signal.SIGINT,), _interrupt):
+        parser = flags_parser(usage, arguments=arguments)
+        app.run(guarded, argv=with_saved_config(sys.argv), flags_parser=parser)
+
+
+def _interrupt(number: int) -> None:
+    signals.discard_unfinished()
+    cluster.leave_together(128 + number, "interrupted by Ctrl-C")
+
+
 @contextlib.contextmanager
 def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
     """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest.
@@ -71,15 +104,24 @@ def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def advice_on_memory() -> Iterator[None]:
-    """Says what to change where a device runs out of memory.
+def advice_on_devices() -> Iterator[None]:
+    """Says what to change where there is no device, or where one runs out of memory.
 
     Raises:
-      MemoryError: a device did.
+      ValueError: JAX has no device.
+      MemoryError: a device ran out of memory.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # which JAX raises for a missing platform
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as reason:
+            raise ValueError(
+                f"JAX finds no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
+                f" ({str(reason).splitlines()[0] if str(reason) else 'it is not installed'}); "
+                "install what it needs, or unset it for the devices that are here"
+            ) from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(
@@ -113,6 +155,12 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
                 raise ValueError(_in_config_file(error, path)) from error
             if len(rest) > 1 and not arguments:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
+            config = flags.FLAGS["config"].value if path else ml_collections.ConfigDict()
+            if not isinstance(config, ml_collections.ConfigDict):
+                raise ValueError(
+                    f"{path}: get_config() must return a ConfigDict, such as default_config(), not "
+                    f"a {type(config).__name__}"
+                )
         return rest
 
     return parse
@@ -124,7 +172,7 @@ def _in_home(match: re.Match[str]) -> str:
 
 
 def _config_file(argv: Sequence[str]) -> str:
-    """The path that --config=path or --config path gives; the last one counts."""
+    """Path of the last --config=PATH or --config PATH."""
     path = ""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
@@ -137,7 +185,7 @@ def _config_file(argv: Sequence[str]) -> str:
 
 
 def _unknown_key(error: BaseException, argv: Sequence[str], path: str) -> str:
-    """ml_collections names the key that is unknown and the nearest one, but not where it stood."""
+    """Message with the argument; ml_collections names the unknown key and the nearest one."""
     while isinstance(error.args[0], Exception):
         error = error.args[0]
     message = " ".join(str(error.args[0]).split())
@@ -156,22 +204,11 @@ def _in_config_file(error: BaseException, path: str) -> str:
     message = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
     if "get_config() takes 0 positional arguments" in message:
         return f"{path} takes no word after a colon"
+    if group := re.match(r"flag (--[\w.]+)(=.*): Failed to parse .* as a ConfigDict", message):
+        return f"{group[1]}{group[2]}: this is a group of keys; set them as {group[1]}.KEY=VALUE"
+    if "malformed node or string" in message:
+        return f"{message.split(': ')[0]} is no Python value"
     return f"{path}, line {lines[-1]}: {message}" if path and lines else message
-
-
-def run(main: Callable[[], None], usage: str) -> None:
-    """Runs a program: parses its flags, and turns errors into one line and an exit code."""
-
-    def guarded(argv: Sequence[str]) -> None:
-        del argv
-        with (
-            one_line_errors(EXIT_ERROR, OSError),
-            one_line_errors(EXIT_BAD_INPUT, *BAD_INPUT),
-            advice_on_memory(),
-        ):
-            main()
-
-    app.run(guarded, argv=with_saved_config(sys.argv), flags_parser=flags_parser(usage))
 
 
 def with_saved_config(argv: Sequence[str]) -> list[str]:

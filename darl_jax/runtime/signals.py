@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pathlib
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +45,28 @@ def handling(
         for number, handler in previous.items():
             signal.signal(number, handler)
         os.close(writer)
+
+
+_unfinished: set[pathlib.Path] = set()
+
+
+@contextlib.contextmanager
+def unfinished(folder: pathlib.Path) -> Iterator[None]:
+    """Removes a folder if the body raises, or if Ctrl-C ends the program in it."""
+    _unfinished.add(folder)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        _unfinished.discard(folder)
+
+
+def discard_unfinished() -> None:
+    """Removes the folders that are being written."""
+    for folder in list(_unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class StopRequest:
