@@ -15,6 +15,7 @@ REQUIREMENTS = [
     "flax>=0.12.7,<0.13",  # NNX modules
     "optax>=0.2.8,<0.3",  # AdamW, learning-rate schedules, clipping
     "orbax-checkpoint>=0.12.4,<0.13",  # asynchronous checkpoints that restore onto any mesh
+    "grain>=0.2.18,<0.3",  # data workers; 0.2.18 is the first whose prefetch starts at once
     "array_record>=0.8,<0.9",  # whether a dataset's shards are whole
     "tensorflow-datasets>=4.9.9,<5",  # ArrayRecord datasets by name; works without TensorFlow
     "importlib_resources>=6.4,<8",  # tensorflow-datasets imports it and forgets to require it

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from darl_jax.config import TrainConfig
-from darl_jax.data.loading import Batches
+from darl_jax.data.loader import Batches
 from darl_jax.nn import flops
 from darl_jax.training.optimizers import learning_rate_schedule
 from darl_jax.training.sharding import global_array, make_mesh

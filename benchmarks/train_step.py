@@ -32,7 +32,7 @@ from benchmarks import contestants, step_table
 from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.data import pipeline
-from darl_jax.data.loading import Batches
+from darl_jax.data.loader import Batches
 from darl_jax.methods import OBJECTIVES, PatchObjective
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.attention import IMPLEMENTATIONS, choose_implementation

@@ -152,6 +152,7 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 initial_params=lambda: create_params(method.init, init_key, mesh),
             )
             evaluation = Evaluation(config.evaluators, context)
+            pipeline.check_shared_memory((splits.train, config.data), *evaluation.read)
             # A run that was killed in an evaluation makes up for it.
             missing = evaluation.missing(history, start_step, last=start_step == total_steps)
             missing = bool(cluster.agree_on(int(missing and start_step > 0)))
@@ -159,8 +160,20 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 logging.info("All %d steps are done already; %s has them", total_steps, workdir)
                 return 0
 
-            # The step, compiled before the first batch is there. `step` batches have been consumed,
-            # so the position in the data needs no state of its own.
+            # Batches; data workers start while the step is compiled. `start_step` batches have been
+            # consumed, so the position in the data needs no state of its own.
+            batches = pipeline.train_batches(
+                splits.train,
+                config.data,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                start_step=start_step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            cleanup.callback(batches.close)
+
+            # The step.
             step_function = make_train_step(
                 graphdef,
                 method,
@@ -172,16 +185,6 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 batch_shapes = abstract_batch(method.inputs, config.batch_size, mesh)
                 lowered = lower_step(step_function, state, batch_shapes, step_key)
                 train_step = compilation.compile_step(lowered)
-            batches = pipeline.train_batches(
-                splits.train,
-                config.data,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                start_step=start_step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            cleanup.callback(batches.close)
             step_metrics = StepMetrics(config.max_dropped_in_a_row)
             profile = ProfileWindow(
                 workdir,

@@ -14,12 +14,15 @@ from jaxtyping import Int64
 
 from darl_jax.data.base import DataConfig, Split
 from darl_jax.data.batches import BatchRows, EvalChunks, TrainChunks, rows_to_records
-from darl_jax.data.loading import Batches
+from darl_jax.data.loader import CHUNKS_IN_FLIGHT, Batches
 
 # Rows that one call makes: enough to spread its overhead, few enough to stay in the cache (in
 # memory) and to keep a worker's share of a batch small (record by record).
 _ROWS_IN_MEMORY = 256
 _ROWS_BY_RECORD = 32
+# A thread reads so many before worker processes have started.
+_FEW_RECORDS = 1024
+_SHARED_MEMORY = "/dev/shm"
 
 
 def train_batches(
@@ -48,7 +51,14 @@ def train_batches(
       BadRecordError: from the iterator, when a record cannot be decoded.
     """
     rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
-    return _batches(TrainChunks(split, rows, seed), config, start_step=start_step, num_steps=None)
+    return Batches(
+        TrainChunks(split, rows, seed),
+        rows,
+        start_step=start_step,
+        num_steps=None,
+        num_workers=_workers(split, config),
+        timeout_seconds=config.worker_timeout_seconds,
+    )
 
 
 def eval_batches(
@@ -76,8 +86,14 @@ def eval_batches(
     """
     rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
     empty = {name: np.zeros((0, *x.shape), x.dtype) for name, x in config.features.items()}
-    chunks = EvalChunks(split, rows, empty)
-    return _batches(chunks, config, start_step=0, num_steps=-(-len(split) // batch_size))
+    return Batches(
+        EvalChunks(split, rows, empty),
+        rows,
+        start_step=0,
+        num_steps=-(-len(split) // batch_size),
+        num_workers=_workers(split, config, len(split) // process_count),
+        timeout_seconds=config.worker_timeout_seconds,
+    )
 
 
 def records_of_step(
@@ -95,28 +111,46 @@ def records_of_step(
     return rows_to_records(rows, len(split), seed)[1]
 
 
+def check_shared_memory(
+    training: tuple[Split, DataConfig], *evaluations: tuple[Split, DataConfig]
+) -> None:
+    """Checks that shared memory holds the chunks of training's and one evaluation's workers.
+
+    Where it runs out a worker dies of SIGBUS without a word, and containers often have 64 MB.
+
+    Raises:
+      ValueError: it has too little.
+    """
+    needed = _shared_bytes(*training, _workers(*training)) + max(
+        (_shared_bytes(*each, _workers(*each, len(each[0]))) for each in evaluations), default=0
+    )
+    if not needed or not os.path.isdir(_SHARED_MEMORY):
+        return
+    state = os.statvfs(_SHARED_MEMORY)
+    free = state.f_bavail * state.f_frsize
+    if needed > free:
+        raise ValueError(
+            f"data.num_workers={training[1].num_workers} needs {needed / 1e6:.0f} MB of shared "
+            f"memory, for training and evaluation at once, and {_SHARED_MEMORY} has "
+            f"{free / 1e6:.0f} MB free: give the container more (docker run --shm-size=2g), or set "
+            "fewer workers; 0 needs none"
+        )
+
+
+def _shared_bytes(split: Split, config: DataConfig, num_workers: int) -> int:
+    row = sum(math.prod(x.shape) * x.dtype.itemsize for x in config.features.values())
+    return num_workers * CHUNKS_IN_FLIGHT * _rows_at_once(split) * row
+
+
 def _rows_at_once(split: Split) -> int:
     return _ROWS_IN_MEMORY if split.in_memory else _ROWS_BY_RECORD
 
 
-def _batches(
-    make_chunk: TrainChunks | EvalChunks,
-    config: DataConfig,
-    *,
-    start_step: int,
-    num_steps: int | None,
-) -> Batches:
-    in_memory = make_chunk.split.in_memory
-    features = config.features.values()
-    return Batches(
-        make_chunk,
-        make_chunk.rows,
-        start_step=start_step,
-        num_steps=num_steps,
-        num_workers=0 if in_memory else min(config.num_workers, usable_cores()),
-        row_bytes=sum(math.prod(x.shape) * x.dtype.itemsize for x in features),
-        timeout_seconds=config.worker_timeout_seconds,
-    )
+def _workers(split: Split, config: DataConfig, records: int | None = None) -> int:
+    """Worker processes for a pass over so many records, None for no end."""
+    if split.in_memory or (records is not None and records <= _FEW_RECORDS):
+        return 0
+    return min(config.num_workers, usable_cores())
 
 
 def usable_cores() -> int:

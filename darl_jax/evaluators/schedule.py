@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import PyTree
 
-from darl_jax.data.base import DataConfig, Splits
+from darl_jax.data.base import DataConfig, Split, Splits
 from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig
 from darl_jax.monitoring.writers import MetricWriter
 
@@ -30,6 +30,7 @@ class Evaluation:
     def __init__(self, configs: Mapping[str, EvaluatorConfig], context: Context):
         self._configs = {name: each for name, each in configs.items() if each.every_steps}
         self._evaluators: dict[str, Evaluator] = {}
+        self.read: list[tuple[Split, DataConfig]] = []  # Splits that evaluators may read.
         opened: dict[DataConfig, Splits] = {context.data: context.splits}
         for name, config in self._configs.items():
             with naming(f"config.evaluators.{name}"):
@@ -38,6 +39,7 @@ class Evaluation:
                     opened[data] = data.open()
                 own = context.on(data, opened[data])
                 self._evaluators[name] = config.build(own)
+                self.read += [(split, data) for split in opened[data]]
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether an evaluator runs after this step."""

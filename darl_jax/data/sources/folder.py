@@ -1,8 +1,10 @@
 """A folder of images as a dataset, with no preparation step."""
 
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import pool
 from typing import NoReturn
 
 import numpy as np
@@ -12,7 +14,6 @@ from etils import epath
 from darl_jax.data import order
 from darl_jax.data.base import fingerprint_of
 from darl_jax.data.sources import base as sources
-from darl_jax.data.threads import DaemonThreads
 
 EXTENSIONS = frozenset(
     ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
@@ -86,12 +87,7 @@ class FolderSource:
         """
         if len(index) == 1:
             return [self._read(index[0])]
-        threads = DaemonThreads(_READ_THREADS)
-        try:
-            records = [threads.submit(self._read, number) for number in index]
-            return [record.result() for record in records]
-        finally:
-            threads.close()
+        return _reading_threads().map(self._read, index)
 
     def files(self, index: Sequence[int]) -> list[str]:
         """Their paths below the split's folder."""
@@ -116,6 +112,12 @@ class FolderSource:
             ) from error
         label = self._number[path.split("/", 1)[0]] if self._number else -1
         return sources.Record(content, label, path)
+
+
+@functools.cache
+def _reading_threads() -> pool.ThreadPool:
+    """Threads of this process that read files; a program's end does not wait for them."""
+    return pool.ThreadPool(_READ_THREADS)
 
 
 def _root(data_dir: str) -> epath.Path:
