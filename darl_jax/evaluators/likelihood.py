@@ -1,6 +1,6 @@
 """Bits per dimension of held-out images (docs/likelihood.md).
 
-For diffusion the evidence lower bound of diffusion/likelihood.py; for the squared error the
+For diffusion the evidence lower bound of methods/darl/likelihood.py; for the squared error the
 Gaussian that it stands for (Section 3.2). The training loss is no likelihood.
 """
 

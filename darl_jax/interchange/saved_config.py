@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from darl_jax import config as config_lib
+from darl_jax.evaluators import EVALUATORS
 from darl_jax.interchange import described
 from darl_jax.interchange.loading import is_run
 from darl_jax.training.checkpoint.reading import restore_config
@@ -31,6 +32,9 @@ def get_config(checkpoint: str) -> ml_collections.ConfigDict:
     given.mesh = config_lib.to_config_dict(MeshConfig())
     given.batch_size = config.batch_size // config.accumulation_steps
     given.accumulation_steps = 1
+    for kind in EVALUATORS:  # so that --config.evaluators.KIND.KEY=VALUE reaches those of evaluate
+        if kind not in given.evaluators:
+            given.evaluators[kind] = config_lib.evaluator(kind, every_steps=0)
     return given
 
 

@@ -36,7 +36,7 @@ class SamplerConfig:
         `steps`. What is left to decide falls as the image fills up.
       eta: of 'ddim'.
       variance: of 'ddpm': the posterior's, or 'analytic', which adds the denoiser's own error as it
-        was measured on training images (diffusion/likelihood.py).
+        was measured on training images (likelihood.py).
       temperature: factor of the noise that the steps add.
       clip: whether x^0 is kept to what pixels can be.
     """

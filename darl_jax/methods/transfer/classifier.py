@@ -45,7 +45,7 @@ class Classifier(nnx.Module):
         Args:
           patches: standardized, all of an image's, in raster order.
           mask: 'causal' or 'full' attention.
-          pooling: 'last' or 'mean' (models/readout.py).
+          pooling: 'last' or 'mean' (nn/readout.py).
           grid: (rows, columns) of patches.
           key: draws which branches drop path leaves out; None outside training.
         """
