@@ -21,7 +21,7 @@ from ml_collections import config_flags
 from darl_jax import config as config_lib
 from darl_jax.planning import sweep
 from darl_jax.planning.memory import DoesNotFitError
-from darl_jax.planning.records import training_records
+from darl_jax.planning.records import training_records, with_classes
 from darl_jax.planning.roofline import Roofline
 from darl_jax.planning.step_plan import StepPlan, compile_plan
 from darl_jax.planning.tables import align, gib, milliseconds
@@ -51,7 +51,7 @@ def main() -> None:
     """Plans, and exits with one of the codes above."""
     if _CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError(f"--config and --topology are needed; usage: {_USAGE}")
-    config = config_lib.load(_CONFIG.value, begins=False)
+    config = with_classes(config_lib.load(_CONFIG.value, begins=False))
     accumulations = accumulation_steps() or [config.accumulation_steps]
     topology = open_topology(_TOPOLOGY.value)
     records, origin = training_records(config, _RECORDS.value)
