@@ -36,7 +36,7 @@ from darl_jax.data.loader import Batches
 from darl_jax.methods import OBJECTIVES, PatchObjective
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn.attention import IMPLEMENTATIONS, choose_implementation
-from darl_jax.nn.vit import DTYPES, REMAT_POLICIES
+from darl_jax.nn.blocks import DTYPES, REMAT_POLICIES
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
 from darl_jax.training.sharding import MeshConfig
 

@@ -30,8 +30,9 @@ from darl_jax.evaluators.base import (
 )
 from darl_jax.methods.base import Batch
 from darl_jax.methods.transfer.probes import block_name
+from darl_jax.nn.mesh_axes import BATCH_AXES
 from darl_jax.nn.readout import POOLINGS, readout
-from darl_jax.training.sharding import BATCH_AXES, batch_sharding, global_array, replicated
+from darl_jax.training.sharding import batch_sharding, global_array, replicated
 
 # Similarities are computed for this many at once: 64 MB of them.
 _QUERIES = 1024

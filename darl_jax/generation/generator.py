@@ -21,14 +21,15 @@ from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree, UInt8
 from darl_jax.methods.base import Method
 from darl_jax.methods.darl.base import DARLMethod
 from darl_jax.methods.darl.diffusion import Diffusion
+from darl_jax.methods.darl.kv_cache import SequenceDecoder
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSE
 from darl_jax.methods.darl.samplers import SamplerConfig, Steps, make_steps, run_steps
 from darl_jax.nn import orders
-from darl_jax.nn.kv_cache import SequenceDecoder
+from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import fixed_order
 from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
-from darl_jax.training.sharding import global_array, pin_batch, replicated
+from darl_jax.training.sharding import global_array, replicated
 
 # (z, keys, which of the patches that are made) -> this patch for each image of the batch.
 DrawPatch = Callable[

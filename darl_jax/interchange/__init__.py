@@ -1,7 +1,7 @@
-"""Models to and from other frameworks: safetensors, a PyTorch module, timm, MAE.
+"""Import and export of weights: safetensors, a PyTorch module, timm, MAE.
 
-Every foreign file becomes, or is made from, the flat names of `names.py`: those of the PyTorch
-module in `torch_module.py`, which is copied beside an export and is never imported here.
+Every format is converted to or from the flat names of `names.py`, which are those of the PyTorch
+module in `torch_module.py`. That file is copied into exports and never imported here.
 """
 
 from darl_jax.interchange.loading import LoadedModel, build_backbone, load_model

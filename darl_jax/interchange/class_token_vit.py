@@ -1,4 +1,4 @@
-"""ViT checkpoints of MAE's torch code and of timm as starting points.
+"""Imports ViT checkpoints of MAE's torch code and of timm.
 
 Both have a class token, one matrix for query, key and value, and a position for each token. Their
 class token with its position becomes the start of the sequence; their positions become 'sincos2d'
@@ -24,7 +24,7 @@ from darl_jax.interchange.names import (
 from darl_jax.interchange.timm_names import QKV, renamed, split_qkv
 from darl_jax.nn.positions import sincos_2d
 
-# What our ViT does not have: a pattern of the names, and what it means.
+# Parts that ViT lacks: a pattern of array names, and its meaning.
 _REFUSED = (
     (r".*\.(q_norm|k_norm)\..*", "its queries and keys are normed (qk_norm)"),
     (r"(reg_token|register_tokens|storage_tokens)", "it has register tokens"),
@@ -47,14 +47,14 @@ _SINCOS_TOLERANCE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class ClassTokenViT:
-    """A backbone from such a file.
+    """An imported backbone.
 
     Attributes:
-        params: nested, as ours.
-        model: what is known of `config.model`; the number of heads is not in the file.
-        image_size: pixels of the images that it was trained on.
-        is_mae: whether MAE's decoder was there.
-        left_out: names of arrays that were not taken.
+        params: nested parameters of ViT.
+        model: the known keys of `config.model`; the file lacks the number of heads.
+        image_size: rows and columns of the images that it was trained on.
+        is_mae: True where the file has MAE's decoder.
+        left_out: names of arrays that were not imported.
     """
 
     params: dict
@@ -65,21 +65,21 @@ class ClassTokenViT:
 
 
 def looks_like(names: Mapping[str, object]) -> bool:
-    """Whether a file's arrays have these names."""
+    """True where a file's arrays have the names of timm's ViT."""
     return any(name.endswith("blocks.0.attn.qkv.weight") for name in names) or (
         "patch_embed.proj.weight" in names
     )
 
 
 def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
-    """A backbone of ours with the weights of a checkpoint.
+    """Converts a checkpoint's arrays to a backbone.
 
     Args:
         what: the file, for messages.
         tensors: its arrays, under the names of timm.
 
     Raises:
-        ValueError: our ViT cannot compute what this model computes, or an array is missing.
+        ValueError: ViT cannot represent this model, or an array is missing.
     """
     left_out = sorted(name for name in tensors if re.fullmatch(_LEFT_OUT, name))
     kept = {_usual(name): value for name, value in tensors.items() if name not in set(left_out)}
@@ -91,7 +91,7 @@ def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
     for i in range(depth):
         weight, bias = (kept.pop(f"blocks.{i}.attn.qkv.{kind}", None) for kind in _KINDS)
         if weight is None:
-            continue  # it is missed below
+            continue  # reported below
         bias = np.zeros(len(weight), np.float32) if bias is None else bias
         for kind, joined in zip(_KINDS, (weight, bias), strict=True):
             flat |= split_qkv(joined, f"blocks.{i}.attention", kind)
@@ -116,7 +116,7 @@ def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
 
 
 def _usual(name: str) -> str:
-    """LayerScale has two names."""
+    """The newer of LayerScale's two names; other names unchanged."""
     *parents, last = name.split(".")
     return ".".join([*parents, _OTHER_LAYER_SCALE.get(last, last)])
 
@@ -126,12 +126,11 @@ def _refuse(what: str, names: Mapping[str, object]) -> None:
         for name in names:
             if re.fullmatch(pattern, name):
                 raise ValueError(
-                    f"{what} has {name}: {reason}, which darl_jax's ViT cannot compute; a plain "
-                    "ViT with a class token can be imported, such as MAE's or timm's "
-                    "vit_base_patch16_224"
+                    f"{what} has {name}: {reason}, which darl_jax's ViT lacks; a plain ViT with a "
+                    "class token can be imported, such as MAE's or timm's vit_base_patch16_224"
                 )
     for name, reason in (
-        ("cls_token", "it has no class token, from which the start token would come"),
+        ("cls_token", "it has no class token to become the start token"),
         ("pos_embed", "it has no positions"),
         ("patch_embed.proj.weight", "it has no patch embedding"),
         ("blocks.0.attn.qkv.weight", "it has no first block"),
@@ -153,8 +152,7 @@ def _shape(what: str, tensors: Mapping[str, np.ndarray], depth: int) -> tuple[Mo
             mlp_dim = tensors["blocks.0.mlp.fc1.weight"].shape[0]
             return ModelShape(width, depth, mlp_dim, rows, channels), side * rows
     raise ValueError(
-        f"{what} has {tokens} positions, which are those of no square grid, with a class token or "
-        "without"
+        f"{what} has {tokens} positions, which fit no square grid, with or without a class token"
     )
 
 
@@ -171,7 +169,7 @@ def _fold_layer_scale(tensors: Tensors, depth: int) -> None:
 
 
 def _tokens(kept: Tensors, flat: Tensors, shape: ModelShape) -> tuple[str, np.ndarray | None]:
-    """Puts the start token into `flat`; returns the encoding and its table, if it has one."""
+    """Adds the start token to `flat`; returns the encoding and its table, if it has one."""
     sos = kept.pop("cls_token").reshape(-1)
     table = kept.pop("pos_embed").reshape(-1, shape.width)
     side = math.isqrt(len(table))
@@ -187,10 +185,10 @@ def _tokens(kept: Tensors, flat: Tensors, shape: ModelShape) -> tuple[str, np.nd
 
 
 def _check(what: str, flat: Tensors, rest: Tensors, shape: ModelShape) -> None:
-    """Whether all arrays were there, under the names that the file has."""
+    """Checks that all arrays are there, with the file's own names in errors."""
     if rest:
         raise ValueError(
-            f"{what} has {listed(sorted(rest))}, which a plain ViT with a class token does not have"
+            f"{what} has {listed(sorted(rest))}, which a plain ViT with a class token lacks"
         )
     timm = renamed(shape.depth)
     for i in range(shape.depth):

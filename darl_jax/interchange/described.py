@@ -1,8 +1,9 @@
-"""config.json of an export: what the arrays beside it mean.
+"""config.json of an export: the meaning of the arrays beside it.
 
-    format, format_version   which names and keys there are
+    format, format_version   set of names and keys
     model                    the arguments of the PyTorch module's class (torch_module.py)
-    data                     how images are standardized, and their size
+    class_names              names of the head's classes in order; null without names
+    data                     size and standardization of images
     darl_jax_config          the whole config of the run
     step                     of the checkpoint
 
@@ -22,7 +23,7 @@ VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
 FORMAT_VERSION = 2  # RoPE rotates halves of a head; version 1 rotated adjacent channels
 CONFIG_FILE, ARRAYS_FILE = "config.json", "model.safetensors"
 
-# Keys of config.model that decide what the arrays mean.
+# Keys of config.model that determine the meaning of the arrays.
 MODEL_KEYS = (
     "width",
     "depth",
@@ -36,9 +37,9 @@ MODEL_KEYS = (
 
 
 def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a run's `config.model` that decide what its arrays mean, and `order`.
+    """The keys of a run's `config.model` that determine the meaning of its arrays, and `order`.
 
-    A backbone that was trained with an order of each image's own is read in raster order.
+    A backbone trained with a random order for each image is read in raster order.
     """
     model = {key: config["model"][key] for key in MODEL_KEYS if key in config["model"]}
     order = OrderConfig(**config["model"].get("order", {}))
@@ -46,7 +47,7 @@ def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trained_image_size(config: Mapping[str, Any]) -> int:
-    """Rows and columns of the images that a run counts positions on."""
+    """Rows and columns of the images on whose grid a run counts positions."""
     return int(config["model"].get("trained_image_size") or config["data"]["image_size"])
 
 
@@ -62,10 +63,10 @@ def describe(
     model |= {
         "channels": data["channels"],
         "grid": [side, side],
-        # The order spelled out, for whoever cannot compute it.
+        # The order in full, for readers that cannot compute it.
         "sequence": None if order.name == "raster" else sequence,
         "num_classes": None if head is None else int(head["bias"].shape[-1]),
-        # Pre-training is causal, and its features are read by the mean (Table 13).
+        # Pre-training is causal, and its features are averaged (Table 13).
         "pooling": None if head is None else objective.get("pooling", "mean"),
         "mask": objective.get("mask", "causal"),
     }
@@ -73,6 +74,7 @@ def describe(
         "format": VIT_FORMAT,
         "format_version": FORMAT_VERSION,
         "model": model,
+        "class_names": class_names(config) if head is not None else None,
         "data": {
             "image_size": data["image_size"],
             "mean": list(data["mean"]),
@@ -83,8 +85,13 @@ def describe(
     }
 
 
+def class_names(config: Mapping[str, Any]) -> list[str] | None:
+    """Names of the classes that a run learns, in order; None where there are none."""
+    return list(config.get("objective", {}).get("class_names", ())) or None
+
+
 def shape_of(model: Mapping[str, Any]) -> ModelShape:
-    """Which arrays the group 'model' asks for."""
+    """Sizes of the arrays that the group 'model' describes."""
     return ModelShape(
         width=model["width"],
         depth=model["depth"],
@@ -105,7 +112,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
     """config.json of an export of format 'darl_jax.vit'; None where it is missing or foreign.
 
     Raises:
-        ValueError: it is damaged, of another version, or one of an export for timm.
+        ValueError: it is damaged, of another version, or part of an export for timm.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -114,11 +121,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding="utf-8"))
         form = config.get("format")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: it is no JSON with keys ({error})") from error
+        raise ValueError(f"{path} is damaged: it is not a JSON object ({error})") from error
     if form == TIMM_FORMAT:
         raise ValueError(
-            f"{folder} is an export for timm, which is not read back; load the run that it is "
-            "from, or its export with --format=safetensors"
+            f"{folder} is an export for timm, which cannot be imported; load its run, or an export "
+            "with --format=safetensors"
         )
     if form != VIT_FORMAT:
         return None

@@ -1,4 +1,4 @@
-"""The three forms of an export, each a folder that is whole or not there."""
+"""Exports in three formats; a folder appears only once it is complete."""
 
 import contextlib
 import dataclasses
@@ -26,13 +26,13 @@ _MODULE = pathlib.Path(__file__).with_name("torch_module.py")
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What `export` did.
+    """Result of an export.
 
     Attributes:
-        files: of the folder.
-        parameters: how many numbers were written.
-        dropped: what was left out, in words; empty for nothing.
-        code: what loads it, with a placeholder for the folder.
+        files: names in the folder.
+        parameters: count of the numbers written.
+        dropped: the parts left out, in words; empty for none.
+        code: Python that loads it, with a placeholder for the folder.
     """
 
     files: Sequence[str]
@@ -41,18 +41,18 @@ class Exported:
     code: str
 
     def usage(self, folder: os.PathLike | str) -> str:
-        """Code that loads it from a folder."""
+        """Python that loads the export from a folder."""
         return self.code.strip().replace(_HERE, os.fspath(folder))
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """A checkpoint to export.
 
     Attributes:
         params: nested dicts of numpy arrays.
-        config: of the run.
-        step: of the checkpoint.
+        config: the run's config.
+        step: step of the checkpoint.
         description: the run and the step, in words.
         history: the run's metrics, for the card.
     """
@@ -65,16 +65,16 @@ class Source:
 
 
 def export(source: Source, form: str, output: pathlib.Path) -> Exported:
-    """Writes a folder for somebody else's framework, with its model card.
+    """Writes an export folder with its model card.
 
     Args:
-        source: the parameters.
+        source: the checkpoint.
         form: one of FORMS.
         output: a folder that does not exist yet, or is empty.
 
     Raises:
-        FileExistsError: the folder has something in it, or is a file.
-        ValueError: the form has no place for this model.
+        FileExistsError: the folder is not empty, or is a file.
+        ValueError: the format cannot represent this model.
     """
     description = described.describe(source.params, source.config, source.step)
     with new_folder(output) as folder:
@@ -95,7 +95,7 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
 
 @contextlib.contextmanager
 def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to write into, which gets its name once it is whole and on the disk.
+    """Yields a temporary folder that is renamed to `output` once complete and synced to disk.
 
     Raises:
         FileExistsError: as `check_new`.
@@ -109,12 +109,12 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
         for path in sorted(partial.rglob("*"), reverse=True):
             _to_disk(path)
         _to_disk(partial)
-        # Linux and macOS replace an empty folder, and no other.
+        # On POSIX this replaces an empty folder only.
         os.replace(partial, output)
 
 
 def check_new(output: pathlib.Path) -> None:
-    """Raises FileExistsError where there is something of that name that is no empty folder."""
+    """Raises FileExistsError where `output` is a file or a folder that is not empty."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(
             f"--output={output} exists and is not empty; name a new folder, or remove it first"
@@ -130,7 +130,7 @@ def _to_disk(path: pathlib.Path) -> None:
 
 
 def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
-    """A workdir whose one checkpoint has the parameters alone."""
+    """A workdir with one checkpoint that holds only the parameters."""
     del description
     checkpointer = Checkpointer(folder, keep_last=1, keep_every=0)
     try:
@@ -138,16 +138,16 @@ def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path)
         checkpointer.wait()
     finally:
         checkpointer.close()
-    place = f"checkpoints/{source.step}"
+    checkpoint = f"checkpoints/{source.step}"
     return Exported(
-        files=[f"{place}/{item}" for item in ("state", "config", "metadata")],
+        files=[f"{checkpoint}/{item}" for item in ("state", "config", "metadata")],
         parameters=_count(arrays_by_name(source.params)),
-        dropped="the optimizer's state",
+        dropped="the optimizer state",
         code=f"""
 import os
 import orbax.checkpoint as ocp
 
-state = ocp.StandardCheckpointer().restore(os.path.abspath("{_HERE}/{place}/state"))
+state = ocp.StandardCheckpointer().restore(os.path.abspath("{_HERE}/{checkpoint}/state"))
 params = state["params"]  # or: darl_jax.interchange.load_model("{_HERE}").params""",
     )
 
@@ -188,7 +188,7 @@ def _timm(source: Source, description: Mapping[str, Any], folder: pathlib.Path) 
     described.write_config(folder, config)
     dropped = [_dropped(source.params)]
     if model["num_classes"] is not None and not head:
-        dropped.append("the head, which reads the last patch's token, as no pooling of timm does")
+        dropped.append("the head (timm has no pooling that reads the last patch's token)")
     given = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
     given = textwrap.fill(f"{given},", 90, subsequent_indent="    ", break_long_words=False)
     causal = ", is_causal=True" if model["mask"] == "causal" else ""
@@ -216,8 +216,8 @@ FORMS = {"orbax": _orbax, "safetensors": _safetensors, "timm": _timm}
 _NOTES: dict[str, Sequence[str]] = {
     "orbax": (),
     "safetensors": (
-        "`darl_vit.py` needs PyTorch alone. The first token is the start of the sequence, then "
-        "come the patches in the order above.",
+        "`darl_vit.py` needs only PyTorch. The first token is the start of the sequence; the "
+        "patches follow in the order above.",
     ),
     "timm": (
         "Images of another size: give `img_size`, and leave `ref_feat_shape` as it is. With RoPE "
@@ -232,8 +232,8 @@ _NOTES: dict[str, Sequence[str]] = {
 def _timm_config(
     description: Mapping[str, Any], name: str, arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json as timm's `local-dir:` and hub read it, with what is ours beside."""
-    data = description["data"]
+    """config.json as timm's `local-dir:` and hub read it, with darl_jax's keys beside."""
+    data, names = description["data"], description["class_names"]
     return {
         "format": described.TIMM_FORMAT,
         "format_version": described.FORMAT_VERSION,
@@ -250,6 +250,7 @@ def _timm_config(
             "mean": data["mean"],
             "std": data["std"],
             "num_classes": arguments["num_classes"],
+            **({"label_names": names} if names and arguments["num_classes"] else {}),
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
@@ -260,7 +261,7 @@ def _timm_config(
 
 def _write_arrays(folder: pathlib.Path, tensors: Tensors) -> None:
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    # Hub tools ask for the format of the framework that reads it.
+    # Hub tools expect the framework's name.
     write_safetensors(folder / described.ARRAYS_FILE, contiguous, {"format": "pt"})
 
 
@@ -278,7 +279,7 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 
 def _dropped(params: Mapping[str, Any]) -> str:
-    """The parts that only pre-training has."""
+    """The parts that only pre-training has, in words."""
     return ", ".join(
         f"the {name.replace('_', ' ')} ({_count(arrays_by_name(params[name])):,} parameters)"
         for name in PRE_TRAINING

@@ -1,4 +1,4 @@
-"""Models from files of several kinds, told apart by their content."""
+"""Loads models from several kinds of files, recognized by their content."""
 
 import dataclasses
 import importlib
@@ -26,25 +26,24 @@ _KINDS = (
     "a run's workdir or its folder of checkpoints, an exported folder, or a ViT of MAE or timm as "
     ".safetensors or as a PyTorch checkpoint (.pth, .pt, .bin)"
 )
-# Under which keys checkpoints keep the arrays, the average of them first.
+# Keys under which checkpoints keep the arrays, averaged ones first.
 _STATE_DICTS = ("model_ema", "state_dict_ema", "model", "state_dict")
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how a PyTorch file begins, since 1.6 and before
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a PyTorch file, since 1.6 and before
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """Parameters from a file, and what is known of them.
+    """Parameters from a file, and the known part of their config.
 
     Attributes:
         params: nested dicts of numpy arrays: "backbone" and, where the file has them,
             "patch_decoder", "query_stream" and "head".
-        config: of the run that made it, as checkpoints keep it; None where there was none.
-        model: what is known of `config.model`; MAE's and timm's files do not say the number of
-            heads.
-        trained_image_size: rows and columns of the images that positions are counted on, where
-            that is known.
+        config: the run's config as checkpoints keep it; None for files of other frameworks.
+        model: the known keys of `config.model`; MAE's and timm's files lack the number of heads.
+        trained_image_size: rows and columns of the images on whose grid positions are counted, if
+            known.
         description: one phrase for messages.
-        step: of the run, where that is known.
+        step: the run's step, if known.
     """
 
     params: dict[str, Any]
@@ -56,39 +55,39 @@ class LoadedModel:
 
 
 def load_model(path: str, step: int | None = None) -> LoadedModel:
-    """The parameters in a file or folder.
+    """Loads the parameters in a file or folder.
 
     Args:
         path: a run's workdir or its folder of checkpoints (local or a bucket), a folder that
             export.py wrote, or a ViT of MAE's or timm's as .safetensors or PyTorch checkpoint.
-        step: of a run's checkpoints; the newest if not given.
+        step: one of a run's checkpoints; the newest if not given.
 
     Raises:
-        FileNotFoundError: there is nothing there, or no such step.
-        ValueError: the file is of no known kind, damaged, truncated, of another format version, has
-            too few or too many arrays, or is of a model that ours cannot compute.
-        ImportError: a PyTorch checkpoint, and PyTorch is not installed.
+        FileNotFoundError: the path or the step does not exist.
+        ValueError: the file is of an unknown kind, damaged, truncated, of another format version,
+            has missing or extra arrays, or holds a model that ViT cannot represent.
+        ImportError: the file is a PyTorch checkpoint and PyTorch is not installed.
     """
     if "://" in path or is_run(path):
         return load_run(path, step)
-    place = pathlib.Path(path).expanduser()
-    if not place.exists():
-        raise FileNotFoundError(f"there is no file or folder {place}; what can be read is {_KINDS}")
+    given = pathlib.Path(path).expanduser()
+    if not given.exists():
+        raise FileNotFoundError(f"there is no file or folder {given}; readable are {_KINDS}")
     if step is not None:
-        raise ValueError(f"step={step} is one of a run's checkpoints, and {place} is no run")
-    folder = place if place.is_dir() else place.parent
-    file = folder / described.ARRAYS_FILE if place.is_dir() else place
+        raise ValueError(f"step={step} is one of a run's checkpoints, and {given} is no run")
+    folder = given if given.is_dir() else given.parent
+    file = folder / described.ARRAYS_FILE if given.is_dir() else given
     config = described.read_config(folder) if file.name == described.ARRAYS_FILE else None
     if config is not None:
         return _read_export(file, config)
     if not file.is_file():
         found = listed(sorted(entry.name for entry in folder.iterdir())) or "nothing"
-        raise ValueError(f"{folder} is no model: it holds {found}; what can be read is {_KINDS}")
+        raise ValueError(f"{folder} is no model: it holds {found}; readable are {_KINDS}")
     return _read_foreign(file)
 
 
 def is_run(path: str) -> bool:
-    """Whether a local folder has checkpoints, or is a folder of them."""
+    """True for a local folder that has checkpoints, or is a folder of them."""
     folder = pathlib.Path(path).expanduser()
     if not folder.is_dir():
         return False
@@ -96,7 +95,7 @@ def is_run(path: str) -> bool:
 
 
 def load_run(path: str, step: int | None = None, *, averaged: bool = True) -> LoadedModel:
-    """The parameters of a run's checkpoint; arguments and errors are those of `restore_params`."""
+    """Loads the parameters of a run's checkpoint; arguments and errors as in `restore_params`."""
     params, config, found = restore_params(path, step, averaged=averaged)
     return LoadedModel(
         params=params,
@@ -109,19 +108,19 @@ def load_run(path: str, step: int | None = None, *, averaged: bool = True) -> Lo
 
 
 def build_backbone(loaded: LoadedModel, **model: Any) -> ViT:
-    """The backbone with its parameters, in float32 unless `dtype` says otherwise.
+    """Builds the backbone with its parameters, in float32 unless `dtype` is given.
 
     Args:
-        loaded: from `load_model`.
-        **model: keys of ViTConfig that are not in the file (`num_heads` of MAE's and timm's) or
-            that are to be otherwise (`dtype`, `attention`).
+        loaded: result of `load_model`.
+        **model: keys of ViTConfig that the file lacks (`num_heads` for MAE's and timm's) or that
+            replace the file's (`dtype`, `attention`).
 
     Raises:
-        ValueError: the file does not say the number of heads, and neither do the arguments.
+        ValueError: neither the file nor the arguments have the number of heads.
     """
     keys = {"dtype": "float32"} | loaded.model | model
     if "num_heads" not in keys:
-        raise ValueError(f"{loaded.description} does not say how many heads it has: give num_heads")
+        raise ValueError(f"{loaded.description} lacks the number of heads: give num_heads")
     config = ViTConfig(**keys)
     patch_dim = loaded.params["backbone"]["patch_embedding"]["kernel"].shape[0]
     side = (loaded.trained_image_size or config.patch_size) // config.patch_size
@@ -154,24 +153,23 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
 def _read_foreign(file: pathlib.Path) -> LoadedModel:
     with open(file, "rb") as opened:
         start = opened.read(4)
-    # By its header first: its length may begin with the byte that a pickle begins with.
+    # The header first: its length may begin with a pickle's first byte.
     if file.suffix == ".safetensors" or _has_header(file):
         tensors = read_safetensors(file)
     elif start == _ZIP or start.startswith(_PICKLE):
         tensors = _read_torch(file)
     else:
-        raise ValueError(f"{file} is of no known kind; what can be read is {_KINDS}")
+        raise ValueError(f"{file} is of an unknown kind; readable are {_KINDS}")
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if not class_token_vit.looks_like(tensors):
         if "patch_embedding.weight" in tensors:
             raise ValueError(
-                f"{file} has the arrays of an export, and there is no {described.CONFIG_FILE} of "
-                f"one beside it; put both into one folder, as {described.ARRAYS_FILE} and "
-                f"{described.CONFIG_FILE}"
+                f"{file} has the arrays of an export and no {described.CONFIG_FILE} beside it; put "
+                f"both into one folder, as {described.ARRAYS_FILE} and {described.CONFIG_FILE}"
             )
         raise ValueError(
-            f"{file} has arrays such as {listed(sorted(tensors)) or 'none'}, which are those of no "
-            f"known model; what can be read is {_KINDS}"
+            f"{file} has arrays such as {listed(sorted(tensors)) or 'none'}, which no known model "
+            f"has; readable are {_KINDS}"
         )
     vit = class_token_vit.read(str(file), tensors)
     kind = "MAE" if vit.is_mae else "timm ViT"
@@ -209,7 +207,7 @@ def _read_torch(file: pathlib.Path) -> Tensors:
             f"{file} is truncated: it begins like a PyTorch checkpoint, and the directory at its "
             "end is missing; copy it again"
         )
-    # What MAE's whole checkpoints hold beside the arrays.
+    # MAE's full checkpoints hold their arguments beside the arrays.
     harmless = [importlib.import_module("argparse").Namespace]
     try:
         with torch.serialization.safe_globals(harmless):

@@ -1,4 +1,4 @@
-"""A model card: README.md beside an export, with the config, the data and the numbers."""
+"""Model card: README.md of an export, with the config, the data and the metrics."""
 
 import dataclasses
 import json
@@ -7,24 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darl_jax.interchange.described import model_of
+from darl_jax.interchange.names import listed
 
-# Metrics that say how good a model is, by the end of their names.
-_TOLD = ("loss", "accuracy", "top1", "top5", "error")
+# Endings of the names of metrics of quality.
+_QUALITY = ("loss", "accuracy", "top1", "top5", "error")
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What the card is about.
+    """Contents of a card.
 
     Attributes:
-        description: the group of keys that described.py makes.
+        description: config.json of the export (described.py).
         source: the run's folder and step.
-        parameters: how many numbers were written.
-        history: the run's metrics, as `read_metrics` gives them; empty where there are none.
-        kept: what was written, in words.
-        dropped: what was left out, in words.
-        usage: how it is loaded, as code.
-        notes: what a user has to know.
+        parameters: count of the numbers written.
+        history: the run's metrics, as `read_metrics` gives them; may be empty.
+        kept: the files written.
+        dropped: the parts left out, in words.
+        usage: Python that loads the export.
+        notes: further remarks for users.
     """
 
     description: Mapping[str, Any]
@@ -43,7 +44,7 @@ def model_card(card: Card) -> str:
     objective = config.get("objective", {}).get("name", "unknown")
     head = f"{model['num_classes']} classes" if model["num_classes"] else "none"
     rows = [
-        ("learned by", objective),
+        ("objective", objective),
         ("parameters", f"{card.parameters:,} in {card.kept}"),
         ("left out", card.dropped or "nothing"),
         ("width, depth, heads, MLP", _joined(model, "width", "depth", "num_heads", "mlp_dim")),
@@ -53,6 +54,8 @@ def model_card(card: Card) -> str:
         ("attention", f"{model['mask']} in training"),
         ("head", head + (f", of the {model['pooling']} token(s)" if model["pooling"] else "")),
     ]
+    if names := card.description["class_names"]:
+        rows.append(("classes", listed(names)))
     parts = [
         f"# DARL ViT, width {model['width']}, depth {model['depth']}, patches of "
         f"{model['patch_size']}",
@@ -73,7 +76,7 @@ def model_card(card: Card) -> str:
 
 def _data(data: Mapping[str, Any], records: str | None) -> list[tuple[str, str]]:
     rows = [
-        ("dataset", f"{data.get('source', '')} {data.get('name', '')}".strip()),
+        ("dataset", f"{data.get('source', '')} {data.get('dataset') or ''}".strip()),
         (
             "trained on",
             f"{data.get('train_split', 'unknown')}" + (f" ({records})" if records else ""),
@@ -89,16 +92,16 @@ def _data(data: Mapping[str, Any], records: str | None) -> list[tuple[str, str]]
 
 
 def _numbers(history: Sequence[Mapping[str, int | float]], step: int | None) -> str:
-    """The last value of each metric that tells of quality, up to the exported step."""
+    """The last value of each metric of quality, up to the exported step."""
     last: dict[str, tuple[float, int]] = {}
     for line in history:
         if step is not None and line["step"] > step:
             continue
         for name, value in line.items():
-            if name.endswith(_TOLD) and isinstance(value, int | float) and math.isfinite(value):
+            if name.endswith(_QUALITY) and isinstance(value, int | float) and math.isfinite(value):
                 last[name] = (float(value), int(line["step"]))
     if not last:
-        return "The run's folder had no metrics when this was written."
+        return "The run's folder had no metrics at export."
     rows = [(name, f"{value:.5g}", f"step {at}") for name, (value, at) in sorted(last.items())]
     return _table(rows, ("metric", "value", "at"))
 

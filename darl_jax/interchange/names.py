@@ -1,10 +1,10 @@
-"""Our nested parameters under the flat names of `torch_module.py`, and back.
+"""Converts nested parameters to the flat names of `torch_module.py`, and back.
 
 A path 'backbone/blocks/attention/query/kernel', whose array is stacked over the blocks, becomes
 'blocks.0.attention.query.weight', 'blocks.1. ...': kernels (in, out) are transposed to PyTorch's
 (out, in), and the patch embedding's, (row * column * channel, width), to a convolution's (width,
-channel, row, column). The head is 'head.weight' and 'head.bias'. What only pre-training has, a
-patch decoder and a query stream, has no place.
+channel, row, column). The head is 'head.weight' and 'head.bias'. The parts that only pre-training
+has, a patch decoder and a query stream, are left out.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ Tensors = dict[str, np.ndarray]
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NAMED = 5  # arrays that an error message names before it only counts
-# Groups of parameters that have no use after pre-training.
+# Groups of parameters without use after pre-training.
 PRE_TRAINING = ("patch_decoder", "query_stream")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """What decides which arrays a file has, and their shapes.
+    """Sizes that determine the arrays of a file and their shapes.
 
     Attributes:
         width: channels of a token.
@@ -47,7 +47,7 @@ class ModelShape:
 
 
 def expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """The arrays of a model under their flat names."""
+    """Shapes of a model's arrays by their flat names."""
     width, mlp_dim = shape.width, shape.mlp_dim
 
     def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -80,10 +80,10 @@ def expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
 def check_arrays(
     what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Whether a file has the arrays that it should have, and no others.
+    """Checks that a file has the expected arrays and no others.
 
     Raises:
-        ValueError: it has not; the message names the file and the arrays.
+        ValueError: an array is missing, unexpected or of another shape.
     """
     missing = [name for name in expected if name not in found]
     if missing:
@@ -107,7 +107,7 @@ def check_arrays(
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first of several names, and how many more there are."""
+    """The first few of several names, and the number of the rest."""
     all_names = list(names)
     more = len(all_names) - _NAMED
     return ", ".join(all_names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -122,24 +122,24 @@ def to_torch(params: Mapping[str, Any], patch_size: int) -> Tensors:
     unknown = set(params) - {"backbone", "head", *PRE_TRAINING}
     if unknown:
         raise ValueError(
-            f"parameters below {listed(sorted(unknown))!r} have no place in an export; those "
-            "below 'backbone' and 'head' have"
+            f"parameters below {listed(sorted(unknown))!r} cannot be exported; those below "
+            "'backbone' and 'head' can"
         )
     tensors: Tensors = {}
     for path, array in _leaves(params["backbone"]):
         *parents, last = path
         if parents[:1] == ["blocks"]:
             for i, each in enumerate(array):
-                tensors[".".join(["blocks", str(i), *parents[1:], _WEIGHT[last]])] = _turned(
+                tensors[".".join(["blocks", str(i), *parents[1:], _WEIGHT[last]])] = _transposed(
                     last, each
                 )
         elif parents == ["patch_embedding"] and last == "kernel":
             pixels = np.asarray(array).reshape(patch_size, patch_size, -1, array.shape[-1])
             tensors["patch_embedding.weight"] = _float32(pixels.transpose(3, 2, 0, 1))
         else:
-            tensors[".".join([*parents, _WEIGHT.get(last, last)])] = _turned(last, array)
+            tensors[".".join([*parents, _WEIGHT.get(last, last)])] = _transposed(last, array)
     for path, array in _leaves(params.get("head", {})):
-        tensors[f"head.{_WEIGHT[path[-1]]}"] = _turned(path[-1], array)
+        tensors[f"head.{_WEIGHT[path[-1]]}"] = _transposed(path[-1], array)
     return tensors
 
 
@@ -156,14 +156,14 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else:
             top = () if name.startswith("head.") else ("backbone",)
             path = _path(name)
-            _put(params, (*top, *path), _turned(path[-1], tensor))
+            _put(params, (*top, *path), _transposed(path[-1], tensor))
     for name, each in blocks.items():
         path = _path(name)
-        # Filled block by block, so that a large model is there no more than twice.
-        first = _turned(path[-1], each[0])
+        # Filled block by block, so that no more than two copies of a large model are in memory.
+        first = _transposed(path[-1], each[0])
         stacked = np.empty((len(each), *first.shape), np.float32)
         for i in range(len(each)):
-            stacked[i] = _turned(path[-1], each[i])
+            stacked[i] = _transposed(path[-1], each[i])
         _put(params, ("backbone", "blocks", *path), stacked)
     return params
 
@@ -172,15 +172,15 @@ _WEIGHT = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def _path(name: str) -> tuple[str, ...]:
-    """A flat name, without its block, as our path."""
+    """Path of a flat name without its block."""
     *parents, last = name.split(".")
     if last == "weight":
         last = "scale" if "norm" in parents[-1] else "kernel"
     return (*parents, last)
 
 
-def _turned(last: str, array: Any) -> np.ndarray:
-    """A kernel transposed, which is its own inverse; anything else as it is."""
+def _transposed(last: str, array: Any) -> np.ndarray:
+    """A kernel transposed (its own inverse); any other array unchanged."""
     return _float32(np.asarray(array).T if last == "kernel" else array)
 
 

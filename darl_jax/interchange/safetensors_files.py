@@ -1,11 +1,12 @@
-"""Reading and writing safetensors, with errors that say what is wrong with a file.
+"""Reads and writes safetensors files, with errors that name the damage.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header, the
-header as JSON (for each array its type, shape and place), and the arrays one after the other.
+header as JSON (type, shape and offsets of each array), and the arrays one after the other.
 """
 
 import json
 import os
+import pathlib
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -21,8 +22,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def write_safetensors(path: os.PathLike | str, tensors: Tensors, metadata: dict[str, str]) -> None:
-    """Writes arrays, which must be contiguous, and text about them."""
+    """Writes contiguous arrays and text metadata, with the permissions of any new file."""
+    pathlib.Path(path).touch()
+    mode = os.stat(path).st_mode
     safetensors.numpy.save_file(tensors, os.fspath(path), metadata=metadata)
+    os.chmod(path, mode)  # save_file leaves a file that only its owner can read
 
 
 def read_safetensors(path: os.PathLike | str) -> Tensors:
@@ -30,8 +34,7 @@ def read_safetensors(path: os.PathLike | str) -> Tensors:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, it is truncated, or an array's type is none that a
-            model's parameters have.
+        ValueError: it is no safetensors file, it is truncated, or an array is not floating-point.
     """
     header = read_header(path)
     odd = [name for name, entry in header.items() if entry["dtype"] not in _FLOATS]
@@ -48,7 +51,7 @@ def read_safetensors(path: os.PathLike | str) -> Tensors:
 
 
 def read_header(path: os.PathLike | str) -> dict[str, Mapping[str, Any]]:
-    """Type, shape and place of each array, once the file is as long as they say.
+    """Type, shape and offsets of each array, checked against the file's length.
 
     Raises:
         FileNotFoundError: there is no such file.

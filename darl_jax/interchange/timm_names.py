@@ -1,4 +1,4 @@
-"""What timm calls the arrays of a ViT, MAE's torch code included, against names.py's names."""
+"""timm's names of a ViT's arrays (MAE's torch code has them too) beside those of names.py."""
 
 from collections.abc import Callable, Mapping
 
@@ -21,7 +21,7 @@ _IN_BLOCK = {
 
 
 def renamed(depth: int) -> dict[str, str]:
-    """timm's name of each array that only has another name: all but tokens, positions and qkv."""
+    """timm's name of each array that is only renamed: all but tokens, positions and qkv."""
     names = dict(_OUTSIDE)
     for i in range(depth):
         names |= {f"blocks.{i}.{ours}": f"blocks.{i}.{timm}" for ours, timm in _IN_BLOCK.items()}

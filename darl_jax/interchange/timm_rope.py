@@ -1,4 +1,4 @@
-"""A checkpoint for timm's ViT with RoPE (`timm.models.eva.Eva`), which then needs none of our code.
+"""Export to timm's stock ViT with RoPE (`timm.models.eva.Eva`).
 
 timm (1.0.31 read) rotates adjacent channel pairs of a head, all pairs of one axis before those of
 the other, by coordinate * temperature^(-2i/d), with integer coordinates that `ref_feat_shape`
@@ -26,16 +26,16 @@ _OTHER_SIZES = "vit_base_patch16_rope_224"  # every argument of its class can be
 
 
 def check_representable(model: Mapping[str, Any]) -> None:
-    """Whether timm's class computes the same. Raises ValueError, which says why not."""
+    """Checks that timm's class computes the same function. Raises ValueError."""
     if model["sequence"] is not None:
         raise ValueError(
-            "--format=timm: timm's ViT has its patches in raster order, and "
-            "config.model.order.name asks for another one; --format=safetensors keeps it"
+            "--format=timm: timm's ViT reads patches in raster order, and config.model.order.name "
+            "is another one; --format=safetensors keeps it"
         )
     if model["positions"] == "rope1d":
         raise ValueError(
-            "--format=timm: timm's ViT has no 1D RoPE, which config.model.positions='rope1d' asks "
-            "for; --format=safetensors keeps it"
+            "--format=timm: timm's ViT has no 1D RoPE (config.model.positions='rope1d'); "
+            "--format=safetensors keeps it"
         )
 
 
@@ -46,7 +46,7 @@ def architecture(model: Mapping[str, Any]) -> str:
 
 
 def model_args(model: Mapping[str, Any], head_classes: int) -> dict[str, Any]:
-    """What `timm.create_model` is given beside the name and the checkpoint.
+    """Arguments of `timm.create_model` beside the name and the checkpoint.
 
     Args:
         model: the group 'model' of an export's config (described.py).
@@ -63,7 +63,7 @@ def model_args(model: Mapping[str, Any], head_classes: int) -> dict[str, Any]:
         "num_heads": model["num_heads"],
         "mlp_ratio": _mlp_ratio(model["width"], model["mlp_dim"]),
         "num_classes": head_classes,
-        # Tokens are normed first and averaged then, without the start token.
+        # Tokens are normalized, then averaged without the start token.
         "global_pool": "avg",
         "use_fc_norm": False,
     }
@@ -81,7 +81,7 @@ def model_args(model: Mapping[str, Any], head_classes: int) -> dict[str, Any]:
 
 
 def _mlp_ratio(width: int, mlp_dim: int) -> float:
-    """The ratio of which int(width * ratio) is mlp_dim, rounding included."""
+    """The ratio for which int(width * ratio) is mlp_dim, rounding included."""
     ratio = mlp_dim / width
     return ratio if int(width * ratio) == mlp_dim else float(np.nextafter(ratio, np.inf))
 
@@ -92,7 +92,7 @@ def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head
     Args:
         tensors: under the names of names.py.
         model: the group 'model' of an export's config.
-        head: whether the head is kept.
+        head: whether to keep the head.
     """
     depth, width = model["depth"], model["width"]
     order = np.arange(width)

@@ -1,6 +1,6 @@
 """A darl_jax backbone in PyTorch: the features of every block, causal or full.
 
-This file needs PyTorch and nothing else. It lies beside `config.json` and `model.safetensors`:
+This file needs only PyTorch. It belongs beside `config.json` and `model.safetensors`:
 
     import torch
     from darl_vit import load
@@ -11,9 +11,9 @@ This file needs PyTorch and nothing else. It lies beside `config.json` and `mode
     features.blocks[-1]                              # (2, 1 + patches, width), before any norm
     features.tokens                                  # the same after the final norm
 
-The first token is the start of the sequence, then one for each patch: in raster order, or in the
-model's own where config.json has a `sequence`. Images of another resolution than the trained one
-are taken too, if patches fill them and the order is raster order.
+The first token is the start of the sequence; one for each patch follows, in raster order or, where
+config.json has a `sequence`, in the model's own. Images of another resolution than the trained one
+work if patches fill them and the order is raster order.
 """
 
 import json
@@ -32,17 +32,17 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Features(NamedTuple):
-    """What the backbone knows of images."""
+    """Outputs of the backbone."""
 
     tokens: torch.Tensor  # (batch, token, width), the last block's output after the final norm
-    blocks: list[torch.Tensor]  # of each block: (batch, token, width), before any norm
+    blocks: list[torch.Tensor]  # each block's output: (batch, token, width), before any norm
 
 
 def load(folder: str | os.PathLike | None = None) -> "ViT":
-    """The model of an exported folder, in evaluation mode.
+    """Loads the model of an exported folder, in evaluation mode.
 
     Args:
-        folder: holds config.json and model.safetensors; the folder of this file if not given.
+        folder: has config.json and model.safetensors; the folder of this file if not given.
 
     Raises:
         ValueError: another format or version, a truncated file, arrays that do not fit the config.
@@ -69,13 +69,14 @@ def load(folder: str | os.PathLike | None = None) -> "ViT":
             )
     extra = sorted(arrays.keys() - expected.keys())
     if extra:
-        raise ValueError(f"{path} has {extra[0]}, which the model of its config does not have")
+        raise ValueError(f"{path} has {extra[0]}, which the model of its config lacks")
     model.load_state_dict(arrays)
+    model.class_names = config["class_names"]
     return model.eval()
 
 
 def read_safetensors(path: str) -> dict[str, torch.Tensor]:
-    """Every array of a safetensors file: a length, a header in JSON, then the arrays themselves."""
+    """Reads all arrays of a safetensors file: a length, a header in JSON, then the arrays."""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         start = file.read(8)
@@ -105,26 +106,27 @@ class ViT(nn.Module):
 
     Args:
         width: channels of a token.
-        depth: blocks.
-        num_heads: of the attention.
+        depth: number of blocks.
+        num_heads: heads of the attention.
         mlp_dim: channels inside an MLP.
         patch_size: rows and columns of a patch.
         channels: of an image.
         positions: "none", "sincos2d", "learnable", "rope1d" or "rope2d".
-        grid: (rows, columns) of patches of the images that positions are counted on.
+        grid: (rows, columns) of patches of the images on whose grid positions are counted.
         rope_max_wavelength: base of RoPE's frequencies.
         rope_y_first: whether the first half of a head's channel pairs rotates by the row.
-        sequence: which patch of the grid, in raster order, stands where in the sequence; None for
-            raster order.
-        num_classes: of the head; None without one.
-        pooling: what the head reads: "mean" over the patches' tokens or the "last" one.
-        mask: what the head was trained with: "causal" or "full".
-        mean: of the channels of images in [0, 1].
-        std: of the channels of images in [0, 1].
+        sequence: raster number of the patch at each position of the sequence; None for raster
+            order.
+        num_classes: classes of the head; None without one.
+        pooling: input of the head: "mean" over the patches' tokens or the "last" one.
+        mask: attention that the head was trained with: "causal" or "full".
+        mean: mean of each channel, of images in [0, 1].
+        std: standard deviation of each channel, of images in [0, 1].
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    class_names: list[str] | None = None  # of the head's classes, in order
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class ViT(nn.Module):
         self.head = None if num_classes is None else nn.Linear(width, num_classes)
 
     def standardize(self, images: torch.Tensor) -> torch.Tensor:
-        """(batch, row, column, channel), uint8 or in [0, 1], as `forward` takes it."""
+        """Converts (batch, row, column, channel), uint8 or in [0, 1], to `forward`'s input."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
         return ((images - self.mean) / self.std).permute(0, 3, 1, 2)
@@ -172,11 +174,11 @@ class ViT(nn.Module):
 
         Args:
             images: rows and columns are multiples of the patch size.
-            mask: "causal", "full", or what the head was trained with if not given.
+            mask: "causal" or "full"; the head's if not given.
 
         Raises:
-            ValueError: patches do not fill the images, there is no such mask, or the images have
-                another size than the order of the patches is known for.
+            ValueError: patches do not fill the images, the mask is unknown, or the order of the
+                patches is not known for images of this size.
         """
         mask = mask or self.mask
         rows, columns = images.shape[-2:]
@@ -210,7 +212,7 @@ class ViT(nn.Module):
     def logits(self, images: torch.Tensor, mask: str | None = None) -> torch.Tensor:
         """(batch, class) for standardized images. Raises ValueError where there is no head."""
         if self.head is None:
-            raise ValueError("this model was exported without a head; it has features alone")
+            raise ValueError("this model was exported without a head; it only has features")
         tokens = self(images, mask).tokens
         pooled = tokens[:, 1:].mean(dim=1) if self.pooling == "mean" else tokens[:, -1]
         return self.head(pooled)
@@ -218,13 +220,13 @@ class ViT(nn.Module):
     def _rotation(
         self, grid: tuple[int, int], device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """cos and sin (token, pair) of RoPE; SOS comes first and is not turned."""
+        """cos and sin (token, pair) of RoPE; SOS comes first and is not rotated."""
         if not self.encoding.startswith("rope"):
             return None
         if self.encoding == "rope1d":
             patches = math.prod(grid)
-            place = torch.arange(1, patches + 1, dtype=torch.float64)
-            axes = [place * (math.prod(self.grid) / patches)]
+            position = torch.arange(1, patches + 1, dtype=torch.float64)
+            axes = [position * (math.prod(self.grid) / patches)]
         else:
             axes = coordinates(grid, self.grid)
             axes = axes[::-1] if self.rope_y_first else axes
@@ -322,10 +324,10 @@ def sincos_2d(grid: tuple[int, int], trained: tuple[int, int], width: int) -> to
 def resample_positions(
     table: torch.Tensor, trained: tuple[int, int], grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Learned positions (patch, width) of the trained grid on another one, bicubically.
+    """Resamples learned positions (patch, width) of the trained grid onto another, bicubically.
 
-    As jax.image.resize does it (Keys' cubic with a = -0.5, wider where there are fewer patches than
-    before, weights that sum to 1), which torch.nn.functional.interpolate (a = -0.75) does not.
+    Like jax.image.resize (Keys' cubic with a = -0.5, wider for fewer patches than before, weights
+    that sum to 1), unlike torch.nn.functional.interpolate (a = -0.75).
     """
     if grid == trained:
         return table
@@ -335,7 +337,7 @@ def resample_positions(
 
 
 def cubic_weights(before: int, after: int) -> torch.Tensor:
-    """(after, before): how much of each old place is in each new one."""
+    """Weights (after, before) of the old positions in each new one."""
     scale = before / after
     centers = (torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5
     distance = centers[:, None] - torch.arange(before, dtype=torch.float64)

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from darl_jax.training.sharding import BATCH_AXES
+from darl_jax.nn.mesh_axes import BATCH_AXES
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from darl_jax.config import TrainConfig
-from darl_jax.nn.vit import REMAT_POLICIES
+from darl_jax.nn.blocks import REMAT_POLICIES
 from darl_jax.planning.collectives import Collective
 from darl_jax.planning.memory import DoesNotFitError, shard_bytes
 from darl_jax.planning.step_plan import StepPlan, collective_times, compile_plan, with_model

@@ -15,10 +15,9 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+from darl_jax.nn.mesh_axes import AXES, BATCH_AXES
 
 # The first pattern that is found in a parameter's path decides. Stacked blocks have a leading layer
 # dimension. A path that no pattern matches has its largest divisible dimension split over `fsdp`.
@@ -150,18 +149,6 @@ def tree_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, partition_spec(name, tuple(leaf.shape), mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def pin_batch(x: Shaped[Array, "..."], batch_axis: int = 0) -> Shaped[Array, "..."]:
-    """Keeps activations split by example, under a mesh set by `jax.set_mesh`.
-
-    Left to itself the compiler may split activations along other dimensions: pinned, ViT-B/16 on 16
-    chips was seen to need a seventh of the temporary memory and a sixth of the traffic.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    spec = PartitionSpec(*(None,) * batch_axis, BATCH_AXES)
-    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def global_array(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from darl_jax.methods import Batch, Features, Method, Metrics
-from darl_jax.training.sharding import batch_sharding, global_array, pin_batch
+from darl_jax.nn.mesh_axes import pin_batch
+from darl_jax.training.sharding import batch_sharding, global_array
 from darl_jax.training.state import TrainState
 
 LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]

@@ -104,13 +104,13 @@ def test_what_is_missing_or_too_much_is_named_as_in_the_file(tmp_path):
     with pytest.raises(ValueError, match="has adapter, which a plain ViT"):
         load_model(saved(tmp_path, tensors | {"adapter": np.ones(3, np.float32)}))
     tensors["pos_embed"] = np.ones((1, 8, 16), np.float32)
-    with pytest.raises(ValueError, match="8 positions, which are those of no square grid"):
+    with pytest.raises(ValueError, match="8 positions, which fit no square grid"):
         load_model(saved(tmp_path, tensors))
 
 
 def test_the_number_of_heads_has_to_be_given(tmp_path):
     loaded = load_model(saved(tmp_path, golden_weights("vit")))
-    with pytest.raises(ValueError, match="does not say how many heads it has: give num_heads"):
+    with pytest.raises(ValueError, match="lacks the number of heads: give num_heads"):
         build_backbone(loaded)
 
 

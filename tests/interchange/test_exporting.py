@@ -39,6 +39,34 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path, there):
     assert [path.name for path in output.parent.iterdir()] == ["exported"]
 
 
+def test_arrays_have_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        for form in ("safetensors", "timm"):
+            export(make_source(), form, tmp_path / form)
+            for name in ("model.safetensors", "config.json"):
+                assert (tmp_path / form / name).stat().st_mode & 0o777 == 0o640, (form, name)
+    finally:
+        os.umask(before)
+
+
+def test_class_names_are_kept_with_the_head_alone(tmp_path):
+    names = ["bus", "car", "train"]
+    for classes in (3, 0):
+        source = make_source(classes=classes)
+        source.config["objective"]["class_names"] = names
+        kept = names if classes else None
+        for form in ("safetensors", "timm"):
+            folder = tmp_path / f"{form}{classes}"
+            export(source, form, folder)
+            config = json.loads((folder / "config.json").read_text())
+            timm = config.get("pretrained_cfg", {}).get("label_names")
+            assert (config["class_names"] if form == "safetensors" else timm) == kept
+            assert ("| classes | bus, car, train |" in (folder / "README.md").read_text()) == (
+                kept is not None
+            )
+
+
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyboardInterrupt()])
 def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
     def fail(*args):

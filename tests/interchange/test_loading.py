@@ -119,7 +119,7 @@ def test_a_config_that_is_missing_cut_or_short_of_a_key_is_an_error(exported):
     path = exported / "config.json"
     text = path.read_text()
     path.write_text(text[:50])
-    with pytest.raises(ValueError, match="is damaged: it is no JSON"):
+    with pytest.raises(ValueError, match="is damaged: it is not a JSON"):
         load_model(str(exported))
     config = json.loads(text)
     del config["model"]["grid"]
@@ -145,7 +145,7 @@ def test_an_export_that_names_no_order_is_in_raster_order(exported):
 
 
 def test_what_is_no_model_says_what_can_be_read(folders, tmp_path):
-    known = "what can be read is a run's workdir"
+    known = "readable are a run's workdir"
     with pytest.raises(FileNotFoundError, match=f"no file or folder .*nowhere; {known}"):
         load_model(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=f"is no model: it holds nothing; {known}"):

@@ -59,7 +59,7 @@ def test_the_patch_embedding_is_a_convolution_with_patches_as_its_stride():
 
 def test_a_group_of_parameters_without_a_place_is_an_error():
     params, config = params_of()
-    with pytest.raises(ValueError, match="'probe' have no place"):
+    with pytest.raises(ValueError, match=r"'probe'.* cannot be exported"):
         to_torch(params | {"probe": {"kernel": np.ones(3)}}, config.model.patch_size)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from darl_jax.nn import positions
-from darl_jax.nn.vit import REMAT_POLICIES
+from darl_jax.nn.blocks import REMAT_POLICIES
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / "golden" / "rope2d.npz")
 

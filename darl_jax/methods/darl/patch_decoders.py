@@ -6,14 +6,14 @@ corrupted patch x_t^s beside z_t and returns its estimate of the clean patch (or
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from darl_jax.nn.vit import Block, Mlp, ViTConfig, layer_norm, linear, stack_blocks
+from darl_jax.nn.blocks import Block, Mlp, layer_norm, linear, stack_blocks, unstack_blocks
+from darl_jax.nn.vit import ViTConfig
 
 KINDS = ("mlp", "transformer")
 
@@ -140,17 +140,6 @@ class DenoisingPatchDecoder(nnx.Module):
             return self.to_pixels(self.norm(x))
 
         return denoise
-
-
-def unstack_blocks(blocks: nnx.Module, number: int) -> list[Any]:
-    """The single modules of a stack.
-
-    A loop over them, unlike a scan, lets the compiler drop what the last one computes for nobody.
-    """
-    graphdef, stacked = nnx.split(blocks)
-    return [
-        nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked)) for i in range(number)
-    ]
 
 
 def two_token_block(

@@ -17,19 +17,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from darl_jax.nn import orders
+from darl_jax.nn.blocks import DTYPES, TOKEN_STDDEV, Angles, linear, scan_blocks, stack_blocks
+from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order
 from darl_jax.nn.positions import Grid
-from darl_jax.nn.vit import (
-    DTYPES,
-    TOKEN_STDDEV,
-    Angles,
-    ViT,
-    ViTConfig,
-    linear,
-    scan_blocks,
-    stack_blocks,
-)
-from darl_jax.training.sharding import pin_batch
+from darl_jax.nn.vit import ViT, ViTConfig
 
 
 class QueryStream(nnx.Module):

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from darl_jax.methods.transfer.labels import LabelConfig
 from darl_jax.nn.attention import Mask
+from darl_jax.nn.blocks import TOKEN_STDDEV, stack_blocks
 from darl_jax.nn.positions import Grid
 from darl_jax.nn.readout import POOLINGS, readout
-from darl_jax.nn.vit import TOKEN_STDDEV, ViT, ViTConfig, stack_blocks
+from darl_jax.nn.vit import ViT, ViTConfig
 
 KINDS = ("linear", "attentive")
 BATCH_NORM_EPSILON = 1e-6  # as in MAE's linear evaluation and AIM's attentive one

@@ -17,7 +17,8 @@ from darl_jax.methods.darl.patch_decoders import (
     two_token_block,
     unstack_blocks,
 )
-from darl_jax.nn.vit import Block, ViTConfig
+from darl_jax.nn.blocks import Block
+from darl_jax.nn.vit import ViTConfig
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=16, depth=1, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")

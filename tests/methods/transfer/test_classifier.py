@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from darl_jax.methods.transfer.classifier import Classifier
+from darl_jax.nn.blocks import Block, drop_path_scales
 from darl_jax.nn.orders import OrderConfig, fixed_order
-from darl_jax.nn.vit import Block, ViT, ViTConfig, drop_path_scales
+from darl_jax.nn.vit import ViT, ViTConfig
 from tests.random_modules import random_module
 
 VIT = ViTConfig(width=32, depth=3, num_heads=2, mlp_dim=64, patch_size=2, dtype="float32")

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from darl_jax.methods.darl.model import DARL
 from darl_jax.nn import attention as attention_lib
 from darl_jax.nn import orders
+from darl_jax.nn.blocks import DTYPES, Angles
+from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order
 from darl_jax.nn.positions import Grid
-from darl_jax.nn.vit import DTYPES, Angles
-from darl_jax.training.sharding import pin_batch
 
 
 class Cache(NamedTuple):

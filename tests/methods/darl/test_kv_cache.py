@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darl_jax.methods.darl.kv_cache import SequenceDecoder
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn import orders
-from darl_jax.nn.kv_cache import SequenceDecoder
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
 from tests.random_modules import random_module
