@@ -1,7 +1,7 @@
-"""What takes turns on the device for train_step.py: train steps, matrix products, and PyTorch.
+"""Contestants that take turns on the device for train_step.py: steps, matrix products, PyTorch.
 
-A contestant's `run(repeats)` does its work so many times, one after the other without waiting in
-between, as training does, and returns the seconds to the end of the last.
+A contestant's `run(repeats)` repeats its work without waiting in between, as training does, and
+returns the seconds to the end of the last repeat.
 """
 
 import json
@@ -20,111 +20,125 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
-from darl_jax.data.loader import Batches
-from darl_jax.nn import flops
-from darl_jax.training.optimizers import learning_rate_schedule
-from darl_jax.training.sharding import global_array, make_mesh
+from darl_jax.data import pipeline
+from darl_jax.data.images.config import ImagesConfig
+from darl_jax.methods.darl.mse import MSEConfig
+from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
+from darl_jax.training.sharding import make_mesh
 from darl_jax.training.state import abstract_state, create_state, graph_definition
-from darl_jax.training.step import lower_step, make_train_step
+from darl_jax.training.step import abstract_batch, device_batch, lower_step, make_train_step
 from darl_jax.training.step_metrics import StepMetrics
 
 ROUNDS = 10
 
-# Large enough that a device is at its best, small enough to be done in a moment.
+# Large enough that a device is at its best, small enough to take a moment.
 _MATMUL_SIZE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
-# Rows that a data worker may have made ahead; data/loading.py says how many there can be.
+# Rows that a data worker may have made ahead; data/loading.py has their number.
 _CHUNKS_AHEAD, _CHUNK_ROWS = 4, 32
 
 
 class Contestant(Protocol):
-    """What takes a turn."""
+    """One participant of `measure`."""
 
     def run(self, repeats: int) -> float:
         """Seconds of `repeats` times the work, to its end on the device."""
 
 
+def load_config(path: str) -> TrainConfig:
+    """Loads the config of FILE.py or FILE.py:WORD.
+
+    Raises:
+      ValueError: the file or the word does not exist.
+    """
+    if not pathlib.Path(path.split(":")[0]).is_file():
+        raise ValueError(f"--config={path}: there is no such file; configs/ holds some")
+    return config_lib.load(config_lib.from_file(path), begins=False)
+
+
 class Training:
-    """A config's train step on one device, the state that it carries on, and a random batch."""
+    """A config's compiled train step on one device, its state, and a random batch."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
         self.mesh = make_mesh(config.mesh, jax.devices()[:1])
-        self._builder = config.method.init
+        method = config.method
         rate = learning_rate_schedule(
             config.optimizer,
             batch_size=config.batch_size,
             steps_per_epoch=1000.0,
             total_steps=100_000,
         )
-        self._optimizer = build_optimizer(config.optimizer, rate, config.method)
-        self._abstract = abstract_state(self._builder, self._optimizer, self.mesh)
-        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._abstract.params))
+        optimizer = build_optimizer(config.optimizer, rate, method)
+        abstract = abstract_state(method.init, optimizer, self.mesh)
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
         self.key = jax.random.key(1)
-        self.state: Any = None
-        self.batch: PyTree = None
-
-    def compile(self) -> jax.stages.Compiled:
-        """The step that training compiles; nothing is allocated."""
         step = make_train_step(
-            graph_definition(self._builder),
-            self.config.method,
-            self._optimizer,
-            accumulation_steps=self.config.accumulation_steps,
+            graph_definition(method.init),
+            method,
+            optimizer,
+            accumulation_steps=config.accumulation_steps,
         )
+        began = time.perf_counter()
         with jax.set_mesh(self.mesh):
-            batch = abstract_batch(self.config.method.inputs, self.config.batch_size, self.mesh)
-            return lower_step(step, self._abstract, batch, self.key).compile()
-
-    def allocate(self) -> None:
-        """Makes the state and the batch that stays on the device."""
-        self.state = create_state(self._builder, self._optimizer, jax.random.key(0), self.mesh)
-        size = self.config.data.image_size
-        shape = (self.config.batch_size, size, size, self.config.data.channels)
-        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self.batch = self.on_device({"image": images, "mask": np.ones(shape[0], bool)})
-
-    def on_device(self, batch: Mapping[str, np.ndarray]) -> PyTree:
-        """What the step reads of a host's batch; flags that it does not have are False."""
-        abstract = abstract_batch(self.config.method.inputs, self.config.batch_size, self.mesh)
-        rows = {
-            key: batch[key] if key in batch else np.zeros(leaf.shape, leaf.dtype)
-            for key, leaf in abstract.items()
+            batch = abstract_batch(method.inputs, config.batch_size, self.mesh)
+            self.compiled = lower_step(step, abstract, batch, self.key).compile()
+        self.about = {
+            "step": f"attention {config.model.attention}",
+            "compile_seconds": time.perf_counter() - began,
+            "memory_bytes": memory_of(self.compiled),
         }
-        return global_array(rows, self.mesh)
+        self.state: Any = create_state(method.init, optimizer, jax.random.key(0), self.mesh)
+        rng, rows = np.random.default_rng(0), config.batch_size
+        random = {
+            name: rng.integers(0, 256 if x.dtype == np.uint8 else 2, (rows, *x.shape), x.dtype)
+            for name, x in method.inputs.items()
+        }
+        flags = {"mask": np.ones(rows, bool), "replaced": np.zeros(rows, bool)}
+        self.batch = self.on_device(random | flags)
+
+    def on_device(self, rows: Mapping[str, np.ndarray]) -> PyTree:
+        """A host's batch as the step reads it."""
+        return device_batch(rows, self.config.method.inputs, self.mesh, stop=False)
 
 
 class Resident:
-    """Steps on the batch that is on the device, by one compiled step."""
+    """Steps on the batch that stays on the device."""
 
-    def __init__(self, training: Training, compiled: jax.stages.Compiled):
+    def __init__(self, training: Training):
         self._training = training
-        self._compiled = compiled
 
     def run(self, repeats: int) -> float:
-        """As Contestant says."""
+        """See Contestant."""
         training = self._training
         began = time.perf_counter()
         for _ in range(repeats):
-            training.state, _ = self._compiled(training.state, training.batch, training.key)
+            training.state, _ = training.compiled(training.state, training.batch, training.key)
         jax.block_until_ready(training.state)
         return time.perf_counter() - began
 
 
 class Fed:
-    """The same steps on what the input pipeline gives, fed the way train.py does it."""
+    """The same steps on batches of the input pipeline, fed the way train.py does it."""
 
-    def __init__(self, training: Training, compiled: jax.stages.Compiled, batches: Batches):
+    def __init__(self, training: Training):
         self._training = training
-        self._compiled = compiled
-        self._batches = batches
-        rows = training.config.batch_size
-        workers = max(1, min(training.config.data.num_workers, os.cpu_count() or 1))
+        config = training.config
+        self._batches = pipeline.train_batches(
+            config.data.open().train,
+            config.data,
+            batch_size=config.batch_size,
+            seed=0,
+            start_step=0,
+        )
+        rows = config.batch_size
+        workers = max(1, min(config.data.num_workers, os.cpu_count() or 1))
         ahead = _CHUNKS_AHEAD * workers * min(rows, _CHUNK_ROWS)
         self._made_ahead = 2 + math.ceil(ahead / rows)
 
     def run(self, repeats: int) -> float:
-        """As Contestant says, after as many steps as were fed while others had their turn."""
+        """See Contestant; first takes as many steps as were fed during others' turns."""
         self._steps(self._made_ahead)
         return self._steps(repeats)
 
@@ -134,10 +148,16 @@ class Fed:
         began = time.perf_counter()
         for step in range(number):
             batch = training.on_device(next(self._batches))
-            training.state, metrics = self._compiled(training.state, batch, training.key)
+            training.state, metrics = training.compiled(training.state, batch, training.key)
             metrics_of.add(step, metrics)
         jax.block_until_ready(training.state)
         return time.perf_counter() - began
+
+    def __enter__(self) -> "Fed":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._batches.close()
 
 
 class Matmul:
@@ -150,7 +170,7 @@ class Matmul:
         self._multiply = jax.jit(jnp.matmul)
 
     def run(self, repeats: int) -> float:
-        """As Contestant says."""
+        """See Contestant."""
         began = time.perf_counter()
         product = self._matrix
         for _ in range(repeats):
@@ -172,20 +192,21 @@ def memory_of(compiled: jax.stages.Compiled) -> int:
 
 
 def why_no_peer(config: TrainConfig) -> str | None:
-    """Why torch_vit.py cannot do a config's work; None where it can."""
-    if config.objective.name != "mse" or getattr(config.objective, "normalize_target", False):
-        return "the PyTorch model learns by the squared error of pixels alone"
-    if config.patch_decoder.layers:
+    """The reason why torch_vit.py cannot do a config's work; None where it can."""
+    objective = config.objective
+    if not isinstance(objective, MSEConfig) or objective.normalize_target or objective.two_stream:
+        return "the PyTorch model has the squared error of pixels, in one stream"
+    if objective.patch_decoder.layers:
         return "the PyTorch model's patch decoder is one linear layer"
     if config.model.positions != "rope2d" or config.model.rope_y_first:
-        return "the PyTorch model has positions 'rope2d', x first, alone"
+        return "the PyTorch model has positions 'rope2d', x first"
     if config.optimizer.clip_norm or config.accumulation_steps > 1:
         return "the PyTorch model neither clips nor accumulates gradients"
     return None
 
 
 class TorchPeer:
-    """torch_vit.py in another process, which sleeps when it is not its turn.
+    """torch_vit.py in another process, which sleeps between its turns.
 
     Raises:
       MemoryError: it needs more than its share of the GPU.
@@ -194,6 +215,7 @@ class TorchPeer:
 
     def __init__(self, python: str, config: TrainConfig, parameters: int):
         model, data, optimizer = config.model, config.data, config.optimizer
+        assert isinstance(data, ImagesConfig)
         platform = jax.default_backend()
         if platform not in ("cpu", "gpu"):
             raise ValueError(
@@ -224,11 +246,7 @@ class TorchPeer:
             raise ValueError(f"--torch_python={python} cannot be run: {error.strerror}") from error
         try:
             self.about = self._answer()
-            image_flops = config.method.flops()
-            ours = {
-                "parameters": parameters,
-                "forward_flops": image_flops // flops.train_step_flops(1, 1),
-            }
+            ours = {"parameters": parameters, "forward_flops": config.method.flops() // 3}
             for key, value in ours.items():
                 if self.about[key] != value:
                     raise ValueError(
@@ -240,7 +258,7 @@ class TorchPeer:
             raise
 
     def run(self, repeats: int) -> float:
-        """As Contestant says."""
+        """See Contestant."""
         assert self._process.stdin is not None  # a pipe
         self._process.stdin.write(f"{repeats}\n")
         self._process.stdin.flush()
@@ -251,8 +269,7 @@ class TorchPeer:
         line = self._process.stdout.readline()
         if not line:
             raise ValueError(
-                f"the PyTorch process ended with code {self._process.wait()}; what it printed "
-                "stands above"
+                f"the PyTorch process ended with code {self._process.wait()}; its output is above"
             )
         answer = json.loads(line)
         if "error" in answer:
@@ -276,27 +293,27 @@ class TorchPeer:
         self._end()
 
 
-def tell(what: str) -> None:
-    """What is going on, on one line of the terminal that is written over; nothing in a file."""
+def show(status: str) -> None:
+    """Prints a status line on a terminal, over the last one."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{what} ", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{status} ", end="", file=sys.stderr, flush=True)
 
 
 def measure(contestants: Sequence[Contestant], seconds: float) -> list[list[float]]:
-    """Seconds for once the work of each contestant, one value for each of ROUNDS turns.
+    """Seconds of one repeat of each contestant, one value for each of ROUNDS turns.
 
     All take turns, each for an equal share of `seconds`, but at least once in each round.
     """
     turn = seconds / (ROUNDS * len(contestants))
     repeats = []
     for contestant in contestants:
-        tell("warms up")
+        show("warms up")
         contestant.run(1)
         repeats.append(max(1, round(turn / contestant.run(1))))
     taken: list[list[float]] = [[] for _ in contestants]
     for done in range(ROUNDS):
-        tell(f"round {done + 1} of {ROUNDS}")
+        show(f"round {done + 1} of {ROUNDS}")
         for contestant, number, values in zip(contestants, repeats, taken, strict=True):
             values.append(contestant.run(number) / number)
-    tell("")
+    show("")
     return taken

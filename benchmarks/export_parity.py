@@ -1,12 +1,12 @@
-"""Whether exported models have JAX's features in PyTorch and timm, at full size.
+"""Compares the features of exported models in PyTorch and timm with JAX's, at full size.
 
     .venv/bin/python benchmarks/export_parity.py --torch_python=/path/to/torch/bin/python
 
 Models with random parameters, biases and norms included, are exported as safetensors and for timm.
 Every block's output and the normed tokens are compared in float32, causal and full, at the trained
 size of 224 px and near 384 px: a size that patches do not fill is rounded down to one that they do.
-PyTorch (and timm, where it can be imported) is of another environment, that of --torch_python. Exit
-codes: 0 all within the tolerance; 1 not; 2 a wrong flag.
+PyTorch (and timm, if importable) runs in another environment, that of --torch_python. Exit codes: 0
+all within the tolerance; 1 not; 2 a wrong flag.
 """
 
 import json
@@ -24,16 +24,15 @@ from flax import nnx
 
 from darl_jax import config as config_lib
 from darl_jax.interchange.exporting import Source, export
-from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
-from darl_jax.nn.vit import ViT
 from darl_jax.runtime import cli
+from darl_jax.training.state import parameters
 
 _USAGE = "benchmarks/export_parity.py --torch_python=/path/to/torch/bin/python"
-_TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has PyTorch.")
+_TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "Python of an environment with PyTorch.")
 _MODELS = flags.DEFINE_list("models", ["B/16", "H/14"], "Sizes and patches, such as L/16.")
-_IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["224", "384"], "In pixels.")
-_BATCH = flags.DEFINE_integer("batch", 1, "Images.")
+_IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["224", "384"], "Sizes of images in pixels.")
+_BATCH = flags.DEFINE_integer("batch", 1, "Number of images.")
 
 _TRAINED_SIZE = 224
 TOLERANCE = 1e-4  # absolute, on features of size 1 to 50
@@ -71,15 +70,10 @@ def random_params(config: config_lib.TrainConfig) -> dict[str, Any]:
 
 
 def write_features(params: dict, config: config_lib.TrainConfig, folder: pathlib.Path) -> None:
-    """JAX's features of random images, a file for each size and mask."""
+    """Writes JAX's features of random images, a file for each size and mask."""
     patch = config.model.patch_size
-
-    def create() -> ViT:
-        return ViT(
-            config.model, patch_dim=3 * patch**2, grid=config.method.trained_grid, rngs=nnx.Rngs(0)
-        )
-
-    graphdef = nnx.split(nnx.eval_shape(create))[0]
+    create: Any = config.method.init
+    graphdef = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0)).backbone))[0]
     backbone = jax.device_put(params["backbone"])
     for size in {int(size) // patch * patch for size in _IMAGE_SIZES.value}:
         shape = (_BATCH.value, size, size, 3)
@@ -104,7 +98,7 @@ def write_features(params: dict, config: config_lib.TrainConfig, folder: pathlib
 
 
 def check(name: str) -> bool:
-    """Prints a line for each way, size and mask of a model; whether all are within tolerance."""
+    """Prints a line for each way, size and mask of a model; True if all are within tolerance."""
     config = make_config(name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
@@ -117,12 +111,12 @@ def check(name: str) -> bool:
         command = [str(_TORCH_PYTHON.value), str(PEER), str(folder)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None  # a pipe
-            good = [_tell(name, json.loads(line)) for line in process.stdout]
+            good = [_print(name, json.loads(line)) for line in process.stdout]
     return all(good) and process.returncode == 0
 
 
-def _tell(name: str, answer: dict[str, Any]) -> bool:
-    """Prints a line of the table; whether it is within tolerance."""
+def _print(name: str, answer: dict[str, Any]) -> bool:
+    """Prints a line of the table; True if it is within tolerance."""
     if "error" in answer:
         print(f"{name:6}{answer['way']:13}left out: {answer['error']}")
         return True

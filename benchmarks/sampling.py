@@ -181,7 +181,7 @@ def main() -> None:
         product = contestants.Matmul(config.model.dtype)
         runners: list[contestants.Contestant] = [*(row[-1] for row in rows), product]
         for runner in runners:
-            contestants.tell("compiles")
+            contestants.show("compiles")
             runner.run(1)
         seconds = np.array(
             [[runner.run(1) for runner in runners] for _ in range(arguments.rounds)]

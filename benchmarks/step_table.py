@@ -1,4 +1,4 @@
-"""The table of train_step.py: from the seconds of each turn to rates and ratios that one reads."""
+"""The table of train_step.py: rates and ratios from the seconds of each turn."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,12 +17,12 @@ HEADER = "\n".join(
 
 
 def with_rates(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its rates, best and median, beside the matrix product's and the first row's.
+    """Adds rates, best and median, relative to the matrix product and to the first row.
 
     Args:
       row: `seconds` for a step and `matmul_seconds` for a product, a value for each round;
         `batch_size`, `step_flops` and `matmul_flops`.
-      first: the row that training would be, of the same rounds.
+      first: the row of the step as training takes it, of the same rounds.
     """
     values: dict[str, Any] = {}
     for name, reduce in (("best", np.min), ("median", np.median)):
@@ -32,13 +32,13 @@ def with_rates(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, An
         values[f"flops_per_second_{name}"] = row["step_flops"] / seconds
         values[f"matmul_flops_per_second_{name}"] = matmul
         values[f"fraction_of_matmul_{name}"] = row["step_flops"] / seconds / matmul
-    # Round by round, for what slows a round slows all that take turns in it.
+    # Round by round, because other load slows all turns of a round.
     ratios = np.asarray(first["seconds"]) / np.asarray(row["seconds"])
     return {**row, **values, "images_of_first": float(np.median(ratios))}
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row as it is printed."""
+    """Formats a row."""
     best, median = 1e3 * min(row["seconds"]), 1e3 * float(np.median(row["seconds"]))
     return _COLUMNS.format(
         f"{row['model']} {row['objective']}",
@@ -54,7 +54,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def rates_line(row: Mapping[str, Any]) -> str:
-    """What a case's first row says of the device and of the counted work."""
+    """Summarizes a case's first row: counted work and the device's rates."""
     return (
         f"{row['model']} {row['objective']}: {row['step_flops'] / row['batch_size'] / 1e9:.2f} "
         f"GFLOP an image, counted; best step {row['flops_per_second_best'] / 1e12:.3f} TFLOP/s, "
@@ -63,7 +63,7 @@ def rates_line(row: Mapping[str, Any]) -> str:
 
 
 def peer_line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    """How many times the images/s of PyTorch's row the first row's step has."""
+    """Ratio of the first row's images/s to those of PyTorch's row."""
     best = min(row["seconds"]) / min(first["seconds"])
     return (
         f"{row['model']} {row['objective']}: {best:.2f} times the images/s of {row['step']}, best "

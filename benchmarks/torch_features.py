@@ -1,10 +1,10 @@
-"""Compares PyTorch's features with stored ones; export_parity.py starts it where PyTorch is.
+"""Compares PyTorch's features with stored ones; started by export_parity.py.
 
     /path/to/torch/bin/python benchmarks/torch_features.py FOLDER
 
 FOLDER has two exports, `safetensors` and `timm`, and for each case a file <size>_<mask>.npz with
 images (batch, row, column, channel), blocks (block, batch, token, width) and tokens. For each case
-and each way a line of JSON is printed, with the largest absolute differences.
+and each way it prints a line of JSON with the largest absolute differences.
 """
 
 import json
@@ -19,7 +19,7 @@ Run = Callable[[torch.Tensor, str], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
 def from_file(folder: pathlib.Path, size: int) -> Run:
-    """The exported file of PyTorch, which takes any size."""
+    """The exported PyTorch module, for any size."""
     del size
     sys.path.insert(0, str(folder))
     from darl_vit import load  # type: ignore[import-not-found]
@@ -34,7 +34,7 @@ def from_file(folder: pathlib.Path, size: int) -> Run:
 
 
 def from_timm(folder: pathlib.Path, size: int) -> Run:
-    """timm's own class, made for a size."""
+    """timm's own class, built for one size."""
     import timm  # type: ignore[import-not-found]
 
     config = json.loads((folder / "config.json").read_text())

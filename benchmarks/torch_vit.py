@@ -1,4 +1,4 @@
-"""A ViT of equal work in PyTorch, which train_step.py starts in an environment that has PyTorch.
+"""A ViT of equal work in PyTorch; started by train_step.py in an environment with PyTorch.
 
     /path/to/torch/bin/python benchmarks/torch_vit.py '{"width": 384, ...}'
 
@@ -30,7 +30,7 @@ LAYER_NORM_EPSILON = 1e-6
 
 
 def rotation(shape: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, (token, 1, pair): half of the pairs turn by x, half by y, SOS by nothing."""
+    """cos and sin, (token, 1, pair): half of the pairs rotate by x, half by y; SOS does not."""
     side = shape["image_size"] // shape["patch_size"]
     pairs = shape["width"] // shape["num_heads"] // 4
     frequency = shape["max_wavelength"] ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
@@ -106,7 +106,7 @@ class Model(torch.nn.Module):
 
 
 def forward_flops(shape: dict[str, Any]) -> int:
-    """Of one image, as PyTorch counts matrix products; nothing is computed."""
+    """FLOPs of one image's forward pass, as PyTorch counts matrix products; computes nothing."""
     side = shape["image_size"]
     with torch.device("meta"):
         model = Model(shape)
@@ -149,7 +149,7 @@ def fastest_attention(shape: dict[str, Any], device: str, dtype: torch.dtype) ->
         with sdpa_kernel(getattr(SDPBackend, backend)):
             try:
                 attend()
-            except RuntimeError:  # which is how PyTorch says that a backend cannot
+            except RuntimeError:  # PyTorch's way to refuse a backend
                 continue
             seconds[backend] = min(timed(attend, 1, device) for _ in range(5))
     return dict(sorted(seconds.items(), key=lambda item: item[1]))
@@ -182,7 +182,7 @@ def make_step(shape: dict[str, Any], model: Model, device: str) -> Callable[[], 
 
 
 def rounds(shape: dict[str, Any], requests: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """What is printed: first what this is, then the seconds of each round that is asked for."""
+    """Yields the lines to print: a description, then the seconds of each requested round."""
     device = shape["device"]
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -209,7 +209,7 @@ def rounds(shape: dict[str, Any], requests: Iterator[str]) -> Iterator[dict[str,
 
 
 def main() -> None:
-    # Whatever libraries print goes to the standard error; the answers have the output alone.
+    # Output of libraries goes to standard error; standard output has only the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     try:

@@ -1,7 +1,7 @@
-"""Where a run's parameters come from: from a checkpoint, as far as it has them, or from nothing.
+"""Initial parameters of a run from a checkpoint, as far as it has them.
 
-Nothing is taken or left out silently: what came, what is new and what was dropped is logged, and a
-checkpoint of another model is refused with the key or the array that differs.
+Parameters that were taken, are new or were dropped are logged. A checkpoint of another model is
+refused with the key or the array that differs.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.interchange.described import MODEL_KEYS
 from darl_jax.interchange.loading import LoadedModel, load_model
 from darl_jax.methods.images import ImageMethod
 from darl_jax.nn.orders import OrderConfig
@@ -25,29 +26,18 @@ from darl_jax.training.checkpoint.checksums import checksums
 from darl_jax.training.checkpoint.reading import arrays_by_name, shortened
 from darl_jax.training.state import TrainState, create_params
 
-# Keys of `model` that decide what a parameter means, whether or not its shape shows it.
-_SAME_MODEL = (
-    "width",
-    "depth",
-    "num_heads",
-    "mlp_dim",
-    "patch_size",
-    "positions",
-    "rope_max_wavelength",
-    "rope_y_first",
-)
 _BACKBONE = "backbone/"
 
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Which parameters of a model came from a checkpoint.
+    """Parameters of a model, partly from a checkpoint.
 
     Attributes:
-      params: nested dicts; what came from the checkpoint is a numpy array in place of the model's.
-      taken: paths of parameters that came from the checkpoint.
-      new: paths of parameters that it does not have.
-      dropped: paths of its parameters that the model does not have, or that were not to be taken.
+      params: nested dicts; those from the checkpoint are numpy arrays in place of the model's.
+      taken: paths of the parameters from the checkpoint.
+      new: paths of the parameters that it lacks.
+      dropped: paths of its parameters that the model lacks, or that `init.drop` names.
     """
 
     params: dict[str, Any]
@@ -57,24 +47,24 @@ class Transfer:
 
 
 def load_initial(config: TrainConfig) -> LoadedModel:
-    """The checkpoint that `config.init` names, if it is one of this config's model. A collective.
+    """Loads and checks the checkpoint that `config.init` names. A collective.
 
     Raises:
       ConfigError: it is of another model, or of images of another size than positions are
         counted on.
       ValueError: the file cannot be used, or processes have read different ones.
-      FileNotFoundError: there is none.
+      FileNotFoundError: the file does not exist.
     """
     loaded = load_model(config.init.checkpoint, config.init.step)
     check_same_model(loaded, config)
-    # Each process reads for itself, and the newest step may have become another one meanwhile.
+    # Each process reads the file itself, and the newest step may have changed in between.
     sums = checksums(arrays_by_name(loaded.params))
     cluster.check_alike(sums, "parameters in config.init.checkpoint")
     return loaded
 
 
 def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
-    """Whether a checkpoint's backbone is the config's. Raises ConfigError, naming each key."""
+    """Checks a checkpoint's backbone against the config's. Raises ConfigError, naming each key."""
     method = config.method
     if not isinstance(method, ImageMethod):
         raise ConfigError(
@@ -84,29 +74,36 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     differences = [
         f"config.model.{key} is {getattr(config.model, key)!r} and the checkpoint's is "
         f"{loaded.model[key]!r}"
-        for key in _SAME_MODEL
+        for key in MODEL_KEYS
         if key in loaded.model and loaded.model[key] != getattr(config.model, key)
     ]
     if differences:
         raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
-    learned, order = loaded.model.get("order"), config.model.order
-    if learned is not None and order.name != "random" and _in_words(learned) != _in_words(order):
+    trained, order = loaded.model.get("order"), config.model.order
+    if trained is not None and order.name != "random" and _in_words(trained) != _in_words(order):
         logging.warning(
             "config.model.order is %s, and %s reads patches in the order %s",
             _in_words(order),
             loaded.description,
-            _in_words(learned),
+            _in_words(trained),
         )
-    trained = method.model.trained_image_size or method.data.image_size
-    if loaded.trained_image_size not in (None, trained):
+    channels = _channels(loaded)
+    if channels not in (None, method.data.channels):
+        raise ConfigError(
+            f"config.data.channels is {method.data.channels}, and {loaded.description} was trained "
+            f"on images of {channels}: set config.data.channels={channels}, with as many values in "
+            "config.data.mean and config.data.std"
+        )
+    size = method.model.trained_image_size or method.data.image_size
+    if loaded.trained_image_size not in (None, size):
         raise ConfigError(
             f"{loaded.description} was trained on images of {loaded.trained_image_size} pixels, "
-            f"and here positions are counted on images of {trained}: set "
+            f"and here positions are counted on images of {size}: set "
             f"config.model.trained_image_size={loaded.trained_image_size}"
         )
     if loaded.config is None:
         logging.warning(
-            "%s does not say how images were standardized, nor how many heads it has: "
+            "%s has neither the mean and std of its images nor its number of heads: "
             "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
             loaded.description,
             method.data.mean,
@@ -118,8 +115,8 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
         here = tuple(getattr(method.data, key))
         if key in data and not np.allclose(data[key], here):
             logging.warning(
-                "config.data.%s is %s, and %s was trained with %s: its features are those of "
-                "images standardized like that",
+                "config.data.%s is %s, and %s was trained with %s: its features suit images "
+                "standardized by the latter",
                 key,
                 here,
                 loaded.description,
@@ -128,12 +125,12 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
 
 
 def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> Transfer:
-    """A model's parameters, those that the checkpoint has taken from there.
+    """Replaces a model's parameters by those of a checkpoint, where it has them.
 
     Args:
       params: nested dicts of arrays, or of their shapes.
       loaded: the checkpoint.
-      drop: beginnings of paths that are not taken from it.
+      drop: beginnings of paths that are left out.
 
     Raises:
       ConfigError: an array has another shape than the model's, or the backbones do not have the
@@ -161,7 +158,7 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
         if path.startswith(_BACKBONE) and not any(_below(path, name) for name in drop)
     ]
     if wrong:
-        advice = "\nTraining can begin these anew: name them in config.init.drop, such as ('head',)"
+        advice = "\nTraining can start these anew: name them in config.init.drop, such as ('head',)"
         raise ConfigError(
             f"{loaded.description} does not fit the model; arrays that differ: {len(wrong)}\n  "
             + "\n  ".join(shortened(wrong))
@@ -177,7 +174,7 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
 
 
 def report(result: Transfer, loaded: LoadedModel) -> str:
-    """Which parameters came from the checkpoint, which are new and which were dropped."""
+    """Lists the parameters from the checkpoint, the new and the dropped ones, for the log."""
     leaves = arrays_by_name(result.params)
     count = sum(math.prod(leaves[path].shape) for path in result.taken)
     lines = [f"{len(result.taken)} arrays ({count:,} parameters) come from {loaded.description}"]
@@ -187,12 +184,12 @@ def report(result: Transfer, loaded: LoadedModel) -> str:
 
 
 def initialize(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> TrainState:
-    """A new state with the parameters that a checkpoint has, and a log of which they are.
+    """Starts a state from a checkpoint's parameters, and logs their names.
 
     Args:
       state: at step 0.
       loaded: the checkpoint.
-      drop: beginnings of paths that are not taken from it.
+      drop: beginnings of paths that are left out.
 
     Raises:
       ConfigError: as `transfer`.
@@ -207,13 +204,13 @@ def initialize(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = 
 def restored_params(
     config: TrainConfig, loaded: LoadedModel, mesh: Mesh, *, backbone_only: bool = False
 ) -> PyTree:
-    """The model's parameters, those of the checkpoint in their places.
+    """Initializes a model's parameters and replaces them by a checkpoint's.
 
     Args:
       config: of the model.
       loaded: the checkpoint.
-      mesh: that they are laid out on.
-      backbone_only: whether all else stays as initialized; otherwise the checkpoint must have it.
+      mesh: mesh to lay them out on.
+      backbone_only: True leaves all else as initialized; otherwise the checkpoint must have it.
 
     Raises:
       ConfigError: the checkpoint is of another model, or lacks parameters.
@@ -235,13 +232,13 @@ def restored_params(
         raise ConfigError(
             f"{loaded.description} has no {result.new[0]}, which config.objective.name="
             f"{config.objective.name!r} needs; the evaluators knn and linear_probe read the "
-            "backbone alone"
+            "backbone only"
         )
     return put_like(result.params, initial)
 
 
 def put_like(params: PyTree, like: PyTree) -> PyTree:
-    """Arrays laid out and typed as those of another tree; what is laid out already stays."""
+    """Lays out and casts arrays like those of another tree; arrays on devices stay as they are."""
 
     def put(value: Any, leaf: jax.Array) -> jax.Array:
         if isinstance(value, jax.Array):
@@ -250,6 +247,14 @@ def put_like(params: PyTree, like: PyTree) -> PyTree:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
 
     return jax.tree.map(put, params, like)
+
+
+def _channels(loaded: LoadedModel) -> int | None:
+    """Channels of the images that a checkpoint was trained on, from its patch embedding."""
+    embedding = loaded.params.get("backbone", {}).get("patch_embedding", {})
+    if "kernel" not in embedding or "patch_size" not in loaded.model:
+        return None
+    return int(embedding["kernel"].shape[0]) // loaded.model["patch_size"] ** 2
 
 
 def _in_words(order: OrderConfig) -> str:

@@ -59,8 +59,9 @@ def block_features(backbone: ViT, images: np.ndarray, mask: str) -> np.ndarray:
         return np.asarray(backbone(patches, mask=mask, grid=grid).blocks)
 
 
-def make_config(**model: Any) -> config_lib.TrainConfig:
+def make_config(*, two_stream: bool = False, **model: Any) -> config_lib.TrainConfig:
     config = config_lib.default_config(size="Ti")
+    config.objective.two_stream = two_stream
     small = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "patch_size": 2}
     with config.unlocked():
         config.model.update(small | {"dtype": "float32"} | model)

@@ -22,17 +22,12 @@ from darl_jax.training.state import parameters
 VIT = ViTConfig(width=16, depth=2, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
 
 
-def pretrained(seed: int = 1, *, two_stream: bool = False, **changes) -> LoadedModel:
+def pretrained(seed: int = 1, *, two_stream: bool = False, channels=1, **changes) -> LoadedModel:
     vit = dataclasses.replace(VIT, **changes)
     model = DARL(
-        vit,
-        PatchDecoderConfig(),
-        denoising=False,
-        two_stream=two_stream,
-        grid=(4, 4),
-        channels=1,
-        rngs=nnx.Rngs(seed),
-    )
+        vit, PatchDecoderConfig(), denoising=False, two_stream=two_stream, grid=(4, 4),
+        channels=channels, rngs=nnx.Rngs(seed),
+    )  # fmt: skip
     return LoadedModel(
         params=jax.tree.map(np.asarray, parameters(model)),
         config=None,
@@ -134,6 +129,12 @@ def test_a_model_that_differs_where_no_shape_shows_it_is_refused(changes: dict) 
         initialization.check_same_model(pretrained(**changes), config())
 
 
+def test_images_of_other_channels_are_refused_by_the_key() -> None:
+    message = r"config\.data\.channels is 1, and step 3 .* images of 3: set .*channels=3"
+    with pytest.raises(ConfigError, match=message):
+        initialization.check_same_model(pretrained(channels=3), config())
+
+
 def test_images_of_another_size_need_the_trained_size() -> None:
     larger = {"data__image_size": 16}
     with pytest.raises(ConfigError, match=r"set config.model.trained_image_size=8"):
@@ -167,11 +168,9 @@ def test_another_order_than_the_checkpoint_s_is_a_warning(caplog, theirs, ours, 
 
 
 def test_of_two_streams_the_content_is_taken_and_read_in_raster_order(caplog):
-    random = OrderConfig("random")
-    theirs = pretrained(two_stream=True, order=random)
-    theirs.model["order"] = described.model_of({"model": {"order": dataclasses.asdict(random)}})[
-        "order"
-    ]
+    theirs = pretrained(two_stream=True, order=OrderConfig("random"))
+    run = {"model": dataclasses.asdict(dataclasses.replace(VIT, order=OrderConfig("random")))}
+    theirs = dataclasses.replace(theirs, model=described.model_of(run))
     with caplog.at_level("WARNING"):
         initialization.check_same_model(theirs, config())
     assert "config.model.order" not in caplog.text

@@ -5,9 +5,9 @@ import pytest
 from darl_jax.config import to_dict
 from darl_jax.interchange.described import describe, shape_of
 from darl_jax.interchange.names import check_arrays, expected_shapes, from_torch, to_torch
-from darl_jax.methods.darl.model import parameters
 from darl_jax.nn.patches import patchify
 from darl_jax.nn.positions import POSITIONS
+from darl_jax.training.state import parameters
 from tests.interchange.small_run import assert_same, golden_weights, make_config
 from tests.random_modules import random_module
 

@@ -10,10 +10,10 @@ import pytest
 from flax import linen, nnx, traverse_util
 from scipy import special
 
-from darl_jax.methods.darl.model import parameters
 from darl_jax.nn import positions
 from darl_jax.nn.blocks import Block, gelu
 from darl_jax.nn.vit import ViTConfig
+from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 GOLDEN = np.load(pathlib.Path(__file__).resolve().parents[1] / "golden" / "block.npz")

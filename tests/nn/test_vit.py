@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from darl_jax.methods.darl.model import DARL, parameters
+from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.nn import positions
 from darl_jax.nn.blocks import Attention, unstack_blocks
 from darl_jax.nn.vit import ViT, ViTConfig
+from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 CONFIG = ViTConfig(width=32, depth=2, num_heads=2, mlp_dim=64, patch_size=2, dtype="float32")

@@ -20,11 +20,17 @@ BATCH, PATCHES, PIXELS = 3, 8, 12
 def model(positions: str, order: str, *, two_stream: bool = False, dtype: str = "float32") -> DARL:
     vit = ViTConfig(
         width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype=dtype,
-        positions=positions, order=OrderConfig(order), two_stream=two_stream,
+        positions=positions, order=OrderConfig(order),
     )  # fmt: skip
     return random_module(
         lambda rngs: DARL(
-            vit, PatchDecoderConfig(), denoising=False, grid=GRID, channels=3, rngs=rngs
+            vit,
+            PatchDecoderConfig(),
+            denoising=False,
+            two_stream=two_stream,
+            grid=GRID,
+            channels=3,
+            rngs=rngs,
         )
     )
 
