@@ -19,7 +19,7 @@ from darl_jax.interchange.exporting import FORMS, Exported, Source, check_new, e
 from darl_jax.interchange.loading import load_run
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.runtime import cli
-from darl_jax.training.checkpoint import absolute_path
+from darl_jax.training.checkpoint import absolute_path, restore_records
 from darl_jax.training.checkpoint.reading import FOLDER
 
 _USAGE = "python -m darl_jax.export --checkpoint=runs/digits --format=safetensors --output=exported"
@@ -69,6 +69,7 @@ def read_source(checkpoint: str, step: int | None, *, averaged: bool) -> Source:
         step=loaded.step,
         description=f"step {loaded.step} of the run {workdir.name}{average}",
         history=_history(workdir),
+        records=restore_records(folder, loaded.step),
     )
 
 

@@ -39,7 +39,7 @@ from darl_jax.monitoring.writers import MetricWriter
 from darl_jax.runtime import cli, cluster, compilation, lock
 from darl_jax.runtime.chips import peak_flops
 from darl_jax.runtime.signals import StopRequest
-from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, absolute_path
+from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, writable_path
 from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
 from darl_jax.training.sharding import check_batch, make_mesh
 from darl_jax.training.state import (
@@ -109,8 +109,9 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             # State: restored where there is a checkpoint, new where there is none. The order of the
             # records follows from their number and fingerprint.
             records = f"{len(splits.train)}, {splits.train.fingerprint()}"
-            saved_config = config_lib.to_dict(config) | {"train_records": records}
-            cluster.check_alike(without_own_keys(saved_config), "keys of the config, or records,")
+            saved_config = config_lib.to_dict(config)
+            alike = without_own_keys(saved_config) | {"train_records": records}
+            cluster.check_alike(alike, "keys of the config, or records,")
             checkpointer = Checkpointer(
                 workdir,
                 keep_last=config.checkpoint.keep_last,
@@ -119,8 +120,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             )
             cleanup.enter_context(closing(checkpointer))
 
-            def check(saved: Mapping[str, Any], step: int) -> None:
-                check_same_run(saved, saved_config, workdir)
+            def check(saved: Mapping[str, Any], saved_records: str, step: int) -> None:
+                check_same_run(saved, saved_records, saved_config, records, workdir)
                 check_length(step, total_steps, workdir)
 
             state, start_step = begin(config, checkpointer, check, optimizer, init_key, mesh)
@@ -204,7 +205,7 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             def leave() -> str:
                 # A process alone saves the steps since the last checkpoint; several cannot agree.
                 if jax.process_count() == 1 and checkpointer.latest_step() != step:
-                    checkpointer.save(step, state, saved_config)
+                    checkpointer.save(step, state, saved_config, records)
                 return where_saved(checkpointer, total_steps, workdir)
 
             writer.flush()
@@ -244,7 +245,7 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                     run_log.write(step, step_metrics.summary())
                 if saves:
                     with clock("checkpoint"):
-                        checkpointer.save(step, state, saved_config)
+                        checkpointer.save(step, state, saved_config, records)
                     run_log.note(step)
                 if evaluates:
                     evaluate(step)
@@ -329,7 +330,7 @@ def main() -> None:
         with preparing():
             if _CONFIG.value is None or not _WORKDIR.value:
                 raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-            workdir = absolute_path(_WORKDIR.value)
+            workdir = writable_path(_WORKDIR.value)
             make_workdir(workdir)
             cluster.share_failures(workdir)
             if jax.process_index() == 0:

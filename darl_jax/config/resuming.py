@@ -1,47 +1,86 @@
-"""Whether a run may go on from a checkpoint."""
+"""Checks whether a run may continue from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 from etils import epath
+from flax import traverse_util
 
 from darl_jax.config.loading import ConfigError
 from darl_jax.config.schema import MAY_CHANGE_ON_RESUME
-from darl_jax.training.checkpoint import config_differences
 
 # Machines may have the data elsewhere, and other numbers of cores.
 _OWN_DATA_KEYS = ("data_dir", "num_workers", "worker_timeout_seconds")
 
 
 def check_same_run(
-    saved: Mapping[str, Any], current: Mapping[str, Any], workdir: epath.Path
+    saved: Mapping[str, Any],
+    saved_records: str,
+    current: Mapping[str, Any],
+    records: str,
+    workdir: epath.Path,
 ) -> None:
-    """Whether a checkpoint's run is this one, by what was saved with it.
+    """Compares the run of a checkpoint with this one.
+
+    Args:
+      saved: config of the checkpoint.
+      saved_records: number and fingerprint of its training records.
+      current: config of this run.
+      records: number and fingerprint of the training records.
+      workdir: for the message.
 
     Raises:
-      ConfigError: they differ in what is learned from which examples in which order.
+      ConfigError: the records or a key differ that decide on the result.
     """
     differences = config_differences(saved, current, MAY_CHANGE_ON_RESUME)
+    if saved_records != records:
+        differences.append(f"training records: {saved_records} in the checkpoint, {records} now")
     if differences:
         raise ConfigError(
-            f"{workdir} holds a checkpoint of another run: {'; '.join(differences)}. Give these "
-            "keys their old values to go on with it, or another --workdir to start anew"
+            f"{workdir} holds a checkpoint of another run: {'; '.join(differences)}. Set these "
+            "keys to their old values to continue it, or another --workdir to start anew"
         )
     for difference in config_differences(saved, current, ()):
         logging.info("Changed since the checkpoint: %s", difference)
 
 
 def without_own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config without what each process of a run may have for itself."""
+    """Config without the keys that may differ between the processes of a run."""
     data = {key: value for key, value in config["data"].items() if key not in _OWN_DATA_KEYS}
     return {**config, "data": data}
 
 
 def check_length(start_step: int, total_steps: int, workdir: epath.Path) -> None:
-    """Whether a checkpoint lies within the run. Raises ConfigError."""
+    """Raises ConfigError where a checkpoint lies behind the end of the run."""
     if start_step > total_steps:
         raise ConfigError(
             f"{workdir} has a checkpoint of step {start_step}, and the config ends at step "
             f"{total_steps}; raise config.total_steps or give another --workdir"
         )
+
+
+def config_differences(
+    saved: Mapping[str, Any], current: Mapping[str, Any], may_change: Sequence[str]
+) -> list[str]:
+    """Lists the keys that differ between two configs, as JSON keeps them: lists equal tuples.
+
+    Args:
+      saved: nested dicts.
+      current: nested dicts.
+      may_change: dotted keys that may differ, each with all keys below it.
+
+    Returns:
+      A line for each other key, such as "model.width: 384 in the checkpoint, 768 now".
+    """
+    old, new = (traverse_util.flatten_dict(as_json(config), sep=".") for config in (saved, current))
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        if any(key == entry or key.startswith(f"{entry}.") for entry in may_change):
+            continue
+        if key in old and key in new and old[key] == new[key]:
+            continue
+        before = repr(old[key]) if key in old else "absent"
+        now = repr(new[key]) if key in new else "absent"
+        lines.append(f"{key}: {before} in the checkpoint, {now} now")
+    return lines

@@ -55,6 +55,7 @@ class Source:
         step: step of the checkpoint.
         description: the run and the step, in words.
         history: the run's metrics, for the card.
+        records: number and fingerprint of the training records.
     """
 
     params: Mapping[str, Any]
@@ -62,6 +63,7 @@ class Source:
     step: int
     description: str
     history: Sequence[Mapping[str, int | float]] = ()
+    records: str = ""
 
 
 def export(source: Source, form: str, output: pathlib.Path) -> Exported:
@@ -84,6 +86,7 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
             source=source.description,
             parameters=result.parameters,
             history=source.history,
+            records=source.records,
             kept=", ".join(result.files),
             dropped=result.dropped,
             usage=result.usage(output.name),
@@ -134,7 +137,7 @@ def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path)
     del description
     checkpointer = Checkpointer(folder, keep_last=1, keep_every=0)
     try:
-        checkpointer.save(source.step, {"params": source.params}, source.config)
+        checkpointer.save(source.step, {"params": source.params}, source.config, source.records)
         checkpointer.wait()
     finally:
         checkpointer.close()

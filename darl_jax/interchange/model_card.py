@@ -22,6 +22,7 @@ class Card:
         source: the run's folder and step.
         parameters: count of the numbers written.
         history: the run's metrics, as `read_metrics` gives them; may be empty.
+        records: number and fingerprint of the training records; empty if unknown.
         kept: the files written.
         dropped: the parts left out, in words.
         usage: Python that loads the export.
@@ -32,6 +33,7 @@ class Card:
     source: str
     parameters: int
     history: Sequence[Mapping[str, int | float]]
+    records: str
     kept: str
     dropped: str
     usage: str
@@ -65,7 +67,7 @@ def model_card(card: Card) -> str:
         f"```python\n{card.usage.strip()}\n```",
         *card.notes,
         "## Data",
-        _table(_data(config["data"], config.get("train_records"))),
+        _table(_data(config["data"], card.records)),
         "## Numbers",
         _numbers(card.history, card.description["step"]),
         "## Config",
@@ -74,7 +76,7 @@ def model_card(card: Card) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _data(data: Mapping[str, Any], records: str | None) -> list[tuple[str, str]]:
+def _data(data: Mapping[str, Any], records: str) -> list[tuple[str, str]]:
     rows = [
         ("dataset", f"{data.get('source', '')} {data.get('dataset') or ''}".strip()),
         (

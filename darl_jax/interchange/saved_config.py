@@ -26,7 +26,7 @@ def get_config(checkpoint: str) -> ml_collections.ConfigDict:
       FileNotFoundError: there is no such file or folder.
       ValueError: the file holds no config.
     """
-    saved = {k: v for k, v in saved_config(checkpoint).items() if k != "train_records"}
+    saved = saved_config(checkpoint)
     config = config_lib.load(ml_collections.ConfigDict(saved), begins=False)
     given = config_lib.to_config_dict(config)
     given.mesh = config_lib.to_config_dict(MeshConfig())

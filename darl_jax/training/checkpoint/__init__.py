@@ -1,19 +1,22 @@
-"""Checkpoints by Orbax: asynchronous, atomic, checked, readable without the code of the writer."""
+"""Checkpoints by Orbax: asynchronous, atomic, verified, readable without the writer's code."""
 
 from darl_jax.training.checkpoint.reading import (
     DamagedCheckpointError,
     absolute_path,
     restore_config,
     restore_params,
+    restore_records,
+    writable_path,
 )
-from darl_jax.training.checkpoint.saving import Checkpointer, SaveTimeoutError, config_differences
+from darl_jax.training.checkpoint.saving import Checkpointer, SaveTimeoutError
 
 __all__ = [
     "Checkpointer",
     "DamagedCheckpointError",
     "SaveTimeoutError",
     "absolute_path",
-    "config_differences",
     "restore_config",
     "restore_params",
+    "restore_records",
+    "writable_path",
 ]

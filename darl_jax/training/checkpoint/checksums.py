@@ -1,12 +1,11 @@
-"""Checksums that tell whether what is read is what was written.
+"""Checksums of arrays and of JSON; Orbax has none of array bytes.
 
-Of arrays: the sum modulo 2^32 of a hash of each element's bits and place. The sum is exact in
-whatever order it is taken, so it does not depend on how an array is split over devices, and it is
-the same in JAX and in NumPy. The hash is MurmurHash3's finalizer (Austin Appleby, public domain),
-which maps no two words to one: a change of a single element is always noticed, any other with
-probability 1 - 2^-32.
+Arrays: the sum modulo 2^32 of a hash of each element's bits and position. The sum is exact in any
+order, so it does not depend on how an array is split over devices, and it is the same in JAX and in
+NumPy. The hash is MurmurHash3's finalizer (Austin Appleby, public domain), which maps no two words
+to one: a change of a single element is always noticed, any other with probability 1 - 2^-32.
 
-Of JSON: SHA-256 of the text with sorted keys.
+JSON: SHA-256 of the text with sorted keys.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
-_SPREAD = 0x9E3779B1  # odd, so that no two places (modulo 2^32) get the same number
+_SPREAD = 0x9E3779B1  # odd, so that no two positions (modulo 2^32) get the same number
 _MIX_1 = 0x85EBCA6B
 _MIX_2 = 0xC2B2AE35
 _CHUNK = 1 << 20  # elements that NumPy hashes at once, in the processor's caches
@@ -29,7 +28,7 @@ _CHUNK = 1 << 20  # elements that NumPy hashes at once, in the processor's cache
 def checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
     """Checksum of each array by its name; of global arrays, the same in every process.
 
-    Arrays of JAX are summed where they are, in one pass. Every process of a run has to call this.
+    Arrays of JAX are summed on their devices, in one pass. A collective.
 
     Raises:
         ValueError: elements of another size than 1, 2 or 4 bytes.
@@ -49,16 +48,16 @@ def _sum_on_devices(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
         bits = array.astype(jnp.uint32)
     else:
         bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
-    place = jnp.zeros(array.shape, jnp.uint32)
+    position = jnp.zeros(array.shape, jnp.uint32)
     for axis in range(array.ndim):
         stride = math.prod(array.shape[axis + 1 :]) % 2**32
         iota = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        place += iota * jnp.uint32(stride)
-    return jnp.sum(_hash(bits, place), dtype=jnp.uint32)
+        position += iota * jnp.uint32(stride)
+    return jnp.sum(_hash(bits, position), dtype=jnp.uint32)
 
 
 def numpy_checksum(array: np.ndarray) -> int:
-    """What `checksums` gives for an array in the host's memory, by NumPy.
+    """Checksum of an array in the host's memory, by NumPy; equals that of `checksums`.
 
     Raises:
         ValueError: as `checksums`.
@@ -68,30 +67,19 @@ def numpy_checksum(array: np.ndarray) -> int:
     total = 0
     for start in range(0, bits.size, _CHUNK):
         part = bits[start : start + _CHUNK].astype(np.uint32)
-        place = (np.arange(start, start + part.size, dtype=np.uint64) % 2**32).astype(np.uint32)
-        total += int(np.sum(_hash(part, place), dtype=np.uint64))
+        position = (np.arange(start, start + part.size, dtype=np.uint64) % 2**32).astype(np.uint32)
+        total += int(np.sum(_hash(part, position), dtype=np.uint64))
     return total % 2**32
 
 
 def json_checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what a JSON file holds, whatever its spaces and the order of its keys."""
+    """SHA-256 of the content of a JSON file, for any spacing and order of keys."""
     return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """`content` with its own checksum as one more key, `checksum`."""
-    return {**content, "checksum": json_checksum(content)}
-
-
-def seal_is_whole(content: Mapping[str, Any]) -> bool:
-    """Whether `content` is what `sealed` made, unchanged."""
-    rest = {key: value for key, value in content.items() if key != "checksum"}
-    return content.get("checksum") == json_checksum(rest)
-
-
-def _hash(bits: Any, place: Any) -> Any:
-    """For a given place another number for each word; in JAX as in NumPy, modulo 2^32."""
-    word = bits + place * np.uint32(_SPREAD)
+def _hash(bits: Any, position: Any) -> Any:
+    """Bijective hash of a word at a position, modulo 2^32; in JAX as in NumPy."""
+    word = bits + position * np.uint32(_SPREAD)
     word = (word ^ (word >> np.uint32(16))) * np.uint32(_MIX_1)
     word = (word ^ (word >> np.uint32(13))) * np.uint32(_MIX_2)
     return word ^ (word >> np.uint32(16))

@@ -1,22 +1,19 @@
-"""What a checkpoint holds, and how it is read: whole, or with an error that says what is off.
+"""Layout of a checkpoint, and functions that read one and verify it.
 
 `<workdir>/checkpoints/<step>/` has three items: `state` (every array of the train state under a
 plain name, such as `params/backbone/blocks/mlp/up/kernel` or `opt_state/adam/mu/backbone/...`),
 `config` and `metadata` (JSON). Names come from the attributes, keys and positions on the way to an
 array, so that optimizer states, which are named tuples, need not exist in the code that reads them.
 
-Array files have no checksums of their own, so `metadata` has one for each array, one for the
-config and one for itself. Type and shape of the arrays stand there too: what differs from them in
-the files is damage, what differs from them in the run is another model.
+Orbax has no checksum of array bytes, so `metadata` has one for each array, one for the config and
+one for itself, beside type and shape of the arrays and the records that were trained on.
 """
 
 import contextlib
-import errno
 import importlib.metadata
 import logging as python_logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,74 +22,85 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from flax import traverse_util
 from jaxtyping import PyTree
 
-from darl_jax.training.checkpoint.checksums import checksums, json_checksum, seal_is_whole, sealed
+from darl_jax.training.checkpoint.checksums import checksums, json_checksum
 
-# Raised whenever an older checkpoint could no longer be read as it was meant: other names, items or
-# channels (3: RoPE by halves of a head).
-FORMAT_VERSION = 3
+# Incremented whenever earlier checkpoints can no longer be read: other names, other items.
+FORMAT_VERSION = 2
 FOLDER = "checkpoints"
 
-# TensorStore's codes for what passes or can be granted: the checkpoint itself may be whole.
-_NO_DAMAGE = ("ABORTED", "CANCELLED", "DEADLINE", "PERMISSION", "RESOURCE", "UNAUTH", "UNAVAIL")
-# Of the system's errors, those that say that a file is not there.
-_GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _LISTED = 10  # paths, files or steps that an error message names before it only counts
-_ORBAX = os.path.join("orbax", "checkpoint")  # in the paths of its source files
-
-Name = tuple[str, ...]
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that is not what was written.
+    """A checkpoint that cannot be read, or holds other bits than were written.
 
     Attributes:
         path: its folder.
-        reason: what is off, in one line.
+        reason: the first thing that is wrong, in one line.
     """
 
     def __init__(self, path: epath.Path, reason: str) -> None:
         super().__init__(
-            f"the checkpoint {path} is damaged: {reason}; the ones before it may be whole"
+            f"the checkpoint {path} cannot be used: {reason}; earlier ones may be whole"
         )
         self.path = path
         self.reason = reason
 
 
 def absolute_path(path: os.PathLike | str) -> epath.Path:
-    """A folder's whole path, or a bucket's as it is; Orbax refuses relative ones when it writes."""
+    """Absolute path of a local folder; a bucket's path stays as it is."""
     if "://" in os.fspath(path):
         return epath.Path(path)
     return epath.Path(path).expanduser().resolve()
 
 
+def writable_path(path: os.PathLike | str) -> epath.Path:
+    """Absolute path of a folder for checkpoints.
+
+    Raises:
+        ValueError: the path has a character of glob patterns. Orbax collects the arrays of a save
+            with a pattern that begins with this path, finds none, and loses them silently.
+    """
+    whole = absolute_path(path)
+    found = [character for character in "[]*?" if character in str(whole)]
+    if found:
+        raise ValueError(
+            f"no checkpoint can be written below {whole}: Orbax takes {' and '.join(found)} in a "
+            "path for a pattern; choose a path without"
+        )
+    return whole
+
+
 def restore_params(
     path: os.PathLike | str, step: int | None = None, *, averaged: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """Parameters, config and step of a checkpoint, read without the code that wrote it.
+    """Reads parameters, config and step of a checkpoint, without the code that wrote it.
 
-    Only the parameters are read, not the optimizer's state, which is twice their size.
+    The optimizer's state, which is twice the size of the parameters, is not read.
 
     Args:
         path: a run's workdir or its folder of checkpoints; local or a bucket.
-        step: one of the steps that there are; None for the newest.
-        averaged: take their exponential moving average where the run kept one.
+        step: None for the newest.
+        averaged: whether to read the exponential moving average where the run kept one.
 
     Returns:
-        The parameters as nested dicts of numpy arrays, the config as JSON kept it, and the step.
+        The parameters as nested dicts of numpy arrays; the config as JSON kept it, for
+        `darl_jax.config.load`; and the step.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or none of this step.
         ValueError: another format version.
-        DamagedCheckpointError: a damaged checkpoint.
+        DamagedCheckpointError: the checkpoint cannot be read, or has other bits.
     """
     step_path, metadata, config = _open_checkpoint(path, step)
     has_average = any(name.startswith("ema/") for name in metadata["arrays"])
     item = "ema" if averaged and has_average else "params"
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
     with (
-        damage_named(step_path, "state"),
+        readable(step_path, "state"),
         contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
     ):
         wanted = {item: handler.metadata(step_path / "state").tree[item]}
@@ -109,14 +117,19 @@ def restore_params(
 
 
 def restore_config(path: os.PathLike | str, step: int | None = None) -> dict[str, Any]:
-    """The config of a checkpoint, as JSON kept it; arguments and errors are `restore_params`'s."""
+    """Reads the config of a checkpoint; arguments and errors as in `restore_params`."""
     return _open_checkpoint(path, step)[2]
+
+
+def restore_records(path: os.PathLike | str, step: int | None = None) -> str:
+    """Reads number and fingerprint of the training records; arguments as in `restore_params`."""
+    return _open_checkpoint(path, step)[1]["train_records"]
 
 
 def _open_checkpoint(
     path: os.PathLike | str, step: int | None
 ) -> tuple[epath.Path, dict[str, Any], dict[str, Any]]:
-    """The folder of a run's checkpoint, with its metadata and its config."""
+    """Folder, metadata and config of a run's checkpoint."""
     quieten_orbax()
     folder = absolute_path(path)
     if (folder / FOLDER).is_dir():
@@ -145,13 +158,16 @@ def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
     return folder / str(steps[-1] if step is None else step)
 
 
-def make_metadata(step: int, state: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the item `metadata` holds; every process of a run has to call this.
+def make_metadata(
+    step: int, state: Mapping[str, Any], config: Mapping[str, Any], train_records: str
+) -> dict[str, Any]:
+    """Content of the item `metadata`. A collective.
 
     Args:
-        step: how many steps lead to the state.
+        step: number of steps that lead to the state.
         state: its arrays as nested dicts.
         config: as JSON will keep it.
+        train_records: number and fingerprint of the training records.
 
     Raises:
         ValueError: an array of a type that has no checksum.
@@ -159,64 +175,63 @@ def make_metadata(step: int, state: Mapping[str, Any], config: Mapping[str, Any]
     arrays = arrays_by_name(state)
     sums = checksums(arrays)
     libraries = ("jax", "flax", "optax", "orbax-checkpoint")
-    return sealed(
-        {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "libraries": {name: importlib.metadata.version(name) for name in libraries},
-            "arrays": {
-                name: {
-                    "dtype": np.dtype(array.dtype).name,
-                    "shape": list(array.shape),
-                    "checksum": sums[name],
-                }
-                for name, array in arrays.items()
-            },
-            "config_checksum": json_checksum(config),
-        }
-    )
+    content = {
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "train_records": train_records,
+        "libraries": {name: importlib.metadata.version(name) for name in libraries},
+        "arrays": {
+            name: {
+                "dtype": np.dtype(array.dtype).name,
+                "shape": list(array.shape),
+                "checksum": sums[name],
+            }
+            for name, array in arrays.items()
+        },
+        "config_checksum": json_checksum(config),
+    }
+    return {**content, "checksum": json_checksum(content)}
 
 
 def read_metadata(path: epath.Path) -> dict[str, Any]:
-    """The item `metadata` of a checkpoint, verified.
+    """Reads and verifies the item `metadata` of a checkpoint.
 
     Raises:
         ValueError: another format version.
-        DamagedCheckpointError: the item is damaged.
+        DamagedCheckpointError: the item cannot be read, or is not what was written.
     """
     metadata = _read_json(path, "metadata")
-    whole = seal_is_whole(metadata)
-    # One damaged byte cannot change both the version and the name of the checksum.
-    if "checksum" in metadata and not whole:
-        raise DamagedCheckpointError(path, "the checksum of 'metadata' is wrong")
+    content = {key: value for key, value in metadata.items() if key != "checksum"}
+    if metadata.get("checksum") != json_checksum(content):
+        raise DamagedCheckpointError(path, "wrong checksum of 'metadata'")
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"the checkpoint {path} has format version {version}; this version of darl_jax reads "
             f"version {FORMAT_VERSION}"
         )
-    if not whole:
-        raise DamagedCheckpointError(path, "'metadata' has no checksum")
     return metadata
 
 
 def read_config(path: epath.Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that a checkpoint was saved with, verified.
-
-    Raises:
-        DamagedCheckpointError: the item is damaged.
-    """
+    """Reads and verifies the config of a checkpoint. Raises DamagedCheckpointError."""
     config = _read_json(path, "config")
     if json_checksum(config) != metadata["config_checksum"]:
-        raise DamagedCheckpointError(path, "the checksum of 'config' is wrong")
+        raise DamagedCheckpointError(path, "wrong checksum of 'config'")
     return config
 
 
+def names_in(path: epath.Path) -> set[str]:
+    """Names of the arrays in a step's folder. Raises where the data of one is missing."""
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        return set(arrays_by_name(handler.metadata(path / "state").tree))
+
+
 def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) -> None:
-    """Whether the arrays of a checkpoint are those of this run, by name, shape and type.
+    """Compares the arrays of a checkpoint with those of a run, by name, shape and type.
 
     Raises:
-        ValueError: they are not; the message lists those that differ.
+        ValueError: some differ; the message lists them.
     """
     saved = {
         name: f"{array['dtype']} {tuple(array['shape'])}"
@@ -240,30 +255,29 @@ def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) 
 
 
 def read_arrays(path: epath.Path, target: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a checkpoint as nested dicts, laid out as `target` says, not yet verified.
+    """Reads the arrays of a checkpoint, without verifying them and without waiting for others.
 
-    Processes do not wait for each other here, so that one which finds damage keeps none waiting.
+    Args:
+        path: folder of a step.
+        target: abstract arrays with shardings, as nested dicts.
 
     Raises:
-        DamagedCheckpointError: what this process reads is damaged.
+        DamagedCheckpointError: this process cannot read its part.
     """
-    with (
-        damage_named(path, "state"),
-        contextlib.closing(ocp.StandardCheckpointHandler()) as handler,
-    ):
+    with readable(path, "state"), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         return handler.restore(path / "state", args=ocp.args.StandardRestore(target))
 
 
 def check_whole(
     path: epath.Path, metadata: Mapping[str, Any], state: Mapping[str, Any], below: str = ""
 ) -> None:
-    """Whether arrays are those that were saved; every process of a run has to call this.
+    """Compares arrays with the checksums of those that were saved. A collective.
 
     Args:
-        path: where they were read.
+        path: folder of the step, for the message.
         metadata: of the same checkpoint.
         state: the arrays, as nested dicts.
-        below: how the names of those begin that should be in `state`.
+        below: prefix of the names that should be in `state`.
 
     Raises:
         DamagedCheckpointError: an array is missing, or has other bits.
@@ -282,111 +296,72 @@ def check_whole(
 
 
 @contextlib.contextmanager
-def damage_named(path: epath.Path, item: str) -> Iterator[None]:
-    """What reading an item of a damaged checkpoint raises becomes one error that names both.
+def readable(path: epath.Path, item: str) -> Iterator[None]:
+    """Turns any exception while an item is read into one error that names the item.
 
     Raises:
-        DamagedCheckpointError: instead of whatever comes from damaged files. What comes from
-            elsewhere (permissions, the network, memory, a device or its driver) passes.
+        DamagedCheckpointError: in place of any exception but those of the devices, which fail in
+            the same way for every checkpoint.
     """
     try:
         yield
-    except DamagedCheckpointError:
+    except (DamagedCheckpointError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        # Orbax raises a bare Exception from what TensorStore says of an array.
+        # Orbax raises a bare Exception from TensorStore's error of an array.
         reason = error.__cause__ if type(error) is Exception and error.__cause__ else error
-        text = first_line(reason)
-        # TensorStore's errors are Python's own types: JAX's are those of devices, never of files.
-        elsewhere = isinstance(reason, (MemoryError, ImportError, jax.errors.JaxRuntimeError))
-        if isinstance(reason, OSError):
-            # A disk that cannot read what it was given is damage, too.
-            elsewhere = not isinstance(reason, _GONE) and reason.errno != errno.EIO
-        if elsewhere or text.startswith(_NO_DAMAGE):
-            raise reason from reason.__cause__
-        raise DamagedCheckpointError(path, f"{item!r}: {text}") from error
+        raise DamagedCheckpointError(path, f"{item!r}: {first_line(reason)}") from error
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the pages of settings that TensorStore appends."""
+    """First line of an error's message, without the settings that TensorStore appends."""
     text = (str(error) or type(error).__name__).splitlines()[0]
     return text.split(" [tensorstore_spec")[0]
 
 
-def named_leaves(tree: PyTree) -> dict[Name, Any]:
-    """Leaves by the names on the way to them, in the order of `jax.tree.leaves`."""
+def arrays_by_name(tree: PyTree) -> dict[str, Any]:
+    """Leaves of a tree by names such as 'params/backbone/blocks/mlp/up/kernel'."""
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {tuple(_key_name(key) for key in path): leaf for path, leaf in paths}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 def to_nested_dict(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree under the same names, in dicts alone."""
-    nested: dict[str, Any] = {}
-    for path, leaf in named_leaves(tree).items():
-        level = nested
-        for name in path[:-1]:
-            level = level.setdefault(name, {})
-        level[path[-1]] = leaf
-    return nested
+    """The same leaves under the same names, in nested dicts."""
+    return traverse_util.unflatten_dict(arrays_by_name(tree), sep="/")
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """The first names of many, and the number of the others."""
+    hidden = len(names) - _LISTED
+    return [*names[:_LISTED], f"and {hidden} more"] if hidden > 0 else list(names)
 
 
 def quieten_orbax() -> None:
-    """Keeps off the screen what Orbax logs, and what becomes of its tasks when one of them fails.
-
-    When an array cannot be written or read, Orbax raises that and closes its event loop at once.
-    The tasks of other arrays then fail with nobody to hear it, and TensorStore, still busy with
-    them, reports to a closed loop. Each would be a traceback beside the one error that counts.
-    """
-    # Filters, not levels: Orbax logs through absl's one logger, which is also ours.
+    """Hides Orbax's log lines below a warning, and tracebacks beside the errors that it raises."""
+    # A filter, not a level: Orbax logs through absl's one logger, which is also ours.
     logging.get_absl_logger().addFilter(_is_worth_showing)  # a filter is added only once
-    python_logging.getLogger("asyncio").addFilter(_is_worth_showing)
-    shown_before = sys.unraisablehook
-    if getattr(shown_before, "__module__", None) == __name__:
-        return
-
-    def show(unraisable: Any) -> None:
-        error, code = unraisable.exc_value, getattr(unraisable.object, "cr_code", None)
-        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-        if not (closed or (code is not None and _ORBAX in code.co_filename)):
-            shown_before(unraisable)
-
-    sys.unraisablehook = show
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _show_unraisable
 
 
 def _is_worth_showing(record: python_logging.LogRecord) -> bool:
-    if record.name == "asyncio":
-        frames = traceback.extract_tb(record.exc_info[2]) if record.exc_info else []
-        places = [record.getMessage(), *(frame.filename for frame in frames)]
-        return not any(_ORBAX in place for place in places)
-    if _ORBAX not in record.pathname:
+    if os.path.join("orbax", "checkpoint") not in record.pathname:
         return True
     return record.levelno >= python_logging.WARNING and not record.exc_info
 
 
-def _key_name(key: Any) -> str:
-    """Plain name of one step on the way to a leaf: an attribute, a dict's key or a position."""
-    for attribute in ("name", "key", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    raise TypeError(f"a state's containers must name their children; {key!r} does not")
-
-
-def arrays_by_name(tree: PyTree) -> dict[str, Any]:
-    """Leaves by their whole path, such as 'params/backbone/blocks/mlp/up/kernel'."""
-    return {"/".join(name): leaf for name, leaf in named_leaves(tree).items()}
-
-
-def shortened(names: Sequence[str]) -> list[str]:
-    """The first of many names, and how many more there are."""
-    hidden = len(names) - _LISTED
-    return [*names[:_LISTED], f"and {hidden} more"] if hidden > 0 else list(names)
+def _show_unraisable(unraisable: Any) -> None:
+    # When an array cannot be written, Orbax raises and closes its event loop, and TensorStore
+    # reports each other array to the closed loop, also after the one error has been printed.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _read_json(path: epath.Path, item: str) -> dict[str, Any]:
     if not (path / item).is_dir():
         raise DamagedCheckpointError(path, f"it has no {item!r}")
-    with damage_named(path, item), contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
+    with readable(path, item), contextlib.closing(ocp.JsonCheckpointHandler()) as handler:
         content = handler.restore(path / item)
-        if not isinstance(content, dict):
-            raise DamagedCheckpointError(path, f"{item!r} holds no keys")
-        return dict(content)
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(path, f"{item!r} holds no keys")
+    return dict(content)

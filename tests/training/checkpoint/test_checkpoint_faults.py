@@ -13,7 +13,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils.epath import gpath
 
@@ -22,14 +21,8 @@ from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 STATE = {f"k{i}": np.random.default_rng(i).normal(size=50_000).astype(np.float32) for i in range(8)}
 
-
-def save_and_wait(checkpointer: Checkpointer, step: int, state: dict) -> None:
-    checkpointer.save(step, state, {})
-    checkpointer.wait()
-
-
 FILLS_UP = """
-    import resource, sys, time
+    import resource, sys
     import jax, numpy as np
     from darl_jax.training.checkpoint import Checkpointer
 
@@ -42,18 +35,18 @@ FILLS_UP = """
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
     checkpointer.save(2, state, {})
     try:
-        checkpointer.wait()
+        checkpointer.save(3, state, {})
     except OSError as error:
         print(error)
     checkpointer.close()
 """
 
 
-def test_a_full_disk_is_one_line_and_the_next_start_finds_the_checkpoint_before(tmp_path):
-    code = textwrap.dedent(FILLS_UP)
+@pytest.mark.process
+def test_full_disk_is_one_line_and_the_next_start_finds_the_previous_checkpoint(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env=dict(os.environ, JAX_PLATFORMS="cpu", PYTHONPATH=str(REPOSITORY)),
+        [sys.executable, "-c", textwrap.dedent(FILLS_UP), str(tmp_path)],
+        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
         capture_output=True,
         text=True,
         timeout=120,
@@ -64,9 +57,8 @@ def test_a_full_disk_is_one_line_and_the_next_start_finds_the_checkpoint_before(
     assert line.startswith(f"could not write the checkpoint of step 2 to {tmp_path}/checkpoints, ")
     assert "File too large" in line
 
-    target = jax.tree.map(jnp.zeros_like, STATE)
     checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
-    restored, step = checkpointer.restore_latest(target)
+    restored, step = checkpointer.restore_latest(jax.tree.map(jnp.zeros_like, STATE))
     assert step == 1
     assert all(np.array_equal(restored[name], STATE[name]) for name in STATE)
     checkpointer.save(2, restored, {})
@@ -75,11 +67,11 @@ def test_a_full_disk_is_one_line_and_the_next_start_finds_the_checkpoint_before(
     assert not (tmp_path / "damaged_checkpoints").exists()
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.ENOSPC, errno.ESTALE, errno.EDQUOT])
-@pytest.mark.parametrize("file", ["config", "metadata", "_METADATA", "commit_success.txt"])
-def test_whatever_the_system_says_is_an_error_that_costs_no_checkpoint(
-    tmp_path, monkeypatch, code, file
-):
+@pytest.mark.parametrize(
+    ("code", "file"),
+    [(errno.EIO, "config"), (errno.ENOSPC, "metadata"), (errno.ESTALE, "_METADATA")],
+)
+def test_error_of_the_file_system_costs_no_checkpoint(tmp_path, monkeypatch, code, file):
     state = {"kernel": jnp.arange(10.0)}
     checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
     checkpointer.save(1, state, {})
@@ -91,12 +83,16 @@ def test_whatever_the_system_says_is_an_error_that_costs_no_checkpoint(
             raise OSError(code, os.strerror(code), str(self))
         return write(self, *args, **kwargs)
 
+    def save_and_wait() -> None:
+        checkpointer.save(2, state, {})
+        checkpointer.wait()
+
     with monkeypatch.context() as patch:
         patch.setattr(gpath.PosixGPath, "write_text", fail)
         with pytest.raises(OSError, match="could not write the checkpoint of step 2") as error:
-            save_and_wait(checkpointer, 2, state)
+            save_and_wait()
     assert os.strerror(code) in str(error.value)
-    with contextlib.suppress(OSError):  # What the save had going on may fail again.
+    with contextlib.suppress(OSError):  # Writes that were under way may fail again.
         checkpointer.close()
     checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)  # of the run's next start
     restored, step = checkpointer.restore_latest(state)
@@ -106,57 +102,48 @@ def test_whatever_the_system_says_is_an_error_that_costs_no_checkpoint(
     checkpointer.close()
 
 
-@pytest.mark.parametrize("hangs_in", ["the background", "the call"])
-def test_a_save_that_hangs_is_an_error_after_the_time_out(tmp_path, monkeypatch, hangs_in):
+def test_folder_that_can_no_longer_be_written_is_reported_at_save(tmp_path):
+    state = {"kernel": jnp.arange(10.0)}
+    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
+    checkpointer.save(1, state, {})
+    checkpointer.wait()
+    folder = tmp_path / "checkpoints"
+    folder.rename(tmp_path / "elsewhere")
+    folder.touch()  # a file in its place: not even root can write below it
+    with pytest.raises(OSError, match=r"could not write the checkpoint of step 2 to .*/checkpoint"):
+        checkpointer.save(2, state, {})
+    folder.unlink()
+    (tmp_path / "elsewhere").rename(folder)
+    checkpointer.save(2, state, {})
+    checkpointer.close()
+    assert os.listdir(folder) == ["2"]
+
+
+def test_save_that_hangs_is_an_error_after_the_time_limit(tmp_path, monkeypatch):
     state = {"kernel": jnp.arange(10.0)}
     release = threading.Event()
-    write, save = gpath.PosixGPath.write_text, ocp.CheckpointManager.save
+    write = gpath.PosixGPath.write_text
 
     def slow_write(self, *args, **kwargs):
         release.wait(60)
         return write(self, *args, **kwargs)
 
-    def slow_save(self, *args, **kwargs):
-        release.wait(60)
-        return save(self, *args, **kwargs)
-
-    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0, timeout_seconds=30)
+    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0, timeout_seconds=1)
     checkpointer.save(1, state, {})
-    checkpointer.close()
-    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0, timeout_seconds=0.5)
-    if hangs_in == "the call":
-        monkeypatch.setattr(ocp.CheckpointManager, "save", slow_save)
-    else:
-        monkeypatch.setattr(gpath.PosixGPath, "write_text", slow_write)
+    time.sleep(1.5)  # A save that ended in time is no error, however late it is waited for.
+    checkpointer.wait()
+    monkeypatch.setattr(gpath.PosixGPath, "write_text", slow_write)
     began = time.monotonic()
     message = (
         rf"^writing the checkpoint of step 2 to {tmp_path}/checkpoints takes longer than "
-        r"checkpoint.timeout_seconds=0.5; earlier ones are untouched$"
+        r"checkpoint.timeout_seconds=1; earlier ones are untouched$"
     )
+    checkpointer.save(2, state, {})
+    assert time.monotonic() - began < 1
     with pytest.raises(SaveTimeoutError, match=message):
-        save_and_wait(checkpointer, 2, state)
-    assert time.monotonic() - began < 5
-    with pytest.raises(SaveTimeoutError, match="step 2"):
-        checkpointer.save(3, state, {})
+        checkpointer.wait()
     checkpointer.close()  # does not hang either
     assert time.monotonic() - began < 5
     assert (tmp_path / "checkpoints" / "1").is_dir()
-
-    # What hung may pass: the checkpoint is whole then.
+    assert not (tmp_path / "checkpoints" / "2").exists()
     release.set()
-    while not (tmp_path / "checkpoints" / "2").is_dir():
-        assert time.monotonic() - began < 60
-        time.sleep(0.05)
-
-
-def test_a_time_out_must_be_above_zero(tmp_path):
-    with pytest.raises(ValueError, match=r"^checkpoint\.timeout_seconds must be above 0, not 0$"):
-        Checkpointer(tmp_path, keep_last=1, keep_every=0, timeout_seconds=0)
-
-
-def test_a_save_that_ended_in_time_is_no_error_however_late_it_is_asked_for(tmp_path):
-    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0, timeout_seconds=2)
-    checkpointer.save(1, {"kernel": jnp.arange(10.0)}, {})
-    time.sleep(2.5)
-    checkpointer.close()
-    assert os.listdir(tmp_path / "checkpoints") == ["1"]
