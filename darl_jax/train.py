@@ -278,7 +278,7 @@ def log_length(config: TrainConfig, records: int, total_steps: int) -> None:
 def begin(
     config: TrainConfig,
     checkpointer: Checkpointer,
-    check: Callable[[Mapping[str, Any], int], None],
+    check: Callable[[Mapping[str, Any], str, int], None],
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     mesh: Mesh,
@@ -288,7 +288,8 @@ def begin(
     Args:
       config: of the run.
       checkpointer: of the workdir; its newest step that is whole is restored.
-      check: called with the config and step of that checkpoint; raises where it is another run's.
+      check: called with config, records and step of that checkpoint; raises where it is another
+        run's.
       optimizer: of the run.
       key: of the initial parameters.
       mesh: of the run.

@@ -1,5 +1,6 @@
 """Checks whether a run may continue from a checkpoint."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,10 @@ def config_differences(
     Returns:
       A line for each other key, such as "model.width: 384 in the checkpoint, 768 now".
     """
-    old, new = (traverse_util.flatten_dict(as_json(config), sep=".") for config in (saved, current))
+    old, new = (
+        traverse_util.flatten_dict(json.loads(json.dumps(config)), sep=".")
+        for config in (saved, current)
+    )
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if any(key == entry or key.startswith(f"{entry}.") for entry in may_change):

@@ -4,6 +4,7 @@ A save continues in the background. One that fails or hangs is an error of the n
 earlier checkpoints as they were. A restore takes the newest checkpoint that is whole.
 """
 
+import concurrent.futures
 import contextlib
 import gc
 import json
@@ -65,7 +66,10 @@ class Checkpointer:
         self._folder = self._workdir / reading.FOLDER
         self._timeout = timeout_seconds
         self._saving: tuple[int, set[str]] | None = None  # step, and names of its arrays
+        self._deadline = 0.0  # of this save, in time.monotonic()
+        self._waiter = concurrent.futures.ThreadPoolExecutor(1)
         self._hangs = False
+        self._closed = False
         keep: list[managers.PreservationPolicy] = [managers.LatestN(keep_last)]
         if keep_every:
             keep.append(managers.EveryNSteps(keep_every))
@@ -87,6 +91,8 @@ class Checkpointer:
             "metadata": ocp.JsonCheckpointHandler(),
         }
         try:
+            if self._folder.exists() and not self._folder.is_dir():
+                raise FileExistsError(f"{self._folder} is a file")
             self._manager = ocp.CheckpointManager(
                 self._folder, item_handlers=handlers, options=options
             )
@@ -132,6 +138,7 @@ class Checkpointer:
             metadata=ocp.args.JsonSave(metadata),
         )
         self._saving = (step, set(metadata["arrays"]))
+        self._deadline = time.monotonic() + self._timeout
         with self._naming_failures():
             self._manager.save(step, args=items, force=True)
 
@@ -187,7 +194,9 @@ class Checkpointer:
         """
         if self._saving is not None:
             with self._naming_failures():
-                self._manager.wait_until_finished()
+                # Orbax limits the time for arrays, and not that for its own small files.
+                finished = self._waiter.submit(self._manager.wait_until_finished)
+                finished.result(max(5.0, self._deadline - time.monotonic()))
             self._saving = None
 
     def close(self) -> None:
@@ -199,8 +208,11 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            if not self._hangs:
-                self._manager.close()
+            if not self._hangs and not self._closed:
+                # By the same thread, to which Orbax reports a failure once.
+                self._waiter.submit(self._manager.close).result()
+                self._closed = True
+            self._waiter.shutdown(wait=False)
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:

@@ -359,7 +359,7 @@ def test_workdir_that_cannot_be_written_is_reported_at_the_start(tmp_path):
     with pytest.raises(OSError, match=r"cannot keep checkpoints in .*/file/run/checkpoints"):
         Checkpointer(tmp_path / "file" / "run", keep_last=1, keep_every=0)
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(OSError, match=r"cannot keep checkpoints in .*/checkpoints"):
+    with pytest.raises(FileExistsError, match=r"/checkpoints is a file"):
         Checkpointer(tmp_path, keep_last=1, keep_every=0)
 
 

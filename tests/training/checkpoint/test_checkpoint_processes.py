@@ -69,6 +69,7 @@ def start(workdir: pathlib.Path, *action: object) -> list[subprocess.Popen]:
     ]
 
 
+@pytest.mark.process
 def test_two_processes_restore_what_one_wrote_and_agree_on_what_is_damaged(tmp_path):
     device = SingleDeviceSharding(jax.devices()[0])
     one = jax.tree.map(lambda value: jax.device_put(value, device), values(1))
@@ -81,8 +82,9 @@ def test_two_processes_restore_what_one_wrote_and_agree_on_what_is_damaged(tmp_p
     assert [process.returncode for process in processes] == [0, 0], outputs
     warnings = [line for _, errors in outputs for line in errors.splitlines() if "moved" in line]
     assert len(warnings) == 1, outputs
-    assert "checkpoint of step 3 is damaged" in warnings[0]
-    assert "step 2 is used instead" in warnings[0]
+    assert "checkpoint of step 3 cannot be used (process 1 cannot read its part)" in warnings[0]
+    assert "step 2 is used" in warnings[0]
+    assert "Process 1: the checkpoint" in outputs[1][1]  # with the reason
 
     checkpointer = Checkpointer(tmp_path, keep_last=9, keep_every=0)
     restored, step = checkpointer.restore_latest(one)
@@ -96,7 +98,7 @@ def test_two_processes_restore_what_one_wrote_and_agree_on_what_is_damaged(tmp_p
 
 
 def agree(workdir: pathlib.Path) -> None:
-    """What each of the two processes does in the test above."""
+    """Run by each of the two processes of the test above."""
     me = jax.process_index()
     mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     checkpointer = Checkpointer(workdir, keep_last=9, keep_every=0)
@@ -109,11 +111,11 @@ def agree(workdir: pathlib.Path) -> None:
         checkpointer.wait()
 
         # A check that fails in one process ends the search in both.
-        def check(config: dict, step: int) -> None:
+        def check(config: dict, records: str, step: int) -> None:
             if me == 1:
                 raise ValueError(f"not with {config} at {step}")
 
-        message = "not with {'step': 3} at 3"
+        message = "not with {'step': 3} at 3" if me == 1 else "process 1 cannot use .*/3$"
         with pytest.raises(ValueError if me == 1 else OSError, match=message):
             checkpointer.restore_latest(state(0, mesh), check)
 
