@@ -1,16 +1,14 @@
 """Runs several copies of a program on this machine as one, and starts them again after a crash.
 
-Each copy learns its place from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and
-gets an equal share of the GPUs by CUDA_VISIBLE_DEVICES. Output of process 0 is left alone, each
-line of another process begins with its number. Only the standard library is used: this runs before
-the environment is there.
+Each copy gets its rank in JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, and an
+equal share of the GPUs in CUDA_VISIBLE_DEVICES. Lines of all but process 0 begin with their number.
+Only the standard library is used: this runs before the environment is there.
 """
 
 import contextlib
 import ctypes
 import glob
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -22,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-# What starting again does not change: it finished, its input cannot be used, it diverged.
+# Finished, bad input, diverged: a restart would not help.
 FINAL_CODES = (0, 2, 3)
 GRACE_SECONDS = 15.0  # for the others to end after the first one failed
 POLL_SECONDS = 0.05
@@ -30,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """The GPUs that a program would see, as CUDA_VISIBLE_DEVICES names them."""
+    """GPUs that a program would see, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in environment:
         return [name for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name]
     return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
@@ -39,7 +37,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 def variables(
     num_processes: int, coordinator: str, environment: Mapping[str, str]
 ) -> list[dict[str, str]]:
-    """What each process gets on top of the environment; nothing where there is but one.
+    """Variables of each process on top of the environment; none for a single process.
 
     Raises:
       ValueError: there are GPUs, and they cannot be split equally.
@@ -67,21 +65,10 @@ def variables(
     return each
 
 
-def plan(program: list[str], num_processes: int, restarts: int) -> list[str]:
-    """The commands that `supervise` would start, for a shell. Raises as `variables` does."""
-    lines = [
-        " ".join([*(f"{name}={value}" for name, value in place.items()), shlex.join(program)])
-        for place in variables(num_processes, "localhost:FREE_PORT", os.environ)
-    ]
-    if restarts:
-        lines.append(f"# all of them again after a crash or exit code 75, {restarts} times at most")
-    return lines
-
-
 def supervise(
     program: list[str], num_processes: int, restarts: int, say: Callable[[str], None]
 ) -> int:
-    """Runs the program until it ended for good; returns the exit code of what failed first.
+    """Runs the program until it ends for good; returns the exit code of the first failure.
 
     SIGTERM and SIGINT are passed on to all processes and end the restarts, and so does the end of
     the terminal (SIGHUP), as SIGTERM.
@@ -90,7 +77,7 @@ def supervise(
       program: the command.
       num_processes: how many copies run at a time.
       restarts: how often all are started again after an end other than `FINAL_CODES`.
-      say: prints a line about what happened.
+      say: prints a line.
 
     Raises:
       ValueError: as of `variables`.
@@ -115,7 +102,7 @@ def supervise(
 
 @dataclass
 class _Signals:
-    """Signals that this process got: those still to be passed on, and the names of all."""
+    """Signals of this process: those still to be passed on, and the names of all."""
 
     pending: list[int] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -142,7 +129,7 @@ def _noted_signals() -> Iterator[_Signals]:
 
 @dataclass(frozen=True)
 class _End:
-    """How a set of processes ended: an exit code, and one clause that says what failed first."""
+    """End of a set of processes: an exit code, and a clause about the first failure."""
 
     code: int
     what: str
@@ -196,7 +183,7 @@ class _Set:
                 self._send(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
         seconds = time.monotonic() - self._began
-        # What they leave behind: data workers of a process that was killed.
+        # Data workers of a process that was killed.
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -210,7 +197,7 @@ class _Set:
         return _End(128 - code, f"{who} was killed by {name} after {seconds:.0f} s")
 
     def _first_failure(self) -> tuple[int, int] | None:
-        """Number and exit code of what failed; of several at once what was killed comes first."""
+        """Number and exit code of a process that failed; of several, one that was killed."""
         failed = [
             (process.returncode >= 0, index, process.returncode)
             for index, process in enumerate(self._processes)
@@ -227,14 +214,14 @@ def _pump(pipe: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
     """Copies whole lines, each after the prefix; in place of a live line on a terminal."""
     clear = b"\r\x1b[K" if target.isatty() else b""
     for line in pipe:
-        # Whoever does not read this any more shall not stop the run.
+        # A closed terminal must not stop the run.
         with contextlib.suppress(OSError, ValueError):
             target.write(clear + prefix + line.rstrip(b"\n") + b"\n")
             target.flush()
 
 
 def _end_with_parent(parent: int) -> Callable[[], None] | None:
-    """What a new process does first, so that it is killed when its parent is; on Linux alone."""
+    """Makes a new process end when its parent is killed; on Linux alone."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

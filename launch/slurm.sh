@@ -61,7 +61,7 @@ check() {
             ;;
     esac
     config=$(flag config "$@")
-    [[ -f $config ]] || die "--config='$config': there is no such file here"
+    [[ -f ${config%%:*} ]] || die "--config='$config': there is no such file here"
 }
 
 # The batch script: first what depends on the settings, then what does not.

@@ -1,7 +1,6 @@
-"""Stand-ins for the commands of clusters, and what their launchers are given in tests."""
+"""Stand-ins for the commands of clusters."""
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,13 +11,7 @@ CONFIG = "configs/digits.py:mse"
 AWKWARD = ["--config.data.mean=(0.5, 0.5)", "--x=$(HOME) $HOME `id`", "--y='\"{}%s\\", "--z=a: #b"]
 
 SLURM = {"GPUS_PER_NODE": "4"}
-TPU = {"TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite"}
-GKE_TPU = {"IMAGE": "i:1", "ACCELERATOR": "tpu-v6e-slice", "TOPOLOGY": "4x8"}
-GKE_GPU = {"IMAGE": "i:1", "ACCELERATOR": "nvidia-h100-80gb", "NODES": "3"}
-
 SLURM_COMMAND = ["bash", "launch/slurm.sh"]
-TPU_COMMAND = ["bash", "launch/tpu_pod.sh"]
-GKE_COMMAND = [sys.executable, "launch/gke_jobset.py"]
 
 
 class Cluster:
