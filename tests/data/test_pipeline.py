@@ -242,7 +242,7 @@ def test_folder_with_nothing_that_decodes_is_an_error_and_no_endless_search(tmp_
         (tmp_path / f"{i}.png").write_bytes(b"broken")
     source = FolderSource(str(tmp_path), "train")
     config = ImagesConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
-    with pytest.raises(BadRecordError):
+    with pytest.raises(BadRecordError, match="so are 100 others in its place"):
         take(
             train_batches(ImageSplit(source, config), config, batch_size=2, seed=0, start_step=0), 1
         )
@@ -280,6 +280,11 @@ def test_both_splits_are_checked_before_training(folder) -> None:
         ({"eval_crop": 0.0}, "data.eval_crop"),
         ({"crop_scale": (0.5, 0.2)}, "data.crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio"),
+        (
+            {"mean": (124.0, 116.0, 104.0)},
+            "data.mean is (124.0, 116.0, 104.0); it must be in units",
+        ),
+        ({"std": (58.0, 57.0, 57.0)}, "data.std is (58.0, 57.0, 57.0); it must be positive"),
     ],
 )
 def test_impossible_config_is_an_error_that_names_the_key(changes: dict, words: str) -> None:

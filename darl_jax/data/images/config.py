@@ -88,8 +88,16 @@ class ImagesConfig(DataConfig):
                     f"data.{key} has {len(values)} values and data.channels is {self.channels}; "
                     "they must agree"
                 )
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std is {self.std}; it must be positive")
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(
+                f"data.mean is {self.mean}; it must be in units of [0, 1]: divide 8-bit values by "
+                "255"
+            )
+        if not all(0 < value <= 1 for value in self.std):
+            raise ValueError(
+                f"data.std is {self.std}; it must be positive and in units of [0, 1]: divide 8-bit "
+                "values by 255"
+            )
 
     @property
     def features(self) -> Features:

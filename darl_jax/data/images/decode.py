@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
-from PIL import Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from darl_jax.data.images import simd
 
@@ -31,6 +31,9 @@ DRAFT_MARGIN = 3
 # More pixels than this are an attack or an accident: Pillow's own threshold for its warning.
 MAX_PIXELS = 89_478_485
 BACKGROUND = (255, 255, 255)
+# Drawing and generating programs write megabytes of text and color profiles into PNGs, at which
+# Pillow gives up. They may be as large as the pixels of the largest image.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

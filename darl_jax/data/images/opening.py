@@ -24,7 +24,8 @@ def open_splits(config: ImagesConfig) -> Splits:
     if train.class_names != validation.class_names:
         raise ValueError(
             f"data.train_split='{train.split}' has {len(train.class_names)} classes and "
-            f"data.validation_split='{validation.split}' has {len(validation.class_names)}"
+            f"data.validation_split='{validation.split}' has {len(validation.class_names)}, and "
+            "they must be the same"
         )
     if config.in_memory:
         return Splits(MemorySplit(train), MemorySplit(validation))
@@ -59,7 +60,7 @@ def open_split(config: ImagesConfig, key: str) -> ImageSplit:
 def _open_source(config: ImagesConfig, key: str) -> Source:
     split: str = getattr(config, key)
     if config.source == "folder":
-        return FolderSource(config.data_dir, split, split_key=key)
+        return FolderSource(config.data_dir, split, split_key=key, train_split=config.train_split)
     if config.source == "digits":
         return DigitsSource(split, split_key=key)
     skip_bad = config.on_bad_record == "skip"

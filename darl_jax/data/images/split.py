@@ -19,6 +19,7 @@ from darl_jax.data.sources.base import BadRecordError, Record, Source, as_names
 # After this many bad substitutes in a row the dataset itself is broken.
 _REPLACEMENT_TRIES = 100
 _NAMED_FILES = 8
+_ADVICE = "repair it, or set data.on_bad_record='skip'"
 
 Pixels = UInt8[np.ndarray, "height width channel"]
 
@@ -140,9 +141,9 @@ class ImageSplit:
     def _read(self, index: Int64[np.ndarray, " n"]) -> Sequence[Record | BadRecordError]:
         try:
             return self.source.read(index.tolist())
-        except BadRecordError:
+        except BadRecordError as error:
             if self.config.on_bad_record != "skip":
-                raise
+                raise error.advising(_ADVICE) from error
         records: list[Record | BadRecordError] = []
         for number in index.tolist():
             try:
@@ -158,7 +159,7 @@ class ImageSplit:
             return self._pixels(number, record, render, replaced=False)
         except BadRecordError as error:
             if self.config.on_bad_record != "skip":
-                raise
+                raise error.advising(_ADVICE) from error
             logging.log_first_n(logging.WARNING, "Replaced: %s", 20, error)
             return self._substitute(error, render)
 
@@ -174,7 +175,10 @@ class ImageSplit:
                 return self._pixels(number, self.source.read([number])[0], render, replaced=True)
             except BadRecordError as error:
                 logging.log_first_n(logging.WARNING, "Bad as a substitute too: %s", 20, error)
-        raise bad
+        raise bad.advising(
+            f"so are {_REPLACEMENT_TRIES} others in its place, so the dataset itself is damaged: "
+            "repair it"
+        )
 
     def _pixels(
         self,

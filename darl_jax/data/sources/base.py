@@ -24,26 +24,33 @@ class Record(NamedTuple):
 
 
 class BadRecordError(ValueError):
-    """A record that cannot be read or decoded; the message names where it is.
+    """A record that cannot be read or decoded; the message names it.
 
     Attributes:
-      dataset: the dataset's name or the folder.
-      split: the split as the config wrote it.
+      dataset: the dataset's name or folder.
+      split: the split as the config writes it.
       index: the record's number in this split.
       name: the record's file name.
       reason: why it cannot be decoded.
+      advice: what to do about it; empty where nothing need be done.
     """
 
-    def __init__(self, dataset: str, split: str, index: int, name: str, reason: str):
-        super().__init__(dataset, split, index, name, reason)
+    def __init__(
+        self, dataset: str, split: str, index: int, name: str, reason: str, advice: str = ""
+    ):
+        super().__init__(dataset, split, index, name, reason, advice)
         self.dataset, self.split, self.index = dataset, split, index
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.advice = name, reason, advice
 
     def __str__(self) -> str:
         return (
             f"{self.dataset}, split '{self.split}', record {self.index} ({self.name}) cannot be "
-            f"decoded: {self.reason}; repair it, or set data.on_bad_record='skip'"
+            f"decoded: {self.reason}{'; ' if self.advice else ''}{self.advice}"
         )
+
+    def advising(self, advice: str) -> "BadRecordError":
+        """The same error with advice."""
+        return BadRecordError(self.dataset, self.split, self.index, self.name, self.reason, advice)
 
 
 @runtime_checkable

@@ -2,10 +2,8 @@
 
 import functools
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing import pool
-from typing import NoReturn
 
 import numpy as np
 from absl import logging
@@ -14,10 +12,8 @@ from etils import epath
 from darl_jax.data import order
 from darl_jax.data.base import fingerprint_of
 from darl_jax.data.sources import base as sources
+from darl_jax.data.sources.listing import holds_images, list_images
 
-EXTENSIONS = frozenset(
-    ".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-)
 # Folders of these names are splits, not classes.
 SPLIT_NAMES = frozenset(("train", "training", "validation", "valid", "val", "test"))
 _READ_THREADS = 8
@@ -26,55 +22,71 @@ _READ_THREADS = 8
 class FolderSource:
     """Images in a folder, one sub-folder for each class or all in one.
 
-    A split is the sub-folder of its name, where there is one; otherwise "train" is the whole
+    A split is the sub-folder of its name; where there are no such sub-folders, "train" is the whole
     folder, and a validation set is a slice of it ('train[:95%]' and 'train[95%:]'). Classes are
-    the names of the sub-folders in alphabetical order, those of the train split where there is one;
-    images deeper down belong to the class at the top.
+    the names of the sub-folders in alphabetical order, those of the training split where that is a
+    folder of its own; images deeper down belong to the class at the top.
 
     The files are sorted by path and then put in a fixed pseudo-random order, so that a slice holds
     all classes. Adding a file changes that order.
     """
 
-    def __init__(self, data_dir: str, split: str, *, split_key: str = "train_split"):
+    def __init__(
+        self,
+        data_dir: str,
+        split: str,
+        *,
+        split_key: str = "train_split",
+        train_split: str = "train",
+    ):
         """Lists the files; images are read when they are asked for.
 
         Args:
           data_dir: folder or bucket.
           split: TFDS's split syntax.
           split_key: the config key that the split comes from, for messages.
+          train_split: the split whose classes number the labels.
 
         Raises:
           ValueError: there is no such folder or split, no image in it, a folder in it that cannot
-            be listed, images both beside and inside class folders, or a class that the train split
-            lacks.
+            be listed, images both beside and inside class folders, or a class that the training
+            split lacks.
         """
         root = _root(data_dir)
         base = sources.base_split(split)
-        directory = _split_directory(root, base, split_key)
-        paths, skipped = _list_images(directory)
-        if not paths:
-            raise ValueError(
-                f"{directory} holds no images (left out: {_count(skipped)}); images end in "
-                f"{' '.join(sorted(EXTENSIONS))}"
-            )
-        if skipped:
-            logging.info("%s: left out %s that are no images", directory, _count(skipped))
-        self.dataset = str(root)
+        folders = _split_folders(root, log=split_key == "train_split")
+        directory = _split_directory(root, folders, base, split_key)
+        try:
+            train_base = sources.base_split(train_split)
+            train = _split_directory(root, folders, train_base, "train_split")
+        except ValueError:  # A split without a training split numbers its own classes.
+            train = directory
+        paths = list_images(directory, log=split_key == "train_split" or directory != train)
+        self.dataset = _text(str(root))
         self.split = split
-        self.class_names = _classes(root, directory, paths)
+        classes = _classes(directory, train, paths)
+        self.class_names = tuple(map(_text, classes))
         self._root = str(directory)
-        self._number = {name: number for number, name in enumerate(self.class_names)}
+        self._number = {name: number for number, name in enumerate(classes)}
         # A million Python strings are ten times as large as their bytes in one array.
-        self._paths = np.array([os.fsencode(path) for path in sorted(paths)])
+        self._paths = np.array([os.fsencode(path) for path in paths])
         chosen = sources.slice_split(split, {base: len(paths)}, split_key)
         self._files = order.permute(chosen, len(paths), order.STREAM_FILES)
         logging.info(
             "%s, split '%s': %d images, %s",
-            root,
+            self.dataset,
             split,
             len(self),
-            f"{len(self.class_names)} classes" if self.class_names else "no class folders",
+            f"{len(classes)} classes ({sources.as_names(self.class_names, 5)})"
+            if classes
+            else "no class folders",
         )
+        if len(classes) == 1 and directory == train and split_key == "train_split":
+            logging.warning(
+                "%s: all images lie in the one folder '%s', which is then the only class; if it "
+                "holds the classes, set data.data_dir=%s/%s",
+                *(self.dataset, self.class_names[0], self.dataset, self.class_names[0]),
+            )
 
     def __len__(self) -> int:
         return len(self._files)
@@ -91,7 +103,7 @@ class FolderSource:
 
     def files(self, index: Sequence[int]) -> list[str]:
         """Their paths below the split's folder."""
-        return [self._path(number) for number in index]
+        return [_text(self._path(number)) for number in index]
 
     def fingerprint(self) -> str:
         """Of the relative paths in their order and of the classes' names."""
@@ -107,11 +119,12 @@ class FolderSource:
         try:
             content = (epath.Path(self._root) / path).read_bytes()
         except OSError as error:
+            reason = error.strerror or str(error)
             raise sources.BadRecordError(
-                self.dataset, self.split, int(index), path, error.strerror or str(error)
+                self.dataset, self.split, int(index), _text(path), reason
             ) from error
         label = self._number[path.split("/", 1)[0]] if self._number else -1
-        return sources.Record(content, label, path)
+        return sources.Record(content, label, _text(path))
 
 
 @functools.cache
@@ -135,67 +148,53 @@ def _sub_folders(directory: epath.Path) -> list[str]:
     return sorted(p.name for p in directory.iterdir() if p.name[0] != "." and p.is_dir())
 
 
-def _split_directory(root: epath.Path, base: str, split_key: str) -> epath.Path:
-    if (root / base).is_dir():
+def _split_directory(root: epath.Path, splits: list[str], base: str, split_key: str) -> epath.Path:
+    """The folder of a split: a sub-folder, or the whole folder."""
+    if base in splits or (base not in SPLIT_NAMES and (root / base).is_dir()):
         return root / base
-    there = _sub_folders(root)
-    splits = sorted(SPLIT_NAMES.intersection(there))
     if splits:
         raise ValueError(
             f"data.{split_key}: {root} has no folder '{base}'; its splits are {', '.join(splits)}"
         )
     if base != "train":
         raise ValueError(
-            f"data.{split_key}: {root} has no folder '{base}', so that only 'train' exists, which "
-            "is the whole folder; slice it: 'train[:95%]' to train and 'train[95%:]' to validate"
+            f"data.{split_key}: {root} has no folder of a split '{base}', so that only 'train' "
+            "exists, which is the whole folder; slice it: 'train[:95%]' to train and 'train[95%:]' "
+            "to validate"
         )
     return root
 
 
-def _walk(directory: epath.Path) -> Iterator[tuple[str, list[str]]]:
-    """(sub-folder relative to `directory`, file names in it); hidden folders are left out."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise ValueError(
-            f"data.data_dir: the folder {error.filename or directory} cannot be listed: "
-            f"{error.strerror or error}"
-        ) from error
-
-    top = os.fspath(directory)
-    walk: Iterable[tuple[str, list[str], list[str]]]
-    if "://" in top:
-        found = directory.walk(on_error=fail)
-        walk = ((os.fspath(where), folders, files) for where, folders, files in found)
-    else:
-        # Class folders are often links to where the images are.
-        walk = os.walk(top, onerror=fail, followlinks=True)
-    for where, folders, files in walk:
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(where, top)
-        yield "" if relative == "." else relative, files
-
-
-def _list_images(directory: epath.Path) -> tuple[list[str], Counter[str]]:
-    """Paths of the images below a folder, and how many other files of which kind are there."""
-    paths, skipped = [], Counter[str]()
-    for where, files in _walk(directory):
-        for name in files:
-            extension = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                skipped["hidden"] += 1
-            elif extension not in EXTENSIONS:
-                skipped[extension or "no extension"] += 1
-            else:
-                paths.append(f"{where}/{name}" if where else name)
-    return paths, skipped
+def _split_folders(root: epath.Path, *, log: bool) -> list[str]:
+    """Sub-folders that are splits: those of a split's name, unless one is a class among others."""
+    there = _sub_folders(root)
+    splits = sorted(SPLIT_NAMES.intersection(there))
+    if not splits:
+        return []
+    others = [name for name in there if name not in SPLIT_NAMES and holds_images(root / name)]
+    if others and len(splits) == 1:
+        if log:
+            logging.warning(
+                "%s: the folder '%s' is taken for a class like %s, not for a split; if it is a "
+                "split, move the others elsewhere",
+                *(root, splits[0], sources.as_names(others, 5)),
+            )
+        return []
+    if others and log:
+        logging.warning(
+            "%s: its splits are %s; the folders beside them are left out: %s",
+            *(root, ", ".join(splits), sources.as_names(others, 5)),
+        )
+    return splits
 
 
-def _count(skipped: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in skipped.most_common(5))
-    return f"{skipped.total()} files ({kinds})" if skipped else "0 files"
+def _text(name: str) -> str:
+    """A path that can be written as UTF-8; other bytes than that become backslash sequences."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _classes(root: epath.Path, directory: epath.Path, paths: list[str]) -> tuple[str, ...]:
+def _classes(directory: epath.Path, train: epath.Path, paths: list[str]) -> list[str]:
+    """Class folders of the training split, in alphabetical order."""
     own = {path.split("/", 1)[0] for path in paths if "/" in path}
     loose = next((path for path in paths if "/" not in path), None)
     if own and loose:
@@ -203,13 +202,12 @@ def _classes(root: epath.Path, directory: epath.Path, paths: list[str]) -> tuple
             f"{directory} holds images both in class folders ({sources.as_names(own, 3)}) and "
             f"beside them ({loose}); move the loose ones into a folder or the folders elsewhere"
         )
-    train = root / "train"
-    if not own or directory == train or not train.is_dir():
-        return tuple(sorted(own))
-    classes = _sub_folders(train)
+    if not own or directory == train:
+        return sorted(own)
+    classes = [name for name in _sub_folders(train) if holds_images(train / name)]
     unknown = own.difference(classes)
     if unknown:
         raise ValueError(
             f"{directory} has class folders that {train} lacks: {sources.as_names(unknown)}"
         )
-    return tuple(classes)
+    return classes

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from darl_jax.data import order
 from darl_jax.data.images import decode as images
@@ -187,6 +187,20 @@ def test_exif_rotation_is_undone(picture: np.ndarray, orientation: int, file_for
 def test_broken_exif_leaves_the_pixels_as_they_stand(picture: np.ndarray) -> None:
     content = encoded(Image.fromarray(picture), "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff junk")
     assert difference(content, picture) == 0
+
+
+@pytest.mark.parametrize("kind", ["text", "international", "icc"])
+def test_png_with_megabytes_of_text_or_color_profile_is_read(
+    picture: np.ndarray, kind: str
+) -> None:
+    info = PngImagePlugin.PngInfo()
+    if kind == "text":
+        info.add_text("prompt", "x" * 5_000_000, zip=True)
+    elif kind == "international":
+        info.add_itxt("prompt", "x" * 5_000_000, zip=True)
+    profile = {"icc_profile": b"y" * 5_000_000} if kind == "icc" else {}
+    content = encoded(Image.fromarray(picture), "PNG", pnginfo=info, **profile)
+    np.testing.assert_array_equal(HostImage(content).pixels(3), picture)
 
 
 def test_truncated_and_foreign_files_are_errors_with_a_reason(picture: np.ndarray) -> None:

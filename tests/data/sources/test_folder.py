@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from absl import logging
-from PIL import Image
+from PIL import Image, features
 
+from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.sources.base import BadRecordError
 from darl_jax.data.sources.folder import FolderSource
 
@@ -88,14 +89,89 @@ def test_hidden_files_and_other_files_are_left_out_and_counted(
     logging.set_verbosity(logging.INFO)
     with caplog.at_level("INFO", logger="absl"):
         assert len(FolderSource(str(tmp_path), "train")) == 3
-    assert "3 files" in caplog.text and "1 .txt" in caplog.text
+    assert "1 .txt, 1 hidden, 1 without extension" in caplog.text
 
 
-def test_linked_class_folders_are_followed(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("train", ["train", "training"])
+def test_labels_are_the_training_splits_whatever_its_name(
+    tmp_path: pathlib.Path, train: str
+) -> None:
+    for name in ("a", "b", "c"):
+        write_images(tmp_path / train / name, 2)
+    for name in ("a", "c"):
+        write_images(tmp_path / "validation" / name, 2)
+    (tmp_path / train / "empty").mkdir()
+    config = ImagesConfig(source="folder", data_dir=str(tmp_path), train_split=train, image_size=4)
+    splits = config.open()
+    assert splits.train.class_names == splits.validation.class_names == ("a", "b", "c")
+    assert sorted(splits.validation.labels(np.arange(4))) == [0, 0, 2, 2]
+    write_images(tmp_path / "validation" / "d", 1)
+    with pytest.raises(ValueError, match=rf"class folders that \S*/{train} lacks: d"):
+        config.open()
+
+
+def test_class_of_a_splits_name_is_a_class_among_others(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("bus", "car", "train"):
+        write_images(tmp_path / name, 12)
+    source = FolderSource(str(tmp_path), "train")
+    assert (len(source), source.class_names) == (36, ("bus", "car", "train"))
+    assert "the folder 'train' is taken for a class like bus, car" in caplog.text
+    # Two names of splits are splits; folders without images do not count.
+    (tmp_path / "bus").rename(tmp_path / "validation")
+    assert len(FolderSource(str(tmp_path), "train")) == 12
+    assert "the folders beside them are left out: car" in caplog.text
+
+
+def test_links_are_followed_and_each_file_is_read_once(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_images(tmp_path / "elsewhere", 2)
-    (tmp_path / "images").mkdir()
-    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "a")
-    assert len(FolderSource(str(tmp_path / "images"), "train")) == 2
+    for name in ("a", "b"):
+        write_images(tmp_path / "images" / name, 2)
+        os.symlink("..", tmp_path / "images" / name / "up")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "images" / "c")
+    os.symlink("../b/image000.png", tmp_path / "images" / "a" / "link.png")
+    os.link(tmp_path / "images" / "b" / "image001.png", tmp_path / "images" / "b" / "hard.png")
+    logging.set_verbosity(logging.INFO)
+    with caplog.at_level("INFO", logger="absl"):
+        source = FolderSource(str(tmp_path / "images"), "train")
+    assert (len(source), source.class_names) == (6, ("a", "b", "c"))
+    assert "4 reached a second time by links" in caplog.text
+
+
+def test_names_that_are_not_utf8_are_read_and_written_with_backslashes(
+    tmp_path: pathlib.Path,
+) -> None:
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    write_images(pathlib.Path(folder), 2)
+    write_images(tmp_path / "tea", 2)
+    source = FolderSource(str(tmp_path), "train")
+    assert source.class_names == ("caf\\xe9", "tea")
+    assert sorted(record.label for record in source.read(range(4))) == [0, 0, 1, 1]
+    " ".join([*source.files(range(4)), source.fingerprint()]).encode()
+
+
+def test_one_class_folder_is_named_in_a_warning(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "photos", 2)
+    FolderSource(str(tmp_path), "train")
+    assert f"set data.data_dir={tmp_path}/photos" in caplog.text
+
+
+def test_formats_that_are_left_out_are_a_warning_that_names_their_reader(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, 3)
+    (tmp_path / "photo.HEIC").write_bytes(b"")
+    read = features.check("avif")
+    if read:
+        Image.new("RGB", (4, 4)).save(tmp_path / "picture.avif")
+    assert len(FolderSource(str(tmp_path), "train")) == 3 + read
+    (record,) = [r for r in caplog.records if "left out" in r.message]
+    assert record.levelname == "WARNING" and "1 .heic (pillow-heif" in record.message
 
 
 def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(

@@ -239,13 +239,11 @@ def test_files_are_the_shards_that_records_are_read_from(prepared: pathlib.Path)
 
 def test_bad_record_error_survives_the_way_back_from_a_worker() -> None:
     error = BadRecordError("animals", "train[:9]", 3, "cat/1.jpg", "it is empty")
-    copy = pickle.loads(pickle.dumps(error))
-    assert str(copy) == str(error)
-    for part in ("animals", "'train[:9]'", "record 3", "cat/1.jpg", "it is empty"):
-        assert part in str(error)
+    assert str(error).endswith("record 3 (cat/1.jpg) cannot be decoded: it is empty")
     # Removing a record would change the order of the data, and a resumed run is then refused.
-    assert str(error).endswith("; repair it, or set data.on_bad_record='skip'")
-    assert isinstance(error, ValueError)
+    copy = pickle.loads(pickle.dumps(error.advising("repair it")))
+    assert str(copy) == f"{error}; repair it"
+    assert isinstance(copy, ValueError)
 
 
 def test_digits_splits_are_disjoint_complete_and_hold_all_classes() -> None:
