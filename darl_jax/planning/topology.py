@@ -37,7 +37,7 @@ class Topology:
 
     name: str
     chip: Chip | None  # None for plain CPU devices, which have no rates here
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]  # as jax.Device, which absent ones need not be
     positions: tuple[Position, ...]  # of the devices, in their order
     compiler: str  # 'TPU' or 'CPU'
 
