@@ -1,12 +1,10 @@
 """The figure and the table are the numbers that the runs wrote."""
 
-import subprocess
-import sys
-
 import pytest
 
 from darl_jax.figures.depth import best_block, columns, depth_figure, table
 from darl_jax.monitoring.writers import MetricWriter, read_metrics
+from tests.programs import call, refusal
 
 
 def line(step, name, values):
@@ -75,7 +73,7 @@ def test_a_block_that_is_missing_is_an_error():
         columns({"odd": [{"step": 1} | {f"knn/accuracy/block_0{i}": 0.1 for i in (1, 2, 4)}]})
 
 
-def test_the_program_reads_what_runs_wrote_and_says_in_one_line_what_it_misses(tmp_path):
+def test_the_program_reads_what_runs_wrote_and_says_in_one_line_what_it_misses(tmp_path, capsys):
     for name, history in (("a/linear", LINEAR), ("b/linear", ATTENTIVE)):
         writer = MetricWriter(tmp_path / name)
         for entry in history:
@@ -83,18 +81,12 @@ def test_the_program_reads_what_runs_wrote_and_says_in_one_line_what_it_misses(t
         writer.close()
     assert columns({"x": read_metrics(tmp_path / "a/linear")}) == columns({"x": LINEAR})
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "darl_jax.figures.depth", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = run(tmp_path / "a/linear", tmp_path / "b/linear", f"--output={tmp_path / 'depth.png'}")
-    assert done.returncode == 0, done.stderr
+    output = f"--output={tmp_path / 'depth.png'}"
+    capsys.readouterr()
+    assert call("figures.depth", tmp_path / "a/linear", tmp_path / "b/linear", output) == 0
+    printed = capsys.readouterr().out
     assert (tmp_path / "depth.png").stat().st_size > 1000
     # Two workdirs of one name are told apart.
-    assert str(tmp_path / "b/linear") in done.stdout.splitlines()[0]
-    assert "62.50*" in done.stdout
-
-    failed = run(tmp_path / "nothing")
-    assert failed.returncode == 2
-    assert len(failed.stderr.strip().splitlines()) == 1
-    assert "nothing" in failed.stderr
+    assert str(tmp_path / "b/linear") in printed.splitlines()[0]
+    assert "62.50*" in printed
+    assert "nothing" in refusal(capsys, "figures.depth", tmp_path / "nothing")

@@ -1,61 +1,30 @@
 """The errors that are drawn are those that the runs' validation losses are means of."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from darl_jax.figures import errors
 from darl_jax.figures.errors import Errors, draw, errors_figure, measure
 from darl_jax.monitoring.writers import read_metrics
-from darl_jax.training.sharding import MeshConfig
-from tests.tiny_runs import run, tiny
-
-SPIRAL = tiny(model__patch_size=2, model__order__name="spiral", total_steps=4)
 
 
 @pytest.fixture(scope="module")
-def spiral(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "spiral"
-    assert run(SPIRAL, workdir) == 0
-    return str(workdir)
+def measured(tiny_run):
+    return measure("tiny", str(tiny_run), images=10**6)
 
 
-@pytest.fixture(scope="module")
-def measured(spiral):
-    return measure("spiral", spiral, images=10**6)
-
-
-def test_errors_are_the_validation_loss_by_place_and_by_patch(spiral, measured):
-    losses = [line["validation/loss"] for line in read_metrics(spiral) if "validation/loss" in line]
+def test_errors_are_the_validation_loss_by_place_and_by_patch(tiny_run, measured):
+    history = read_metrics(tiny_run)
+    losses = [line["validation/loss"] for line in history if "validation/loss" in line]
     # Other batches than the run's; float32 sums in another order.
     assert measured.in_image.mean() == pytest.approx(losses[-1], rel=1e-5)
-    assert measured.order == "spiral"
-    # The spiral of 4 x 4: along the upper row first, and in the end in the middle.
-    np.testing.assert_allclose(measured.in_sequence[:4], measured.in_image[0])
-    np.testing.assert_allclose(measured.in_sequence[-2:], measured.in_image[2, [2, 1]])
+    assert measured.order == "raster"
+    np.testing.assert_array_equal(measured.in_sequence, measured.in_image.ravel())
+    assert measured.in_image.shape == (2, 2)
 
 
-def test_neither_what_the_run_evaluated_nor_its_devices_matter(spiral, measured, monkeypatch):
-    other = dataclasses.replace(
-        SPIRAL,
-        evaluation=dataclasses.replace(SPIRAL.evaluation, loss_every_steps=0),
-        mesh=MeshConfig(data=1, fsdp=64),
-    )
-    monkeypatch.setattr(errors, "read_config", lambda given, loaded: other)
-    again = measure("spiral", spiral, images=10**6)
-    np.testing.assert_array_equal(again.in_image, measured.in_image)
-
-
-def test_a_run_that_learned_labels_is_named(spiral, monkeypatch):
-    monkeypatch.setattr(
-        errors, "read_config", lambda given, loaded: tiny(objective="classification")
-    )
-    with pytest.raises(ValueError, match=r"spiral was .*'classification', which predicts no patc"):
-        measure("spiral", spiral, images=10)
-
-
-def test_what_cannot_be_measured_is_named(tmp_path):
+def test_what_cannot_be_measured_is_named(fine_tuned, tmp_path):
+    with pytest.raises(ValueError, match="'classification', which predicts no patches"):
+        measure("fine_tuned", str(fine_tuned), images=10)
     with pytest.raises(FileNotFoundError, match=rf"no checkpoint.*{tmp_path}"):
         draw([str(tmp_path)], images=10, data_dir=None)
     with pytest.raises(ValueError, match="--images=0 must be at least 1"):

@@ -1,11 +1,9 @@
 """Programs that draw write their picture, or say in one line what they cannot draw."""
 
-import subprocess
-import sys
-
 import pytest
 
 from darl_jax.figures.program import by_name
+from tests.programs import call, refusal
 
 
 def test_runs_are_told_apart_by_the_shortest_name():
@@ -15,17 +13,10 @@ def test_runs_are_told_apart_by_the_shortest_name():
         list(by_name(["runs/a", "runs/a"]))
 
 
-def call(program, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"darl_jax.figures.{program}", *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_the_picture_is_written(tmp_path):
+def test_the_picture_is_written(tmp_path, capsys):
     picture = tmp_path / "orders.png"
-    done = call("orders", "--grid=2", f"--output={picture}")
-    assert (done.returncode, done.stdout) == (0, f"wrote {picture}\n"), done.stderr
+    assert call("figures.orders", "--grid=2", f"--output={picture}") == 0
+    assert capsys.readouterr().out == f"wrote {picture}\n"
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -38,8 +29,5 @@ def test_the_picture_is_written(tmp_path):
         ("errors", [], "name one run's workdir or several"),
     ],
 )
-def test_bad_input_is_one_line(program, arguments, message):
-    done = call(program, *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_bad_input_is_one_line(capsys, program, arguments, message):
+    assert message in refusal(capsys, f"figures.{program}", *arguments)

@@ -12,9 +12,8 @@ from darl_jax.figures.schedule_sweep import (
     sweep_figure,
     table,
 )
-from darl_jax.monitoring.writers import MetricWriter
+from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
-from tests.tiny_runs import run, tiny
 
 
 def config(schedule=None, beginning="", objective="diffusion"):
@@ -68,24 +67,19 @@ def test_a_run_without_a_schedule_is_named(configs):
         schedule_of("moved")
 
 
-def test_a_run_on_disk_gives_its_schedule_and_its_last_value(tmp_path, capsys):
-    workdir = tmp_path / "run"
-    settings = tiny(
-        objective="diffusion", total_steps=1, objective__schedule__a=0.3,
-        evaluation__loss_every_steps=0,
-    )  # fmt: skip
-    assert run(settings, workdir) == 0
-    writer = MetricWriter(workdir, active=True)
-    for value in (0.125, 0.25):
-        writer.scalars(1, {"probe/accuracy": value})
-    writer.close()
+def test_a_run_on_disk_gives_its_schedule_and_its_last_value(tiny_diffusion, capsys):
+    workdir = str(tiny_diffusion)
     assert schedule_sweep.restore_config(workdir) == restore_params(workdir)[1]
-    assert read_point("run", str(workdir), "probe/accuracy") == ("run", 0.3, 1.0, 0.25)
-    with pytest.raises(ValueError, match=r"run has no metric 'accuracy'; there are: .*probe/acc"):
-        read_point("run", str(workdir), "accuracy")
-    axes = draw([str(workdir)], metric="probe/accuracy").axes[0]
-    assert axes.lines[0].get_xydata().tolist() == [[0.3, 0.25]]
-    assert "0.3   1           0.2500   run" in capsys.readouterr().out
+    point = read_point("run", workdir, "validation/loss")
+    losses = [
+        line["validation/loss"] for line in read_metrics(workdir) if "validation/loss" in line
+    ]
+    assert point == ("run", 0.3, 1.0, losses[-1])
+    with pytest.raises(ValueError, match=r"run has no metric 'accuracy'; there are: .*validation/"):
+        read_point("run", workdir, "accuracy")
+    axes = draw([workdir], metric="validation/loss").axes[0]
+    assert axes.lines[0].get_xydata().tolist() == [[0.3, losses[-1]]]
+    assert f"0.3   1   {losses[-1]:15.4f}   {tiny_diffusion.name}" in capsys.readouterr().out
 
 
 def test_the_table_has_a_row_for_each_run_by_a_and_b():

@@ -18,7 +18,7 @@ def numbered(number: int, side: int = 4, channels: int = 3) -> np.ndarray:
 
 
 def test_images_from_nothing_are_files_as_they_come_and_arrays_in_the_end(tmp_path):
-    folder = SampleFolder(tmp_path / "out", from_nothing(5, (4, 4, 3)), {"seed": 7})
+    folder = SampleFolder(tmp_path / "out", from_nothing(5, (4, 4, 3)), '{"seed": 7}')
     images = numbered(5)
     folder.add(images[:2])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -35,7 +35,7 @@ def test_images_from_nothing_are_files_as_they_come_and_arrays_in_the_end(tmp_pa
 def test_completions_stand_beside_their_original(tmp_path):
     originals, made = numbered(2, channels=1) + 100, numbered(6, channels=1)
     request = Request(originals, ["cat", "dog"], 3, 5, None)
-    folder = SampleFolder(tmp_path, request, {})
+    folder = SampleFolder(tmp_path, request, "{}")
     folder.add(made)
     folder.finish()
     np.testing.assert_array_equal(
@@ -58,7 +58,7 @@ def test_completions_stand_beside_their_original(tmp_path):
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="exists and is not empty; name a new folder"):
-        SampleFolder(tmp_path, from_nothing(1, (4, 4, 3)), {})
+        SampleFolder(tmp_path, from_nothing(1, (4, 4, 3)), "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -24,14 +24,14 @@ GIVEN = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
 DIFFUSION = {
     "objective": "diffusion",
     "model__patch_size": 2,
-    "patch_decoder__kind": "transformer",
-    "patch_decoder__layers": 2,
-    "patch_decoder__condition_on_gamma": True,
+    "objective__patch_decoder__kind": "transformer",
+    "objective__patch_decoder__layers": 2,
+    "objective__patch_decoder__condition_on_gamma": True,
 }
 
 
 def parts(config: TrainConfig, mesh: Mesh):
-    """(graphdef, objective, random parameters that make outputs of about unit size)."""
+    """(graphdef, method, random parameters that make outputs of about unit size)."""
     build_model = config.method.init
     params = create_params(build_model, jax.random.key(0), mesh)
     return graph_definition(build_model), config.method, params
@@ -40,8 +40,8 @@ def parts(config: TrainConfig, mesh: Mesh):
 def make(config, *, numbers=range(6), given=GIVEN, seed=1, sampler=SAMPLER, devices=1, **options):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        graphdef, objective, params = parts(config, mesh)
-        generator = Generator(graphdef, objective, grid=GRID, sampler=sampler, mesh=mesh, **options)
+        graphdef, method, params = parts(config, mesh)
+        generator = Generator(graphdef, method, sampler=sampler, mesh=mesh, **options)
         images = generator(params, jax.random.key(seed), np.array(numbers), given)
         return np.asarray(images)
 
@@ -78,13 +78,13 @@ def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
     config = tiny(**DIFFUSION)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, objective, params = parts(config, mesh)
+        graphdef, method, params = parts(config, mesh)
         darl = nnx.merge(graphdef, params)
-        mean, std = objective.mean, objective.std
+        mean, std = method.data.mean, method.data.std
         x = np.array(patchify(standardize(jnp.asarray(GIVEN[:2]), mean, std), 2))
         x[:, 5:] = 0.0
         encode = jax.jit(darl.encode)
-        denoised = jax.jit(lambda z, x_s, gamma: objective.denoised(darl, z, x_s, gamma))
+        denoised = jax.jit(lambda z, x_s, gamma: method.denoiser(darl, z)(x_s, gamma))
         low, high = ((np.float32(v) - mean[0]) / std[0] for v in (0.0, 1.0))
         for place in range(5, 16):
             z = encode(jnp.asarray(x))[:, place : place + 1]
@@ -124,11 +124,11 @@ def test_the_squared_error_gives_its_mean():
     np.testing.assert_array_equal(images, make(config, sampler=None, known=7, seed=5))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, objective, params = parts(config, mesh)
-        predicted = objective.predict(
+        graphdef, method, params = parts(config, mesh)
+        predicted = method.predict(
             nnx.merge(graphdef, params), {"image": jnp.asarray(images)}, jax.random.key(0)
         ).predicted
-        mean, std = objective.mean, objective.std
+        mean, std = method.data.mean, method.data.std
         shown = np.asarray(unstandardize(unpatchify(predicted, 2, GRID), mean, std))
     # An image of means is predicted as it is, but for its rounding to 8 bits.
     assert np.abs(patches_of(shown)[:, 7:].astype(int) - patches_of(images)[:, 7:]).max() <= 2
@@ -144,7 +144,7 @@ def test_patches_are_made_in_the_model_s_order():
 
 
 def test_a_model_of_two_streams_makes_patches_in_any_order():
-    config = tiny(**DIFFUSION, model__two_stream=True, model__order__name="random")
+    config = tiny(**DIFFUSION, objective__two_stream=True, model__order__name="random")
     order = np.random.default_rng(3).permutation(16)
     kept = patches_of(make(config, known=6, order=order)) == patches_of(GIVEN)
     assert kept[:, order[:6]].all()
@@ -170,11 +170,11 @@ def test_later_patches_take_fewer_steps():
 
 
 def test_bounds_are_those_of_8_bit_pixels_by_channel():
-    config = tiny(data__channels=3, data__mean=(0.1, 0.2, 0.3), data__std=(0.5, 0.25, 0.2))
-    objective = config.method
-    low, high = pixel_bounds(objective, 12)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
+    method = tiny(model__patch_size=2, data__channels=3, data__mean=mean, data__std=std).method
+    low, high = pixel_bounds(method)
     corners = np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), 255)]).astype(np.uint8)
-    expected = patchify(standardize(jnp.asarray(corners), objective.mean, objective.std), 2)[:, 0]
+    expected = patchify(standardize(jnp.asarray(corners), mean, std), 2)[:, 0]
     np.testing.assert_allclose(np.stack([low, high]), expected, rtol=1e-6)
 
 
@@ -183,7 +183,11 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
     [
         (DIFFUSION, {"known": 16}, "16 patches are given, and the model's grid of 4 x 4 has 16"),
         (DIFFUSION, {"known": -1}, "-1 patches are given"),
-        (DIFFUSION, {"sampler": None}, "a model of objective.name='diffusion' needs a sampler"),
+        (
+            DIFFUSION,
+            {"sampler": None},
+            "config.objective.name='diffusion' needs a sampler",
+        ),
         (
             {"model__patch_size": 2},
             {},
