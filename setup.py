@@ -42,6 +42,7 @@ TEST = [
     "pytest>=8.4,<10",  # runs the tests
     "pytest-timeout>=2.3,<3",  # a test that hangs fails, with a traceback
     "beartype>=0.21,<0.24",  # checks the jaxtyping signatures while the tests run
+    "import-linter>=2.1,<3",  # holds the directions of imports
 ]
 
 EXTRAS = {

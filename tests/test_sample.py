@@ -122,6 +122,13 @@ def test_a_wrong_flag_is_one_line_and_leaves_no_folder(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_something_in_it_is_left_alone(tiny_diffusion, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    flags = f"--checkpoint={tiny_diffusion}", f"--output={tmp_path}"
+    assert "exists and is not empty; name a new folder" in refusal(capsys, "sample", *flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.process
 def test_four_devices_make_the_images_of_one(tiny_diffusion, tmp_path):
     done = subprocess.run(

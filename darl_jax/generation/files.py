@@ -1,4 +1,4 @@
-"""Images that were made, as files."""
+"""Generated images as files."""
 
 from pathlib import Path
 from typing import Any
@@ -9,27 +9,21 @@ from PIL import Image
 
 from darl_jax.generation.image_grid import image_grid, near_square
 from darl_jax.generation.request import Request
-from darl_jax.interchange.exporting import check_new
 
 GRID_FILE, ARRAYS_FILE, SETTINGS_FILE = "grid.png", "samples.npz", "settings.json"
 
 
 class SampleFolder:
-    """A folder that images go to as they are made, and in the end a picture of all of them.
+    """A folder of images as they are generated, with a picture of all of them in the end.
 
     Args:
-      path: does not exist yet, or is an empty folder.
-      request: what is made.
+      path: a new folder.
+      request: for the images.
       settings: content of settings.json.
-
-    Raises:
-      FileExistsError: there is something in it.
     """
 
     def __init__(self, path: Path, request: Request, settings: str):
         self._path = path
-        check_new(path)
-        self._path.mkdir(parents=True, exist_ok=True)
         (self._path / SETTINGS_FILE).write_text(settings + "\n")
         self._request = request
         self._images: list[UInt8[np.ndarray, "height width channel"]] = []

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from darl_jax.generation.files import SampleFolder
@@ -18,10 +17,10 @@ def numbered(number: int, side: int = 4, channels: int = 3) -> np.ndarray:
 
 
 def test_images_from_nothing_are_files_as_they_come_and_arrays_in_the_end(tmp_path):
-    folder = SampleFolder(tmp_path / "out", from_nothing(5, (4, 4, 3)), '{"seed": 7}')
+    folder = SampleFolder(tmp_path, from_nothing(5, (4, 4, 3)), '{"seed": 7}')
     images = numbered(5)
     folder.add(images[:2])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
         "0000.png", "0001.png", "settings.json",
     ]  # fmt: skip
     folder.add(images[2:])
@@ -53,13 +52,6 @@ def test_completions_stand_beside_their_original(tmp_path):
     height, width = grid.shape[0] // rows, grid.shape[1] // columns
     middle = grid[height // 2 :: height, width // 2 :: width, 0]
     assert middle.tolist() == [[101, 1, 2, 3], [102, 4, 5, 6]]
-
-
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="exists and is not empty; name a new folder"):
-        SampleFolder(tmp_path, from_nothing(1, (4, 4, 3)), "{}")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_only_the_first_image_of_each_row_is_framed():

@@ -261,3 +261,24 @@ def test_training_on_one_batch_lowers_its_loss() -> None:
 def test_replaced_records_are_counted() -> None:
     step, state = step_of("mse")
     assert values(step(state, make_batch(), KEY)[1])["replaced_records"] == 1
+
+
+def test_all_of_xlas_optimizations_leave_the_losses_as_they_are() -> None:
+    """The suite compiles with most of them off (tests/conftest.py)."""
+    plain, state = step_of("diffusion")
+    step = make_train_step(nnx.split(make_model(True))[0], OBJECTIVES["diffusion"], OPTIMIZER)
+    lowered = jax.jit(step).lower(state, make_batch(), KEY)
+    try:
+        jax.config.update("jax_disable_most_optimizations", False)
+        optimized = lowered.compile({"xla_cpu_use_fusion_emitters": True})
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    assert "fusion" in optimized.as_text()
+    assert "fusion" not in jax.jit(step).lower(state, make_batch(), KEY).compile().as_text()
+    fast = state
+    for seed in range(3):
+        batch = make_batch(seed=seed)
+        state, metrics = plain(state, batch, KEY)
+        fast, of_fast = optimized(fast, batch, KEY)
+        # float32 sums in another order, through three updates.
+        assert values(of_fast)["loss"] == pytest.approx(values(metrics)["loss"], rel=1e-5)
