@@ -51,9 +51,10 @@ def test_resumed_run_equals_one_that_was_not_stopped(tiny_run, tmp_path, monkeyp
     monkeypatch.setattr(train.StepMetrics, "add", stop_at_step_4)
     assert run(config, tmp_path) == 75
     # The batch of step 6 carries the request, for that of 5 is on the devices already; its metrics
-    # are read two steps later.
-    assert restore_params(tmp_path)[2] == 8
-    assert "SIGTERM: step 8 of 12 is saved" in capsys.readouterr().err
+    # are read two steps later. A thread hears of the signal, perhaps a step late.
+    step = restore_params(tmp_path)[2]
+    assert step in (8, 9)
+    assert f"SIGTERM: step {step} of 12 is saved" in capsys.readouterr().err
     assert run(config, tmp_path) == 0
     assert_same_bits(saved_state(tiny_run, config), saved_state(tmp_path, config))
 
