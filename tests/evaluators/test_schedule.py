@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from darl_jax.data.images.split import ImageSplit
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, labeled
 from darl_jax.evaluators.schedule import Evaluation
 from darl_jax.monitoring.writers import MetricWriter, read_metrics
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import graph_definition
+from tests.methods_on_images import images
 from tests.toys import DenseConfig, IntegersConfig, Parity, ParityConfig
 
 
@@ -115,8 +117,9 @@ def test_a_finished_evaluation_is_not_missing(tmp_path) -> None:
 
 
 def test_a_split_without_labels_is_refused_by_name() -> None:
-    source: Any = DigitsSource("train")
-    assert labeled(source) is source
+    source = DigitsSource("train")
+    split = ImageSplit(source, images())
+    assert labeled(split) is split
     source.class_names = ()
     with pytest.raises(ValueError, match="digits, split 'train', has no labels"):
-        labeled(source)
+        labeled(split)

@@ -7,25 +7,30 @@ import pytest
 from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.training.checkpoint import restore_params
+from tests.toys import Integers
 
 DIGITS = tuple("0123456789")
 
 
-@dataclasses.dataclass
-class Classes:
-    class_names: tuple[str, ...]
+@dataclasses.dataclass(frozen=True)
+class Photos(Integers):
+    class_names: tuple[str, ...] = ()
     dataset: str = "photos"
 
 
+def photos(names: tuple[str, ...]) -> Photos:
+    return Photos("train", 10, class_names=names)
+
+
 def resolved(names: tuple[str, ...], **config) -> ClassificationConfig:
-    return ClassificationConfig(**config).resolved(Classes(names))
+    return ClassificationConfig(**config).resolved(photos(names))
 
 
 def test_classes_are_those_of_the_training_split() -> None:
     config = resolved(("bus", "car"))
     assert (config.num_classes, config.class_names) == (2, ("bus", "car"))
     assert resolved(("bus", "car"), num_classes=2) == config
-    assert config.resolved(Classes(("bus", "car"))) == config
+    assert config.resolved(photos(("bus", "car"))) == config
 
 
 @pytest.mark.parametrize(
