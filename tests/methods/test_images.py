@@ -38,7 +38,7 @@ def test_layers_are_the_embedding_the_blocks_and_the_rest(objective) -> None:
     [
         (MSEConfig(), {"patch_size": 3}, "model.patch_size=3 must divide config.data.image_size=8"),
         (MSEConfig(), {"order": OrderConfig("random")}, "needs config.objective.two_stream=True"),
-        (MSEConfig(two_stream=True), {"positions": "none"}, "choose from"),
+        (MSEConfig(two_stream=True), {"positions": "rope1d"}, "='rope1d' does not give; choose"),
         (MSEConfig(), {"order": OrderConfig("nested_raster", 3)}, "model.order.block=3"),
     ],
 )

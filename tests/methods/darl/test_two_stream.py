@@ -26,11 +26,17 @@ CONFIG = ViTConfig(
 )  # fmt: skip
 
 
-def make_darl(**changes: Any) -> DARL:
+def make_darl(*, two_stream: bool = False, **changes: Any) -> DARL:
     vit = dataclasses.replace(CONFIG, **changes)
     return random_module(
         lambda rngs: DARL(
-            vit, PatchDecoderConfig(), denoising=False, grid=GRID, channels=3, rngs=rngs
+            vit,
+            PatchDecoderConfig(),
+            denoising=False,
+            two_stream=two_stream,
+            grid=GRID,
+            channels=3,
+            rngs=rngs,
         )
     )
 
@@ -234,19 +240,6 @@ def test_with_full_attention_and_places_in_the_image_the_order_does_not_matter(e
 
 def test_a_model_of_random_orders_reads_in_raster_order():
     assert two_streams().backbone.order(GRID).tolist() == list(range(PATCHES))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"order": OrderConfig("random")}, "order.name='random' needs model.two_stream=True"),
-        ({"two_stream": True, "positions": "rope1d"}, "model.positions='rope1d' does not tell"),
-        ({"two_stream": True, "positions": "none"}, "choose from .*'rope2d'"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_an_error(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(CONFIG, **changes)
 
 
 def test_parameters_of_the_query_stream_are_a_token_and_a_query_for_each_block():
