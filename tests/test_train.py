@@ -92,16 +92,15 @@ def test_a_failing_evaluator_is_named_with_its_step_and_the_others_values_are_ke
     tmp_path, monkeypatch, capsys
 ):
     def fail(self, params, step):
-        yield "accuracy/block_01", 0.5
         raise ValueError("a shard is gone")
 
-    monkeypatch.setattr("darl_jax.evaluators.knn.Knn.run", fail)
+    monkeypatch.setattr("darl_jax.evaluators.validation_loss.ValidationLoss.run", fail)
     with pytest.raises(SystemExit) as caught:
         run(tiny(kinds=["knn"], evaluators__knn__every_steps=6), tmp_path)
     assert caught.value.code == 1
-    assert "evaluator 'knn' at step 6: a shard is gone" in capsys.readouterr().err
-    # What was measured before it.
-    (line,) = [line for line in read_metrics(tmp_path) if "validation/loss" in line]
+    assert "evaluator 'validation' at step 6: a shard is gone" in capsys.readouterr().err
+    # Evaluators run in the order of their names.
+    (line,) = [line for line in read_metrics(tmp_path) if "knn/accuracy/block_01" in line]
     assert line["step"] == 6
 
 
