@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: one function, and the kernels that can compute it."""
+"""Scaled dot-product attention by several kernels behind one function."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from darl_jax.nn.mesh_axes import BATCH_AXES
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
-# Who may look at whom: 'causal' (key <= query), 'full', or for each example the length of a prefix
-# that everybody sees, behind which attention is causal (AIM's prefix mask).
+# Attention mask: 'causal' (key <= query), 'full', or for each example the length of a prefix that
+# all tokens attend to, after which attention is causal (AIM's prefix mask).
 Mask = Literal["causal", "full"] | Int[Array, " batch"]
 
 _LANES = 128  # Splash attention works on blocks of this many tokens and channels.
@@ -28,10 +28,10 @@ _SPLASH_MIN_TOKENS = 1024  # Below this padding to blocks costs more than the T 
 def choose_implementation(
     implementation: str, *, device: Any, dtype: str, head_dim: int, tokens: int
 ) -> str:
-    """The kernel that `implementation` stands for on a device.
+    """Resolves `implementation` to a kernel that runs on a device.
 
     Raises:
-      ValueError: the name is unknown, or the kernel cannot run what is asked of it.
+      ValueError: the name is unknown, or the kernel does not run there.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -57,7 +57,7 @@ def choose_implementation(
 
 
 def _cudnn_takes(device: Any, head_dim: int) -> bool:
-    """Whether cuDNN's flash attention runs on a device; only NVIDIA's have a number to tell."""
+    """True where cuDNN's flash attention runs; only NVIDIA's devices have a capability number."""
     try:
         capability = float(getattr(device, "compute_capability", ""))
     except ValueError:
@@ -83,8 +83,8 @@ def attention(
       implementation: one of IMPLEMENTATIONS.
 
     Raises:
-      ValueError: a prefix mask is asked of splash attention, whose masks are the same for all
-        examples, or the implementation is unknown.
+      ValueError: a prefix mask for splash attention, whose masks are the same for all examples, or
+        an unknown implementation.
     """
     if implementation == "auto":
         implementation = choose_implementation(
@@ -94,16 +94,14 @@ def attention(
             head_dim=query.shape[-1],
             tokens=query.shape[1],
         )
-    if implementation == "xla":
-        return _xla(query, key, value, _visible(mask, query.shape[1]))
-    if implementation == "cudnn":
+    if implementation in ("xla", "cudnn"):
         return jax.nn.dot_product_attention(
             query,
             key,
             value,
             mask=None if isinstance(mask, str) else prefix_mask(mask, query.shape[1]),
             is_causal=isinstance(mask, str) and mask == "causal",
-            implementation="cudnn",
+            implementation=implementation,
         )
     if implementation == "splash":
         if not isinstance(mask, str):
@@ -112,72 +110,11 @@ def attention(
     raise ValueError(f"attention={implementation!r} names no kernel")
 
 
-def attention_to_first(
-    query: Float[Array, "batch 1 head channel"],
-    key: Float[Array, "batch token head channel"],
-    value: Float[Array, "batch token head channel"],
-    number: Int[Array, ""],
-) -> Float[Array, "batch 1 head channel"]:
-    """Attention of one token to the first `number` of those that have been kept."""
-    visible = (jnp.arange(key.shape[1]) < number)[None, None, None]
-    return _xla_forward(query, key, value, visible)[0]
-
-
 def prefix_mask(prefix: Int[Array, " batch"], tokens: int) -> Bool[Array, "batch 1 query key"]:
     """True where (key < prefix) or (key <= query)."""
     position = jnp.arange(tokens)
     causal = position[None, :] <= position[:, None]
     return (position < prefix[:, None, None, None]) | causal
-
-
-def _visible(mask: Mask, tokens: int) -> Bool[Array, "#batch 1 query key"] | None:
-    """True where a query sees a key; None where it sees all."""
-    if not isinstance(mask, str):
-        return prefix_mask(mask, tokens)
-    return prefix_mask(jnp.zeros(1, jnp.int32), tokens) if mask == "causal" else None
-
-
-@jax.custom_vjp
-def _xla(
-    query: Float[Array, "batch token head channel"],
-    key: Float[Array, "batch token head channel"],
-    value: Float[Array, "batch token head channel"],
-    visible: Bool[Array, "#batch 1 token token"] | None,
-) -> Float[Array, "batch token head channel"]:
-    """Attention as plain matmuls, forward and backward.
-
-    The derivative is written out so that no matmul has its token x token factor transposed, which
-    on a CPU takes three times as long, and so that the weights are all of that size that is kept.
-    """
-    return _xla_forward(query, key, value, visible)[0]
-
-
-def _xla_forward(query: Array, key: Array, value: Array, visible: Array | None) -> tuple[Any, Any]:
-    logits = _matmul("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
-    if visible is not None:
-        logits = jnp.where(visible, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(query.dtype)
-    out = _matmul("bhqk,bkhd->bhqd", weights, value).swapaxes(1, 2).astype(query.dtype)
-    return out, (query, key, value, weights, out)
-
-
-def _xla_backward(residuals: tuple[Array, ...], dout: Array) -> tuple[Any, ...]:
-    query, key, value, weights, out = residuals
-    # The sum over keys of weights * dweights, from the smaller factors.
-    mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1).swapaxes(1, 2)[..., None]
-    dweights = _matmul("bqhd,bkhd->bhqk", dout, value)
-    dlogits = (weights * (dweights - mean) * query.shape[-1] ** -0.5).astype(query.dtype)
-    dquery = _matmul("bhqk,bkhd->bhqd", dlogits, key).swapaxes(1, 2)
-    dkey = _matmul("bqhd,bhqk->bhdk", query, dlogits).transpose(0, 3, 1, 2)
-    dvalue = _matmul("bqhd,bhqk->bhdk", dout, weights).transpose(0, 3, 1, 2)
-    return *(d.astype(query.dtype) for d in (dquery, dkey, dvalue)), None
-
-
-_xla.defvjp(_xla_forward, _xla_backward)
-
-
-def _matmul(subscripts: str, a: Array, b: Array) -> Float[Array, "batch head _ _"]:
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
 
 
 def _splash(

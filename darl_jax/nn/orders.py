@@ -1,7 +1,6 @@
-"""In which order a model reads and predicts the patches of an image (Section 4.4, Appendix A.5).
+"""Orders in which a model reads and predicts the patches of an image (Section 4.4, Appendix A.5).
 
-An order is a permutation: entry i is the raster number of the patch that stands at place i of the
-sequence.
+An order is a permutation: entry i is the raster number of the patch at position i of the sequence.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from darl_jax.nn.positions import Grid
 
-Order = Int[np.ndarray, " place"] | Int[Array, "batch place"]  # one for all images, or one for each
+Order = Int[np.ndarray, " position"] | Int[Array, "batch position"]  # shared, or one for each image
 
 BLOCKED = ("nested_raster", "round_robin")
 FIXED = ("raster", *BLOCKED, "spiral", "checkerboard", "permutation")
@@ -25,13 +24,13 @@ ORDERS = (*FIXED, "random")
 
 @dataclasses.dataclass(frozen=True)
 class OrderConfig:
-    """Which order.
+    """An order of the patches.
 
     Attributes:
       name: 'raster'; 'nested_raster', block after block, each in raster order; 'round_robin', the
         first patch of each block, then the second of each, and so on; 'spiral', from the upper left
-        corner clockwise inwards; 'checkerboard', the fields of one color and then the others;
-        'permutation', drawn once; 'random', drawn for each image anew, which needs two streams.
+        corner clockwise inwards; 'checkerboard', the fields of one color, then the others;
+        'permutation', drawn once; 'random', drawn anew for each image, which needs two streams.
       block: rows and columns of patches in a block; read by 'nested_raster' and 'round_robin'.
       seed: of 'permutation'.
     """
@@ -66,10 +65,10 @@ class OrderConfig:
 
 
 def fixed_order(config: OrderConfig, grid: Grid) -> Int[np.ndarray, " patch"]:
-    """The order that all images have.
+    """The one order of all images.
 
     Raises:
-      ValueError: it is another one for each image, or its blocks do not divide the grid.
+      ValueError: the order is drawn for each image, or its blocks do not divide the grid.
     """
     config.check(grid)
     rows, columns = grid
@@ -87,11 +86,11 @@ def fixed_order(config: OrderConfig, grid: Grid) -> Int[np.ndarray, " patch"]:
         return np.concatenate([raster[color == 0], raster[color == 1]])
     if config.name == "permutation":
         return np.random.default_rng(config.seed).permutation(rows * columns)
-    raise ValueError(f"model.order.name={config.name!r} is no order that all images have")
+    raise ValueError(f"model.order.name={config.name!r} is drawn for each image")
 
 
 def _spiral(raster: np.ndarray) -> Int[np.ndarray, " patch"]:
-    """Peels off the upper row and turns the rest by a quarter to the left, while there is one."""
+    """Takes the upper row and rotates the rest by a quarter to the left, until none is left."""
     rows = []
     while raster.size:
         rows.append(raster[0])
@@ -103,13 +102,13 @@ def draw_orders(config: OrderConfig, key: PRNGKeyArray | None, batch: int, grid:
     """The fixed order, or a permutation for each image, uniform over all of them.
 
     Args:
-      config: which order.
-      key: draws the permutations; read by 'random' alone.
+      config: of the order.
+      key: draws the permutations; only 'random' reads it.
       batch: number of images.
       grid: (rows, columns) of their patches.
 
     Raises:
-      ValueError: an order is to be drawn and there is no key.
+      ValueError: 'random' without a key.
     """
     if config.name != "random":
         return fixed_order(config, grid)
@@ -123,14 +122,14 @@ def take(
     values: Shaped[Array, "*batch patch channel"] | Shaped[np.ndarray, "patch channel"],
     order: Order,
 ) -> Any:
-    """`values` of patches in raster order as they stand in the sequence.
+    """Reorders `values` of patches from raster order to the order of the sequence.
 
     Args:
       values: of the patches of one image, or of a batch of them.
-      order: which patch stands where, for all images or for each.
+      order: shared, or one for each image.
     """
     if isinstance(order, np.ndarray) and np.array_equal(order, np.arange(len(order))):
-        # A slice, which the compiler sees through where a gather is split over devices.
+        # A slice: sharded over devices, a gather would not be simplified by the compiler.
         return values[..., : len(order), :]
     if order.ndim == 1:
         return values[..., order, :]
@@ -140,7 +139,7 @@ def take(
 
 
 def inverse(order: Order) -> Order:
-    """At which place of the sequence each patch stands, by raster number.
+    """Position in the sequence of each patch, by raster number.
 
     `take(take(values, order), inverse(order))` is `values`.
     """

@@ -1,4 +1,4 @@
-"""Images as sequences of patches (Section 3.1), and the pixel values that the losses see."""
+"""Images as sequences of patches (Section 3.1), and the pixel values of the losses."""
 
 from collections.abc import Sequence
 

@@ -1,9 +1,8 @@
-"""Where a token is: the five positional encodings of Table 1 and how they meet another resolution.
+"""The five positional encodings of Table 1, at the trained and at other resolutions.
 
-A token carries the coordinate of its own content, patch p_i at its (x, y) = (column, row), never
-that of the patch which it predicts (settled here). The start token stands before the sequence: it
-is not rotated, which is the same as the coordinate (0, 0), and gets no position but its own learned
-vector.
+A token has the coordinates of its own content, patch p_i at its (x, y) = (column, row), never those
+of the patch that it predicts (settled here). The start token precedes the sequence: it is not
+rotated, which is the same as the coordinates (0, 0), and has no position but its learned vector.
 
 At another resolution than the trained one, coordinates are scaled back onto the trained grid
 (14/24 from 224 to 384 px with patches of 16), and learned positions are resampled bicubically.
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 POSITIONS = ("none", "sincos2d", "learnable", "rope1d", "rope2d")
-ABSOLUTE = ("sincos2d", "learnable", "rope2d")  # tell where in the image a patch is
+ABSOLUTE = ("sincos2d", "learnable", "rope2d")  # encode a patch's position in the image
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -42,15 +41,15 @@ def rope_angles(
 
     Section 3.4 and Appendix D. The paper prints cos(2 pi m theta) in one place and cos(m theta),
     theta up to max_wavelength, in the other; settled here: angle_i = m * max_wavelength^(-2i/d), no
-    2 pi, with integer coordinates m, where d is the number of channels that turn with an axis. This
-    is what rotary-embedding-torch, the library that the paper cites, does with axial positions and
-    its language frequencies.
+    2 pi, with integer coordinates m, where d is the number of channels of an axis. So does
+    rotary-embedding-torch, the library that the paper cites, with axial positions and its language
+    frequencies.
 
     Args:
       kind: 'rope2d' rotates the first half of the pairs by x and the second by y; 'rope1d' rotates
         all of them by the position in the sequence, 1 for the first patch.
-      grid: (rows, columns) of this image's patches.
-      trained_grid: those of the images that the model was trained on.
+      grid: (rows, columns) of the image's patches.
+      trained_grid: (rows, columns) of patches of the images that the model was trained on.
       head_dim: channels of a head; a multiple of 4 for 'rope2d' and of 2 for 'rope1d'.
       max_wavelength: the base of the frequencies.
       y_first: 'rope2d' with the axes exchanged, the library's natural order.
@@ -60,13 +59,13 @@ def rope_angles(
     """
     if kind == "rope1d":
         patches = grid[0] * grid[1]
-        place = np.arange(1, patches + 1) * (trained_grid[0] * trained_grid[1] / patches)
-        axes = [place]
+        position = np.arange(1, patches + 1) * (trained_grid[0] * trained_grid[1] / patches)
+        axes = [position]
     elif kind == "rope2d":
         x, y = grid_coordinates(grid, trained_grid).T
         axes = [y, x] if y_first else [x, y]
     else:
-        raise ValueError(f"{kind!r} is no rotary encoding; 'rope1d' and 'rope2d' are")
+        raise ValueError(f"{kind!r} is no rotary encoding; choose 'rope1d' or 'rope2d'")
     channels = head_dim // len(axes)
     if channels * len(axes) != head_dim or channels % 2:
         raise ValueError(
@@ -124,7 +123,7 @@ def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "
 def resample_positions(
     table: Float[Array, "trained_patch width"], trained_grid: Grid, grid: Grid
 ) -> Float[Array, "patch width"]:
-    """Learned positions of the trained grid, resampled bicubically onto another one."""
+    """Resamples learned positions of the trained grid bicubically onto another grid."""
     if grid == trained_grid:
         return table
     width = table.shape[-1]

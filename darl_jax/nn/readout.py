@@ -1,4 +1,4 @@
-"""From tokens to one vector for an image (Section 4.1)."""
+"""Readout: one vector for an image from its tokens (Section 4.1)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32
@@ -9,12 +9,12 @@ POOLINGS = ("mean", "last")
 def readout(
     tokens: Float[Array, "*batch token width"], pooling: str
 ) -> Float32[Array, "*batch width"]:
-    """What a head sees of an image whose every patch was an input, in float32.
+    """Input of a head: the pooled tokens of a whole image, in float32.
 
     Args:
-      tokens: the start token, then one for each patch as they stand in the sequence.
-      pooling: 'mean' over the patches, which leaves the start token out, or the 'last' patch's
-        token, the one that has seen the whole image under a causal mask.
+      tokens: the start token, then one for each patch in the order of the sequence.
+      pooling: 'mean' over the patches without the start token, or the 'last' patch's token, which
+        attends to the whole image under a causal mask.
 
     Raises:
       ValueError: the pooling is unknown.

@@ -132,7 +132,7 @@ def test_a_config_that_is_missing_cut_or_short_of_a_key_is_an_error(exported):
     with pytest.raises(ValueError, match="has no key darl_jax_config"):
         load_model(str(exported))
     path.unlink()
-    with pytest.raises(ValueError, match=r"there is no config\.json of one beside it"):
+    with pytest.raises(ValueError, match=r"and no config\.json beside it"):
         load_model(str(exported))
 
 
@@ -151,15 +151,15 @@ def test_what_is_no_model_says_what_can_be_read(folders, tmp_path):
     with pytest.raises(ValueError, match=f"is no model: it holds nothing; {known}"):
         load_model(str(tmp_path))
     (tmp_path / "notes.txt").write_text("some words that are no model")
-    with pytest.raises(ValueError, match=f"of no known kind; {known}"):
+    with pytest.raises(ValueError, match=f"of an unknown kind; {known}"):
         load_model(str(tmp_path / "notes.txt"))
     (tmp_path / "x.safetensors").write_text("some words that are no model")
     with pytest.raises(ValueError, match="is no safetensors file"):
         load_model(str(tmp_path / "x.safetensors"))
     safetensors.numpy.save_file({"weight": np.ones(3, np.float32)}, tmp_path / "y.safetensors")
-    with pytest.raises(ValueError, match="has arrays such as weight, which are those of no known"):
+    with pytest.raises(ValueError, match="has arrays such as weight, which no known model has"):
         load_model(str(tmp_path / "y.safetensors"))
-    with pytest.raises(ValueError, match="is an export for timm, which is not read back"):
+    with pytest.raises(ValueError, match="is an export for timm, which cannot be imported"):
         load_model(str(folders[0] / "timm"))
 
 

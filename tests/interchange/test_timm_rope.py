@@ -144,7 +144,7 @@ def test_1d_rope_is_refused_before_anything_is_written(tmp_path):
 
 def test_another_order_than_raster_is_refused_before_anything_is_written(tmp_path):
     source = make_source(make_config(order={"name": "spiral"}))
-    with pytest.raises(ValueError, match=r"config\.model\.order\.name asks for another one"):
+    with pytest.raises(ValueError, match=r"config\.model\.order\.name is another one"):
         export(source, "timm", tmp_path / "exported")
     assert not list(tmp_path.iterdir())
 

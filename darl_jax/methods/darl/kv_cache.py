@@ -1,6 +1,6 @@
-"""A sequence one token at a time, with the keys and values of all earlier tokens kept.
+"""KV cache: a sequence one token at a time, with the keys and values of all earlier tokens.
 
-What `DARL.encode` computes for whole images at once, for images whose patches are not there yet.
+Computes what `DARL.encode` does for whole images, while their patches are being generated.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from darl_jax.methods.darl.model import DARL
-from darl_jax.nn import attention as attention_lib
 from darl_jax.nn import orders
 from darl_jax.nn.blocks import DTYPES, Angles
 from darl_jax.nn.mesh_axes import pin_batch
@@ -20,7 +19,7 @@ from darl_jax.nn.positions import Grid
 
 
 class Cache(NamedTuple):
-    """Keys and values of every block; places of the sequence that are not reached yet hold 0."""
+    """Keys and values of every block; positions of the sequence not reached yet hold 0."""
 
     keys: Float[Array, "depth batch token head channel"]
     values: Float[Array, "depth batch token head channel"]
@@ -32,7 +31,7 @@ class SequenceDecoder:
     Args:
       model: with its parameters.
       grid: (rows, columns) of patches.
-      order: in which they come.
+      order: of the patches.
     """
 
     def __init__(self, model: DARL, grid: Grid, order: Order):
@@ -52,27 +51,28 @@ class SequenceDecoder:
         return Cache(empty, empty)
 
     def __call__(
-        self, cache: Cache, place: Int[Array, ""], previous: Float[Array, "batch pixel"]
+        self, cache: Cache, position: Int[Array, ""], previous: Float[Array, "batch pixel"]
     ) -> tuple[Cache, Float[Array, "batch width"]]:
-        """z for the patch that stands at a place of the sequence, from 0 on.
+        """z for the patch at one position of the sequence.
 
         Args:
-          cache: of all places before.
-          place: whose patch is to be predicted.
-          previous: the patch before it; not read at the first place, which the start token is for.
+          cache: of all positions before.
+          position: of the patch to predict, from 0.
+          previous: the patch before it; not read at position 0, which follows the start token.
         """
         model, backbone = self._model, self._model.backbone
-        embedded = backbone.patch_embedding(previous) + self._position(place - 1)
+        embedded = backbone.patch_embedding(previous) + self._embedding(position - 1)
         sos = jnp.broadcast_to(backbone.sos[...].astype(embedded.dtype), embedded.shape)
-        content = jnp.where(place == 0, sos, embedded)[:, None]
-        content_angles = self._angle(place)
+        content = jnp.where(position == 0, sos, embedded)[:, None]
+        content_angles = self._angle(position)
         stream, queries, query_angles = model.query_stream, None, None
         if stream is not None:
-            token = stream.token[...].astype(embedded.dtype) + self._position(place)
+            token = stream.token[...].astype(embedded.dtype) + self._embedding(position)
             queries = jnp.broadcast_to(token, embedded.shape)[:, None]
-            query_angles = self._angle(place + 1)
+            query_angles = self._angle(position + 1)
         stacked_modules = (backbone.blocks, None if stream is None else stream.query)
         graphdef, stacked = nnx.split(stacked_modules)
+        filled = (jnp.arange(self._order.shape[-1]) <= position)[None, None, None]
 
         def block(streams: Any, per_block: Any) -> tuple[Any, Cache]:
             content, queries = streams
@@ -81,17 +81,19 @@ class SequenceDecoder:
             attention, normed = block.attention, block.norm_attention(content)
             new = attention.keys_values(normed, content_angles)
             keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(kept, one.astype(kept.dtype), place, axis=1)
+                jax.lax.dynamic_update_slice_in_dim(kept, one.astype(kept.dtype), position, axis=1)
                 for kept, one in zip((keys, values), new, strict=True)
             )
 
-            def attend(looking: Array) -> Array:
-                seen = attention_lib.attention_to_first(looking, keys, values, place + 1)
-                return attention.out(seen.reshape(*seen.shape[:2], -1))
+            def attend(queries: Array) -> Array:
+                attended = jax.nn.dot_product_attention(
+                    queries, keys, values, mask=filled, implementation="xla"
+                )
+                return attention.out(attended.reshape(*attended.shape[:2], -1))
 
             if query is not None:
-                looking = attention.heads(query(block.norm_attention(queries)), query_angles)
-                queries = block.finish(queries, attend(looking))
+                own = attention.heads(query(block.norm_attention(queries)), query_angles)
+                queries = block.finish(queries, attend(own))
             content = block.finish(content, attend(attention.queries(normed, content_angles)))
             return (content, queries), Cache(keys, values)
 
@@ -104,16 +106,16 @@ class SequenceDecoder:
         z = backbone.final_norm(content if queries is None else queries)[:, 0]
         return cache, pin_batch(z)
 
-    def _position(self, place: Int[Array, ""]) -> Float[Array, "*batch width"] | float:
-        """What is added for the patch at a place; place -1 is read by nobody."""
+    def _embedding(self, position: Int[Array, ""]) -> Float[Array, "*batch width"] | float:
+        """Position embedding of the patch at a position; at -1, unused, that of position 0."""
         if self._table is None:
             return 0.0
-        return jnp.asarray(self._table)[..., jnp.maximum(place, 0), :].astype(
+        return jnp.asarray(self._table)[..., jnp.maximum(position, 0), :].astype(
             DTYPES[self._model.backbone.config.dtype]
         )
 
     def _angle(self, token: Int[Array, ""]) -> Angles:
-        """The angles of one token, the start token being number 0."""
+        """Rotation angles of one token; the start token is number 0."""
         if self._angles is None:
             return None
         return jax.lax.dynamic_slice_in_dim(jnp.asarray(self._angles), token, 1, axis=-2)

@@ -1,4 +1,4 @@
-"""From the backbone's output to pixels: the patch decoders of Table 2.
+"""Patch decoders: from the backbone's output to pixels (Table 2).
 
 For the squared error a decoder maps the output z_t to the patch x_t. For diffusion it takes the
 corrupted patch x_t^s beside z_t and returns its estimate of the clean patch (or of the noise).
@@ -17,7 +17,7 @@ from darl_jax.nn.vit import ViTConfig
 
 KINDS = ("mlp", "transformer")
 
-# (x^s, gamma) -> what is made of it, for draws of all patches.
+# (x^s, gamma) -> clean patch or noise, for draws of all patches.
 Denoise = Callable[
     [Float[Array, "draw batch patch pixel"], Float[Array, "draw batch patch 1"]],
     Float[Array, "draw batch patch pixel"],
@@ -56,7 +56,7 @@ class ResidualMlp(nnx.Module):
 
 
 class MlpHead(nnx.Module):
-    """Residual MLP layers, LayerNorm, linear; without layers only the linear."""
+    """Residual MLP layers, LayerNorm, linear; only the linear without layers."""
 
     def __init__(self, vit: ViTConfig, layers: int, patch_dim: int, *, rngs: nnx.Rngs):
         self.layers = layers
@@ -120,11 +120,11 @@ class DenoisingPatchDecoder(nnx.Module):
         x_s: Float[Array, "draw batch patch pixel"],
         gamma: Float[Array, "draw batch patch 1"],
     ) -> Float[Array, "draw batch patch pixel"]:
-        """Denoises several draws for each output of the backbone, which is paid once."""
+        """Denoises several draws for each output of the backbone, which is computed once."""
         return self.denoiser(z)(x_s, gamma)
 
     def denoiser(self, z: Float[Array, "batch patch width"]) -> Denoise:
-        """What denoises again and again beside one z, with all that is the same each time done."""
+        """Returns the denoiser of one z, with everything that depends on z alone computed."""
         if self.layers:
             first, blocks = self.from_backbone(z), unstack_blocks(self.blocks, self.layers)
 
@@ -149,8 +149,8 @@ def two_token_block(
 ) -> tuple[Float[Array, "draw batch patch width"], Float[Array, "draw batch patch width"]]:
     """A Transformer block over the sequences [z, x] of two tokens, each token an array of its own.
 
-    Kept apart, what is common to all draws is computed once, and what the last block would compute
-    for z is never read and so dropped. Over two keys the softmax is a sigmoid of the logits'
+    Work common to all draws is then done once, and the last block's unused output for z is dropped
+    by the compiler. Over two keys the softmax is a sigmoid of the logits'
     difference: w = sigmoid(q . (k_z - k_x) / sqrt(d)), output = v_x + w (v_z - v_x). That is a few
     FLOPs for each element, fused, where a general attention kernel would pad 2 tokens to its block.
     """

@@ -1,12 +1,12 @@
-"""Two streams: a backbone that is asked for patches by their places (Section 4.4, Appendix A.5).
+"""Two streams: prediction of a patch from its position (Section 4.4, Appendix A.5).
 
-XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the causal backbone as it
-is. The query stream has a token for each patch to predict, which knows the patch's place but not
+XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the unchanged causal
+backbone. The query stream has a token for each patch to predict, with the patch's position but not
 its content: it attends to the content stream strictly before itself, the start token included.
-So the next patch may be any, and the order may be another one for each image.
+So any patch may come next, and each image may have its own order.
 
-With RoPE a place shows only against another token's: the first target of a sequence, which sees the
-start token alone, does not know where it is.
+RoPE encodes positions only relative to each other: the first target of a sequence, which attends to
+the start token alone, does not know its position.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ from darl_jax.nn.vit import ViT, ViTConfig
 
 
 class QueryStream(nnx.Module):
-    """The parameters that the query stream has beside the backbone's.
+    """Parameters of the query stream beside the backbone's.
 
-    Settled here: one learned token for all places, to which the target's place is added or by which
-    it is rotated as the content is; a query projection of its own for each block ("an additional
+    Settled here: one learned token for all positions, to which the target's position is added, or
+    which is rotated like the content; a query projection of its own for each block ("an additional
     query head"); everything else, norms and output projections included, is the backbone's.
     """
 
@@ -49,13 +49,13 @@ class QueryStream(nnx.Module):
         grid: Grid,
         order: Order,
     ) -> Float[Array, "batch patch width"]:
-        """z_t = f(x_{<t}, place of x_t) for all patches, as they stand in the sequence.
+        """z_t = f(x_{<t}, position of x_t) for all patches, in the order of the sequence.
 
         Args:
           backbone: the content stream.
           patches: standardized patches of whole images, in raster order.
           grid: (rows, columns) of them.
-          order: in which they are predicted.
+          order: of prediction.
         """
         content, content_angles = backbone.sequence(patches, grid, order, without_last=True)
         queries, query_angles = self.queries(backbone, len(patches), grid, order)
@@ -65,14 +65,14 @@ class QueryStream(nnx.Module):
             content, queries = streams
             block, query = nnx.merge(graphdef, parameters)
             attention, normed = block.attention, block.norm_attention(content)
-            looking = attention.heads(query(block.norm_attention(queries)), query_angles)
+            targets = attention.heads(query(block.norm_attention(queries)), query_angles)
             # The start token shifts the content by one, so "strictly before" is the causal mask.
             keys, values = attention.keys_values(normed, content_angles)
-            seen = attention.attend(looking, keys, values, mask="causal")
+            attended = attention.attend(targets, keys, values, mask="causal")
             own = attention.attend(
                 attention.queries(normed, content_angles), keys, values, mask="causal"
             )
-            streams = block.finish(content, own), block.finish(queries, seen)
+            streams = block.finish(content, own), block.finish(queries, attended)
             return jax.tree.map(pin_batch, streams), None
 
         (_, queries), _ = scan_blocks(block, (content, queries), stacked, backbone.config)
@@ -81,7 +81,7 @@ class QueryStream(nnx.Module):
     def queries(
         self, backbone: ViT, batch: int, grid: Grid, order: Order
     ) -> tuple[Float[Array, "batch patch width"], Angles]:
-        """A token for each patch as they stand in the sequence, and the angles they turn by."""
+        """Query tokens in the order of the sequence, and their rotation angles."""
         token = self.token[...].astype(DTYPES[backbone.config.dtype])
         queries = jnp.broadcast_to(token, (batch, order.shape[-1], len(token)))
         table = backbone.position_table(grid)
