@@ -43,125 +43,68 @@ NAMES = [f"{path.stem}:{word}".rstrip(":") for path in FILES for word in words_o
 
 # --- the paper's tables --------------------------------------------------------------------------
 
+# fmt: off
 TABLE_8 = {
-    "batch_size": 4096,
-    "total_epochs": 800.0,
-    "objective.name": "mse",
-    "optimizer.name": "adamw",
-    "optimizer.base_learning_rate": 1.5e-4,
-    "optimizer.b1": 0.9,
-    "optimizer.b2": 0.95,
-    "optimizer.layer_decay": 1.0,
-    "optimizer.weight_decay": 0.05,
-    "optimizer.warmup_epochs": 40.0,
-    "optimizer.clip_norm": 0.0,
-    "model.positions": "rope2d",
-    "model.order.name": "raster",
-    "model.drop_path": 0.0,
-    "data.dataset": "imagenet2012",
-    "data.image_size": 224,
-    "data.crop_scale": (0.2, 1.0),
-    "data.flip": True,
+    "batch_size": 4096, "total_epochs": 800.0, "objective.name": "mse", "optimizer.name": "adamw",
+    "optimizer.base_learning_rate": 1.5e-4, "optimizer.b1": 0.9, "optimizer.b2": 0.95,
+    "optimizer.layer_decay": 1.0, "optimizer.weight_decay": 0.05, "optimizer.warmup_epochs": 40.0,
+    "optimizer.clip_norm": 0.0, "model.positions": "rope2d", "model.order.name": "raster",
+    "model.drop_path": 0.0, "data.dataset": "imagenet2012", "data.image_size": 224,
+    "data.crop_scale": (0.2, 1.0), "data.flip": True,
 }
 DIFFUSION = {
-    "objective.name": "diffusion",
-    "objective.prediction": "x0",
-    "objective.schedule.name": "beta",
-    "objective.schedule.a": 0.03,
-    "objective.schedule.b": 1.0,
-    "objective.patch_decoder.kind": "transformer",
-    "objective.patch_decoder.layers": 1,
+    "objective.name": "diffusion", "objective.prediction": "x0", "objective.schedule.name": "beta",
+    "objective.schedule.a": 0.03, "objective.schedule.b": 1.0,
+    "objective.patch_decoder.kind": "transformer", "objective.patch_decoder.layers": 1,
     "objective.patch_decoder.condition_on_gamma": False,
 }
 APPENDIX_F = {
-    "objective.schedule.a": 1.0,
-    "objective.patch_decoder.layers": 8,
-    "objective.patch_decoder.condition_on_gamma": True,
-    "data.image_size": 64,
+    "objective.schedule.a": 1.0, "objective.patch_decoder.layers": 8,
+    "objective.patch_decoder.condition_on_gamma": True, "data.image_size": 64,
 }
-SIZES = {
-    size: dict(zip(("width", "depth", "num_heads", "mlp_dim", "patch_size"), values, strict=True))
-    for size, values in {
-        "b16": (768, 12, 12, 3072, 16),
-        "l16": (1024, 24, 16, 4096, 16),
-        "h14": (1280, 32, 16, 5120, 14),
-        "l8": (1024, 24, 16, 4096, 8),
-    }.items()
-}
+SHAPE = ("width", "depth", "num_heads", "mlp_dim", "patch_size")
 B16, L16, H14, L8 = (
-    {f"model.{key}": value for key, value in SIZES[size].items()}
-    for size in ("b16", "l16", "h14", "l8")
+    {f"model.{key}": value for key, value in zip(SHAPE, values, strict=True)}
+    for values in (
+        (768, 12, 12, 3072, 16), (1024, 24, 16, 4096, 16), (1280, 32, 16, 5120, 14),
+        (1024, 24, 16, 4096, 8),
+    )
 )
 LABELS = {
-    "batch_size": 4096,
-    "data.dataset": "imagenet2012",
-    "data.image_size": 224,
-    "data.crop_scale": (0.08, 1.0),
-    "data.randaugment.magnitude": 9.0,
-    "data.randaugment.std": 0.5,
-    "objective.name": "classification",
-    "objective.num_classes": None,
-    "objective.mixing.mixup": 0.8,
-    "objective.mixing.cutmix": 1.0,
-    "objective.label_smoothing": 0.1,
-    "optimizer.name": "adamw",
-    "optimizer.b1": 0.9,
-    "optimizer.b2": 0.95,
+    "batch_size": 4096, "data.dataset": "imagenet2012", "data.image_size": 224,
+    "data.crop_scale": (0.08, 1.0), "data.randaugment.magnitude": 9.0, "data.randaugment.std": 0.5,
+    "objective.name": "classification", "objective.num_classes": None,
+    "objective.mixing.mixup": 0.8, "objective.mixing.cutmix": 1.0, "objective.label_smoothing": 0.1,
+    "optimizer.name": "adamw", "optimizer.b1": 0.9, "optimizer.b2": 0.95,
 }
 TABLE_9 = LABELS | {
-    "total_epochs": 90.0,
-    "model.positions": "rope2d",
-    "model.order.name": "raster",
-    "model.trained_image_size": None,
-    "objective.mask": "full",
-    "objective.pooling": "last",
-    "optimizer.learning_rate": 1e-3,
-    "optimizer.layer_decay": 0.75,
-    "optimizer.weight_decay": 0.05,
+    "total_epochs": 90.0, "model.positions": "rope2d", "model.order.name": "raster",
+    "model.trained_image_size": None, "objective.mask": "full", "objective.pooling": "last",
+    "optimizer.learning_rate": 1e-3, "optimizer.layer_decay": 0.75, "optimizer.weight_decay": 0.05,
     "optimizer.warmup_epochs": 5.0,
 }
 TABLE_9_50 = TABLE_9 | L16 | {"total_epochs": 50.0, "model.drop_path": 0.0}
 TABLE_10 = LABELS | L16 | {
-    "total_epochs": 200.0,
-    "model.drop_path": 0.2,
-    "objective.pooling": "mean",
-    "optimizer.base_learning_rate": 1e-4,
-    "optimizer.layer_decay": 1.0,
-    "optimizer.weight_decay": 0.3,
-    "optimizer.warmup_epochs": 20.0,
-}  # fmt: skip
+    "total_epochs": 200.0, "model.drop_path": 0.2, "objective.pooling": "mean",
+    "optimizer.base_learning_rate": 1e-4, "optimizer.layer_decay": 1.0,
+    "optimizer.weight_decay": 0.3, "optimizer.warmup_epochs": 20.0,
+}
 TABLE_13 = {
-    "batch_size": 16384,
-    "total_epochs": 90.0,
-    "model.drop_path": 0.0,
-    "data.crop_scale": (0.08, 1.0),
-    "data.randaugment.magnitude": 0.0,
-    "objective.name": "probes",
-    "objective.kind": "linear",
-    "objective.mask": "causal",
-    "objective.pooling": "mean",
-    "objective.label_smoothing": 0.1,
-    "optimizer.name": "lars",
-    "optimizer.momentum": 0.9,
-    "optimizer.base_learning_rate": 0.1,
-    "optimizer.weight_decay": 0.0,
+    "batch_size": 16384, "total_epochs": 90.0, "model.drop_path": 0.0,
+    "data.crop_scale": (0.08, 1.0), "data.randaugment.magnitude": 0.0, "objective.name": "probes",
+    "objective.kind": "linear", "objective.mask": "causal", "objective.pooling": "mean",
+    "objective.label_smoothing": 0.1, "optimizer.name": "lars", "optimizer.momentum": 0.9,
+    "optimizer.base_learning_rate": 0.1, "optimizer.weight_decay": 0.0,
     "optimizer.warmup_epochs": 10.0,
 }
 AIM = {
-    "batch_size": 1024,
-    "total_epochs": 100.0,
-    "data.randaugment.magnitude": 9.0,
-    "objective.name": "probes",
-    "objective.kind": "attentive",
-    "objective.average_blocks": 6,
-    "optimizer.name": "adamw",
-    "optimizer.learning_rate": 1e-3,
-    "optimizer.final_learning_rate": 1e-5,
-    "optimizer.b2": 0.999,
-    "optimizer.weight_decay": 0.1,
-    "optimizer.clip_norm": 3.0,
-    "optimizer.warmup_epochs": 5.0,
+    "batch_size": 1024, "total_epochs": 100.0, "data.randaugment.magnitude": 9.0,
+    "objective.name": "probes", "objective.kind": "attentive", "objective.average_blocks": 6,
+    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3,
+    "optimizer.final_learning_rate": 1e-5, "optimizer.b2": 0.999, "optimizer.weight_decay": 0.1,
+    "optimizer.clip_norm": 3.0, "optimizer.warmup_epochs": 5.0,
 }
+# fmt: on
 ENCODINGS = ("none", "sincos2d", "learnable", "rope1d", "rope2d")
 POSITIONS = {name: {"model.positions": name} for name in ENCODINGS}
 CAUSAL, FULL = {"objective.mask": "causal"}, {"objective.mask": "full"}
