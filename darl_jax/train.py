@@ -182,10 +182,10 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 accumulation_steps=config.accumulation_steps,
                 ema_decay=config.ema_decay,
             )
-            with clock("compile"):
+            with clock("compile"), phase("Compiling the train step"):
                 batch_shapes = abstract_batch(method.inputs, config.batch_size, mesh)
-                lowered = lower_step(step_function, state, batch_shapes, step_key)
-                train_step = compilation.compile_step(lowered)
+                train_step = lower_step(step_function, state, batch_shapes, step_key).compile()
+            compilation.log_memory(train_step)
             step_metrics = StepMetrics(config.max_dropped_in_a_row)
             profile = ProfileWindow(
                 workdir,
@@ -303,7 +303,8 @@ def begin(
         logging.info("Goes on from step %d", step)
     else:
         initial = load_initial(config) if config.init.checkpoint else None
-        state, step = create_state(method.init, optimizer, key, mesh, ema=averages), 0
+        with phase("Initializing the parameters"):
+            state, step = create_state(method.init, optimizer, key, mesh, ema=averages), 0
         if initial is not None:
             state = initialize(state, initial, drop=config.init.drop)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)

@@ -1,7 +1,6 @@
-"""Persistent compilation cache, and compilation of the train step with its log lines."""
+"""Persistent compilation cache, and the memory of a compiled step."""
 
 import os
-import time
 
 import jax
 from absl import logging
@@ -19,12 +18,8 @@ def keep_in(workdir: os.PathLike | str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles the train step, or reads it from the cache; logs the time and memory it takes."""
-    logging.info("Compiling the train step; this can take a minute or more")
-    began = time.monotonic()
-    compiled = lowered.compile()
-    logging.info("Compiled the train step in %.1f s", time.monotonic() - began)
+def log_memory(compiled: jax.stages.Compiled) -> None:
+    """Logs the memory of a compiled step on each device, where the compiler reports it."""
     memory = compiled.memory_analysis()
     if memory is not None:
         logging.info(
@@ -33,4 +28,3 @@ def compile_step(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
             memory.argument_size_in_bytes / 2**30,
             memory.temp_size_in_bytes / 2**30,
         )
-    return compiled
