@@ -1,4 +1,4 @@
-"""What the steps report, taken from the device a little late."""
+"""Fetches step metrics a few steps late."""
 
 import collections
 import math
@@ -16,19 +16,17 @@ class NotFiniteError(RuntimeError):
 
 
 class StepMetrics:
-    """Means over the steps since the last line of the log.
+    """Averages metrics over the steps since the last summary.
 
-    The host reads a step's metrics when it has started the next ones, so that it stays a few steps
-    ahead of the device and no more. Which steps are read after which step is the same in all
-    processes.
+    The host reads a step's metrics after it has started two more steps, so that it stays a few
+    steps ahead of the device and no more. All processes read the same steps at the same time.
 
     Attributes:
-      loss: of the last step that was read.
-      stop_requested: whether a process had been asked to stop when a step that was read began.
+      loss: of the last step that was read, or None.
+      stop_requested: whether a process had received a signal when a step that was read began.
 
     Args:
-      max_dropped_in_a_row: updates that were not finite, one after the other, after which training
-        is given up.
+      max_dropped_in_a_row: number of consecutive dropped updates that ends training.
     """
 
     def __init__(self, max_dropped_in_a_row: int):
@@ -41,7 +39,7 @@ class StepMetrics:
         self.stop_requested = False
 
     def add(self, step: int, metrics: Mapping[str, Average]) -> None:
-        """Notes the metrics of a step that was started, and reads those of one some steps ago.
+        """Takes the metrics of a step that was started, and reads those of an earlier one.
 
         Raises:
           NotFiniteError: too many updates in a row were dropped.
@@ -50,7 +48,7 @@ class StepMetrics:
         self._read_all_but(_STEPS_AHEAD)
 
     def wait(self) -> None:
-        """Reads the metrics of all steps, which waits for them. Raises as `add`."""
+        """Waits for all steps and reads their metrics. Raises as `add`."""
         self._read_all_but(0)
 
     def _read_all_but(self, number: int) -> None:
@@ -76,9 +74,9 @@ class StepMetrics:
             )
 
     def summary(self) -> dict[str, float]:
-        """Means since the last call, and the counters as they stand.
+        """Means since the last call, without values that are not finite, and current counters.
 
-        What is not finite is not in a mean, and a mean of nothing (an empty decile) is left out.
+        A mean of no values (an empty decile) is left out.
         """
         means = {n: self._totals[n] / count for n, count in self._counts.items() if count}
         self._totals.clear()

@@ -1,15 +1,13 @@
-"""The profiler traces the steps that it was asked for, and memory is told where it is known."""
+"""The profiler traces the steps of its window, and memory is reported where it is known."""
 
 import gzip
 import json
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 
 import fsspec
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -19,7 +17,7 @@ from darl_jax.monitoring.profiling import ProfileWindow, device_memory, host_mem
 
 
 class Trace:
-    """Stands in for the profiler: what it was asked to do, in order, with the steps between."""
+    """Records the calls of the profiler, with the steps between."""
 
     def __init__(self, monkeypatch):
         self.events: list = []
@@ -27,17 +25,15 @@ class Trace:
         monkeypatch.setattr(jax.profiler, "stop_trace", lambda: self.events.append("stop"))
 
     def start(self, path) -> None:
-        (path / "plugins").mkdir()
-        (path / "plugins" / "trace.pb").write_bytes(b"trace")
+        (path / "trace.pb").write_bytes(b"trace")
         self.events.append("start")
 
-    def run(self, workdir, steps, *, close=True, **arguments) -> list:
+    def run(self, workdir, steps, **arguments) -> list:
         window = ProfileWindow(workdir, wait=lambda: self.events.append("wait"), **arguments)
         for step in steps:
             window.before_step(step)
             self.events.append(step)
-        if close:
-            window.close()
+        window.close()
         return self.events
 
 
@@ -51,68 +47,47 @@ def test_window_cut_by_the_end_of_the_run_is_closed(tmp_path, monkeypatch, caplo
         events = Trace(monkeypatch).run(tmp_path, range(1, 5), first_step=3, num_steps=9)
     assert events == [1, 2, "wait", "start", 3, 4, "wait", "stop"]
     assert f"Profiled steps 3 to 4 into {tmp_path / 'profile'}" in caplog.text
-    assert "xprof --logdir=" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("steps", "arguments"),
     [
         (range(4, 9), {"first_step": 3, "num_steps": 3}),
-        (range(9, 12), {"first_step": 3, "num_steps": 3}),
         (range(1, 9), {"first_step": 0, "num_steps": 3}),
         (range(1, 9), {"first_step": 3, "num_steps": 3, "active": False}),
     ],
-    ids=["resumed inside", "resumed behind", "never", "other process"],
+    ids=["resumed inside", "never", "other process"],
 )
-def test_nothing_is_traced_or_waited_for_outside_of_the_window(
-    tmp_path, monkeypatch, steps, arguments
-):
+def test_nothing_is_traced_or_waited_for_without_a_window(tmp_path, monkeypatch, steps, arguments):
     assert Trace(monkeypatch).run(tmp_path, steps, **arguments) == list(steps)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """`gs://` paths, kept in memory."""
+def test_trace_for_a_bucket_is_uploaded_and_leaves_nothing_here(tmp_path, monkeypatch):
     files = fsspec.filesystem("memory")
     monkeypatch.setattr(type(backend.fsspec_backend), "_get_filesystem", lambda self, name: files)
-    yield epath.Path("gs://bucket/run")
+    bucket = epath.Path("gs://bucket/profiled")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Trace(monkeypatch).run(bucket, range(1, 5), first_step=2, num_steps=1)
+    assert (bucket / "profile" / "trace.pb").read_bytes() == b"trace"
+    assert list(tmp_path.iterdir()) == []
     files.store.clear()
 
 
-def test_trace_for_a_bucket_is_uploaded_and_leaves_nothing_here(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    Trace(monkeypatch).run(bucket, range(1, 5), first_step=2, num_steps=1)
-    assert (bucket / "profile" / "plugins" / "trace.pb").read_bytes() == b"trace"
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_trace_has_the_steps_and_needs_no_tensorflow(tmp_path):
-    code = """
-import sys
-import jax, jax.numpy as jnp
-from darl_jax.monitoring.profiling import ProfileWindow
-step = jax.jit(lambda x: jnp.sin(x @ x))
-x = step(jnp.ones((64, 64)))
-window = ProfileWindow(sys.argv[1], first_step=2, num_steps=3, wait=lambda: x.block_until_ready())
-for number in range(1, 10):
-    window.before_step(number)
-    with jax.profiler.TraceAnnotation(f"step {number}"):
-        x = step(x)
-window.close()
-assert "tensorflow" not in sys.modules
-"""
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        check=True,
-        timeout=100,
-        env=dict(os.environ, JAX_PLATFORMS="cpu"),
-    )
+def test_trace_shows_the_steps(tmp_path):
+    step = jax.jit(lambda x: jnp.sin(x @ x))
+    x = step(jnp.ones((64, 64)))
+    window = ProfileWindow(tmp_path, first_step=2, num_steps=3, wait=x.block_until_ready)
+    for number in range(1, 8):
+        window.before_step(number)
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            step(x)
+    window.close()
     (path,) = (tmp_path / "profile").rglob("*.trace.json.gz")
     assert list(path.parent.glob("*.xplane.pb"))
-    trace = json.loads(gzip.decompress(path.read_bytes()))
-    names = {event.get("name") for event in trace["traceEvents"]}
-    assert {f"step {i}" for i in range(1, 10)} & names == {"step 2", "step 3", "step 4"}
+    trace = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = [event["args"]["step_num"] for event in trace if event.get("name") == "train"]
+    assert sorted(map(int, steps)) == [2, 3, 4]
 
 
 class Device:
@@ -126,19 +101,11 @@ def test_device_memory_is_that_of_the_fullest_device(monkeypatch):
     ]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     assert device_memory() == {"memory/device_peak_gib": 7, "memory/device_limit_gib": 80}
-
-
-@pytest.mark.parametrize("statistics", [None, {}, {"num_allocs": 3}])
-def test_nothing_is_said_of_devices_that_do_not_tell(monkeypatch, statistics):
-    monkeypatch.setattr(jax, "local_devices", lambda: [Device(statistics)])
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None), Device({"num_allocs": 3})])
     assert device_memory() == {}
 
 
-def test_device_memory_asks_the_real_devices():
-    assert all(0 < value < 1e4 for value in device_memory().values())
-
-
-def test_host_memory_grows_with_what_the_process_holds():
+def test_host_memory_grows_with_the_arrays_of_the_process():
     before = host_memory()
     held = np.ones(2**27, np.uint8)  # 1/8 GiB
     after = host_memory()
