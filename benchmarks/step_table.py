@@ -10,7 +10,7 @@ _COLUMNS = "{:24} {:24} {:>5} {:>17} {:>17} {:>13} {:>8} {:>6} {:>8}"
 HEADER = "\n".join(
     _COLUMNS.format(*titles).rstrip()
     for titles in (
-        ("", "", "", "ms", "images/s", "of matmul", "of first", "memory", "compiled"),
+        ("", "", "", "ms", "examples/s", "of matmul", "of first", "memory", "compiled"),
         ("model", "step", "batch", *("best / median",) * 3, "median", "GiB", "s"),
     )
 )
@@ -28,7 +28,7 @@ def with_rates(row: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, An
     for name, reduce in (("best", np.min), ("median", np.median)):
         seconds = float(reduce(row["seconds"]))
         matmul = row["matmul_flops"] / float(reduce(row["matmul_seconds"]))
-        values[f"images_per_second_{name}"] = row["batch_size"] / seconds
+        values[f"examples_per_second_{name}"] = row["batch_size"] / seconds
         values[f"flops_per_second_{name}"] = row["step_flops"] / seconds
         values[f"matmul_flops_per_second_{name}"] = matmul
         values[f"fraction_of_matmul_{name}"] = row["step_flops"] / seconds / matmul
@@ -45,7 +45,7 @@ def line(row: Mapping[str, Any]) -> str:
         row["step"],
         row["batch_size"],
         f"{best:.1f} / {median:.1f}",
-        f"{row['images_per_second_best']:.1f} / {row['images_per_second_median']:.1f}",
+        f"{row['examples_per_second_best']:.1f} / {row['examples_per_second_median']:.1f}",
         f"{row['fraction_of_matmul_best']:.3f} / {row['fraction_of_matmul_median']:.3f}",
         f"{row['images_of_first']:.3f}",
         f"{row['memory_bytes'] / 2**30:.2f}" if "memory_bytes" in row else "-",
@@ -63,9 +63,9 @@ def rates_line(row: Mapping[str, Any]) -> str:
 
 
 def peer_line(row: Mapping[str, Any], first: Mapping[str, Any]) -> str:
-    """Ratio of the first row's images/s to those of PyTorch's row."""
+    """Ratio of the first row's examples/s to those of PyTorch's row."""
     best = min(row["seconds"]) / min(first["seconds"])
     return (
-        f"{row['model']} {row['objective']}: {best:.2f} times the images/s of {row['step']}, best "
-        f"against best; {1 / row['images_of_first']:.2f} times in the median round"
+        f"{row['model']} {row['objective']}: {best:.2f} times the examples/s of {row['step']}, "
+        f"best against best; {1 / row['images_of_first']:.2f} times in the median round"
     )

@@ -94,7 +94,7 @@ def as_json(plan: StepPlan) -> dict[str, Any]:
             "bound": plan.times.bound,
             "compute_fraction": plan.times.compute_fraction,
         }
-        values["images_per_second"] = plan.config.batch_size / plan.times.step
+        values["examples_per_second"] = plan.config.batch_size / plan.times.step
         values["hours"] = plan.total_steps * plan.times.step / 3600
     return values
 
@@ -175,7 +175,7 @@ def _time(plan: StepPlan, times: Roofline) -> list[str]:
         ("step, all at once", f"{milliseconds(times.step)}, bound by {times.bound}"),
         ("step, one after the other", milliseconds(times.step_without_overlap)),
         ("model FLOPs at peak rate", f"{times.compute_fraction:.2f} of the step"),
-        ("images/s", f"{plan.config.batch_size / times.step:,.0f}"),
+        ("examples/s", f"{plan.config.batch_size / times.step:,.0f}"),
         (
             f"{plan.total_steps} steps",
             f"{hours:.1f} hours, {hours * plan.devices:,.0f} device-hours",

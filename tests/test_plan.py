@@ -119,7 +119,7 @@ def test_the_run_takes_the_configs_steps_at_the_rooflines_rate(
     assert times["hbm"] == plan["work"]["memory_traffic"] / chip.hbm_bytes_per_second
     parts = [times[name] for name in ("compute", "hbm", "interconnect", "network")]
     assert times["step"] == max(parts) and times["step_without_overlap"] == sum(parts)
-    assert plan["images_per_second"] == 64 / times["step"]
+    assert plan["examples_per_second"] == 64 / times["step"]
     assert plan["total_steps"] == 2000 and plan["records"] == 1297
     assert plan["hours"] == pytest.approx(2000 * times["step"] / 3600)
     for part in ("compiled by XLA for CPUs", "peak rate is that of bfloat16", "parameters"):

@@ -55,7 +55,7 @@ def test_rates_follow_from_the_seconds():
         "matmul_seconds": [0.2, 0.1, 0.1],
     }
     rates = step_table.with_rates(row, row | {"seconds": [1.0, 2.0, 2.0]})
-    assert rates["images_per_second_best"] == 4 and rates["images_per_second_median"] == 2
+    assert rates["examples_per_second_best"] == 4 and rates["examples_per_second_median"] == 2
     assert rates["fraction_of_matmul_best"] == pytest.approx(0.3)
     assert rates["fraction_of_matmul_median"] == pytest.approx(0.15)
     assert rates["images_of_first"] == 0.5
