@@ -1,12 +1,13 @@
-"""What faults cost, and that they cost nothing else: several processes, ended in every way.
+"""Ends the processes of a run in every way, and checks that nothing else is lost.
 
     python benchmarks/faults.py chaos --faults=50 --processes=2 --folder=/tmp/chaos
     python benchmarks/faults.py exit --trials=20 --processes=2 --folder=/tmp/exit
 
-`chaos` trains a small model on digits with launch/local.py, which restarts all processes whenever
-one ends, and ends them at random: kill -9 of any, SIGTERM to one or to all, while they start, train
-or save. Afterwards every array of the last checkpoint must have the bits of an undisturbed run's,
-and the example logs must hold each record exactly once in each epoch.
+`chaos` trains a small model on digits under the supervisor of launch/local.py, which restarts all
+processes whenever one ends, and ends them at random: kill -9 of any, SIGTERM to one or to all,
+while they start, train or save. Afterwards every array of the last checkpoint must have the bits of
+an undisturbed run's. The trainers run in this program, which notes the records of every batch: a
+step that two attempts took must have had the same records, and each epoch each record exactly once.
 
 `exit` measures the seconds from a fault to the exit of the last process, for an exception in one,
 kill -9 of the coordinator (process 0) and kill -9 of a worker.
@@ -18,6 +19,7 @@ minute, a trial of `exit` half a minute.
 import argparse
 import collections
 import contextlib
+import json
 import os
 import pathlib
 import random
@@ -29,12 +31,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 import psutil
-
-from darl_jax.monitoring.example_log import read_example_log
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 RECORDS, BATCH = 1297, 32  # of digits' training split
@@ -43,24 +44,24 @@ STARTUP = 20.0  # seconds; the random moments of faults at "any time" lie within
 
 
 def trainer_arguments(workdir: pathlib.Path, steps: int) -> list[str]:
-    """The command line of a run whose steps take milliseconds and which saves all the time."""
+    """Command line of a run whose steps take milliseconds and which saves all the time."""
     return [
-        f"--config={REPOSITORY / 'configs' / 'digits.py:mse'}", f"--workdir={workdir}",
+        sys.executable, __file__, "trainer",
+        f"--config={REPOSITORY / 'configs' / 'digits.py'}:mse", f"--workdir={workdir}",
         f"--config.total_steps={steps}", f"--config.batch_size={BATCH}",
         "--config.model.width=32", "--config.model.depth=2", "--config.log_every_steps=10",
-        "--config.log_examples=True", "--config.checkpoint.every_steps=5",
-        "--config.evaluators.validation.every_steps=50",
+        "--config.checkpoint.every_steps=5", "--config.evaluators.validation.every_steps=50",
         "--config.evaluators.pictures.every_steps=0", "--config.evaluators.probe.every_steps=0",
     ]  # fmt: skip
 
 
 def log_size(workdir: pathlib.Path) -> int:
-    """Bytes of the example log: it grows while steps are done."""
-    return sum(path.stat().st_size for path in workdir.glob("examples/*.jsonl"))
+    """Bytes of the log of records: it grows while steps are done."""
+    return sum(path.stat().st_size for path in workdir.glob("records/*.jsonl"))
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint by its name, through Orbax alone."""
+    """Arrays of a checkpoint by name, through Orbax alone."""
     path = workdir / "checkpoints" / str(step) / "state"
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         tree = handler.metadata(path).tree
@@ -75,7 +76,7 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 def chaos(arguments: argparse.Namespace) -> bool:
-    """Runs, disturbs, compares; returns whether all promises were kept."""
+    """Runs, disturbs and compares; returns whether all promises were kept."""
     steps = 30 * arguments.faults
     runs = {name: arguments.folder / name for name in ("undisturbed", "disturbed")}
     for workdir in runs.values():
@@ -98,14 +99,13 @@ def chaos(arguments: argparse.Namespace) -> bool:
 def launcher(
     workdir: pathlib.Path, steps: int, arguments: argparse.Namespace
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """launch/local.py, its output in a file beside the workdir."""
+    """Supervised trainers, their output in a file beside the workdir."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{workdir}.log", "ab") as log:
         process = subprocess.Popen(
             [
-                sys.executable, REPOSITORY / "launch" / "local.py",
-                "--processes", str(arguments.processes), "--restarts", str(2 * arguments.faults),
-                "train", *trainer_arguments(workdir, steps),
+                sys.executable, __file__, "supervisor", str(arguments.processes),
+                str(2 * arguments.faults), *trainer_arguments(workdir, steps),
             ],
             stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -120,7 +120,7 @@ def launcher(
 def disturb(
     workdir: pathlib.Path, steps: int, arguments: argparse.Namespace
 ) -> list[tuple[str, str]] | None:
-    """Faults one after the other, until all are done and the run has ended; None where it fails."""
+    """Sends all faults, one after the other; returns them, or None where the run failed."""
     generator = random.Random(arguments.seed)
     done: list[tuple[str, str]] = []
     seen: set[int] = set()
@@ -151,7 +151,7 @@ def disturb(
 def new_processes(
     process: subprocess.Popen[bytes], count: int, seen: set[int]
 ) -> list[psutil.Process] | None:
-    """The launcher's next set of trainers, by their index; None where it has ended."""
+    """Next set of trainers by their index; None where the launcher has ended."""
     while process.poll() is None:
         with contextlib.suppress(psutil.Error, KeyError):
             found = {
@@ -171,7 +171,7 @@ def wait_for(
     generator: random.Random,
     process: subprocess.Popen[bytes],
 ) -> None:
-    """Until the moment of a fault has come, or the launcher has ended."""
+    """Waits for the moment of a fault, or the end of the launcher."""
     if moment == "any time":
         time.sleep(generator.uniform(0.0, STARTUP))
         return
@@ -188,7 +188,7 @@ def wait_for(
 
 
 def send_fault(processes: list[psutil.Process], generator: random.Random) -> str:
-    """Ends one process or asks it, or all, to stop; returns what was done."""
+    """Sends SIGKILL to one process, or SIGTERM to one or all; returns the fault in words."""
     number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
     index = generator.randrange(len(processes) + (number == signal.SIGTERM))
     chosen = processes if index == len(processes) else [processes[index]]
@@ -213,17 +213,28 @@ def same_bits(expected: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> 
 
 def exactly_once(workdir: pathlib.Path, steps: int) -> bool:
     """Whether each whole epoch holds each record exactly once, said in a line."""
-    log = read_example_log(workdir)
-    missing = sorted(set(range(1, steps + 1)) - log.keys())
+    parts: dict[int, dict[int, list[int]]] = collections.defaultdict(dict)
+    noted = 0
+    for path in sorted(workdir.glob("records/*.jsonl")):
+        index = int(path.stem)
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            noted += 1
+            if parts[entry["step"]].setdefault(index, entry["records"]) != entry["records"]:
+                print(f"step {entry['step']} was done with other records by another attempt")
+                return False
+    missing = [step for step in range(1, steps + 1) if step not in parts]
     if missing:
         print(f"steps that no process noted: {missing[:10]}")
         return False
-    stream = np.concatenate([log[step] for step in range(1, steps + 1)])
+    rows = [parts[step][index] for step in range(1, steps + 1) for index in sorted(parts[step])]
+    stream = np.concatenate(rows)
     whole = len(stream) // RECORDS
     epochs = np.sort(stream[: whole * RECORDS].reshape(whole, RECORDS), axis=1)
     wrong = np.flatnonzero((epochs != np.arange(RECORDS)).any(axis=1)).tolist()
     print(
         f"whole epochs: {whole} of {RECORDS} records; without each exactly once: {wrong or 'none'}"
+        f"; batches noted by all attempts: {noted}, for {len(rows)} that the run consists of"
     )
     return not wrong
 
@@ -256,7 +267,7 @@ def exits(arguments: argparse.Namespace) -> bool:
 def time_exit(arguments: argparse.Namespace, index: int, number: signal.Signals) -> float:
     """Seconds from a signal to process `index` until no process is left."""
     workdir = arguments.folder / "run"
-    for part in ("checkpoints", "examples"):
+    for part in ("checkpoints", "records"):
         shutil.rmtree(workdir / part, ignore_errors=True)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -271,7 +282,7 @@ def time_exit(arguments: argparse.Namespace, index: int, number: signal.Signals)
         with open(arguments.folder / f"process_{i}.log", "wb") as log:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, __file__, "trainer", *trainer_arguments(workdir, 10**6)],
+                    trainer_arguments(workdir, 10**6),
                     env=environment, stdout=log, stderr=subprocess.STDOUT,
                 )
             )  # fmt: skip
@@ -290,20 +301,58 @@ def time_exit(arguments: argparse.Namespace, index: int, number: signal.Signals)
 
 
 def trainer(arguments: list[str]) -> None:
-    """darl_jax.train, which raises an exception of its own where SIGUSR1 finds it."""
+    """Runs darl_jax.train, which notes its records; SIGUSR1 raises an exception in it."""
+    from darl_jax.data import pipeline
 
     def fail(*_: object) -> None:
         raise RuntimeError("an exception that nobody expects")
 
     signal.signal(signal.SIGUSR1, fail)
+    workdir = next(word.split("=")[1] for word in arguments if word.startswith("--workdir="))
+    folder = pathlib.Path(workdir) / "records"
+    train_batches = pipeline.train_batches
+
+    def noting(*positional: Any, **named: Any) -> "Noted":
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{named['process_index']}.jsonl"
+        return Noted(train_batches(*positional, **named), named["start_step"], path)
+
+    pipeline.train_batches = noting  # type: ignore[assignment]
     sys.argv = ["darl_jax.train", *arguments]
     runpy.run_module("darl_jax.train", run_name="__main__")
+
+
+class Noted:
+    """Batches of one process, whose records go to a file before the step is done."""
+
+    def __init__(self, batches: Any, start_step: int, path: pathlib.Path):
+        self._batches = batches
+        self._step = start_step
+        self._path = path
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._step += 1
+        line = json.dumps({"step": self._step, "records": np.asarray(batch["index"]).tolist()})
+        with open(self._path, "a") as file:
+            file.write(line + "\n")
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._batches.close()
 
 
 def main() -> None:
     if sys.argv[1:2] == ["trainer"]:
         trainer(sys.argv[2:])
         return
+    if sys.argv[1:2] == ["supervisor"]:
+        sys.path.insert(0, str(REPOSITORY))
+        from launch import processes
+
+        processes_count, restarts = int(sys.argv[2]), int(sys.argv[3])
+        sys.exit(processes.supervise(sys.argv[4:], processes_count, restarts, print))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
