@@ -1,4 +1,4 @@
-"""How good a model's digits are, judged by classifiers that have seen real ones.
+"""Judges a model's digits by classifiers that were trained on real ones.
 
     python benchmarks/digit_samples.py --checkpoint=runs/digits
 

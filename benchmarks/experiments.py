@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 def tell(message: str) -> None:
-    """Where progress goes, so that tables can be piped."""
+    """Prints progress to standard error, so that tables can be piped."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -96,7 +96,7 @@ def train_all(groups: Sequence[Sequence[Run]], folder: pathlib.Path, *, jobs: in
 
 
 def history(workdir: pathlib.Path) -> Sequence[Mapping[str, int | float]]:
-    """What a run wrote; nothing where it has not begun."""
+    """Metrics of a run; none before it has begun."""
     return read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
 
 

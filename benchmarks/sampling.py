@@ -1,4 +1,4 @@
-"""How fast images are made, beside how fast the same device multiplies matrices.
+"""Times sampling beside matrix products on the same device.
 
     python benchmarks/sampling.py --batch_sizes=1,16
     python benchmarks/sampling.py --batch_sizes=1,16 --patches=1   # on a CPU
@@ -66,7 +66,7 @@ class Sampling:
         self.given = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
     def run(self, repeats: int) -> float:
-        """As Contestant says."""
+        """Seconds of some images; see Contestant."""
         began = time.perf_counter()
         for _ in range(repeats):
             images = self.generator(
@@ -114,7 +114,7 @@ class PrefixAnew(Sampling):
         self._next_patch: Callable[..., Any] = next_patch
 
     def run(self, repeats: int) -> float:
-        """As Contestant says."""
+        """Seconds of some images; see Contestant."""
         method = self._model.method
         began = time.perf_counter()
         for _ in range(repeats):

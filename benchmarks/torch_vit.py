@@ -72,7 +72,7 @@ class Block(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-    """From 8-bit images to the loss."""
+    """Loss of 8-bit images."""
 
     def __init__(self, shape: dict[str, Any]):
         super().__init__()

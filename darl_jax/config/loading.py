@@ -1,4 +1,4 @@
-"""From an ml_collections ConfigDict to frozen dataclasses, or one clear error; and back."""
+"""Loads an ml_collections ConfigDict as frozen dataclasses, or raises one clear error."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ from darl_jax.training.optimizers import OPTIMIZERS
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message names the key and what would be right."""
+    """A config that cannot be run; the message names the key and the right value."""
 
 
 def load(config: ml_collections.ConfigDict, *, begins: bool = True) -> TrainConfig:

@@ -168,7 +168,7 @@ def _at_least(config: Any, group: str, **least: int) -> None:
 
 
 # Keys that a resumed run may have otherwise than its checkpoint: they decide where it runs, how
-# fast and how long, and what is watched, but not the parameters of any step.
+# fast and how long, and the evaluators, but not the parameters of any step.
 MAY_CHANGE_ON_RESUME = (
     "total_steps",
     "total_epochs",

@@ -1,4 +1,4 @@
-"""Warnings of what holds a run up: waiting for data, or one process that all others wait for."""
+"""Warnings of bottlenecks: waiting for data, or one process that all others wait for."""
 
 import socket
 import time

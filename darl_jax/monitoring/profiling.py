@@ -26,7 +26,7 @@ class ProfileWindow:
       first_step: 0 for no trace.
       num_steps: steps in the trace.
       wait: returns when the device has done all that it was asked to do. It is called by the
-        process that traces alone, so it must not touch what all processes do alike.
+        process that traces alone, so it must not call collectives.
       active: whether this process traces; of several, one is enough.
     """
 
@@ -91,11 +91,11 @@ class ProfileWindow:
 
 
 def device_memory() -> dict[str, float]:
-    """How much memory of the devices is in use, in GiB, for a line of metrics.
+    """Device memory in use, in GiB, for a line of metrics.
 
     Returns:
       'memory/device_peak_gib', the most that was ever in use on one of this process's devices, and
-      'memory/device_limit_gib', what such a device has; nothing for backends that do not tell, as
+      'memory/device_limit_gib', its capacity; nothing for backends that do not report it, as
       the CPU.
     """
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -108,11 +108,11 @@ def device_memory() -> dict[str, float]:
 
 
 def host_memory() -> dict[str, float]:
-    """How much memory of the host is in use, in GiB, for a line of metrics.
+    """Host memory in use, in GiB, for a line of metrics.
 
     Returns:
-      'memory/host_gib', what this process holds (its data workers hold their own), and
-      'memory/host_available_gib', what is left on the machine for all programs.
+      'memory/host_gib', held by this process (data workers hold their own), and
+      'memory/host_available_gib', left on the machine for all programs.
     """
     return {
         "memory/host_gib": psutil.Process().memory_info().rss / _GIB,

@@ -20,7 +20,7 @@ class Progress:
     Args:
       total: count at the end.
       start: count at the beginning.
-      unit: what is counted.
+      unit: name of the things counted.
       active: whether anything is shown; of several processes, one is active.
     """
 

@@ -99,7 +99,7 @@ class RunLog:
         self._writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a line for the steps since the last one, and warns of what held them up.
+        """Writes a line for the steps since the last one, and warns of bottlenecks.
 
         Args:
           step: the last of them, whose results have been waited for.

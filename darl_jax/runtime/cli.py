@@ -24,8 +24,7 @@ EXIT_BAD_INPUT = 2  # a flag, config, dataset or checkpoint that cannot be used
 EXIT_NOT_FINITE = 3  # training diverged
 EXIT_INTERRUPTED = 75  # stopped and saved; EX_TEMPFAIL of sysexits.h: try again
 
-# What is wrong with what was given, and stays wrong until a person changes it. Other errors of the
-# file system may pass.
+# Errors of the input, which stay until a person changes it. Others of the file system may pass.
 BAD_INPUT = (
     ValueError,
     ImportError,
@@ -36,7 +35,7 @@ BAD_INPUT = (
     IsADirectoryError,
     PermissionError,
 )
-# What a person can mend: keys and files, a package that a bucket needs, memory.
+# Errors that a person can mend: keys and files, a package that a bucket needs, memory.
 USER_ERRORS = (ValueError, OSError, ImportError, MemoryError)
 
 
@@ -90,7 +89,7 @@ def _interrupt(number: int) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns what a user can mend into one line and an exit code; --verbosity=1 shows the rest.
+    """Turns errors that a user can mend into one line and an exit code; --verbosity=1 shows more.
 
     Of several processes that fail, the first one says so, and all end.
     """
@@ -105,7 +104,7 @@ def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def advice_on_devices() -> Iterator[None]:
-    """Says what to change where there is no device, or where one runs out of memory.
+    """Names the keys to change where there is no device, or one runs out of memory.
 
     Raises:
       ValueError: JAX has no device.
@@ -120,7 +119,7 @@ def advice_on_devices() -> Iterator[None]:
             raise ValueError(
                 f"JAX finds no device for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}"
                 f" ({str(reason).splitlines()[0] if str(reason) else 'it is not installed'}); "
-                "install what it needs, or unset it for the devices that are here"
+                "install its packages, or unset it for the devices that are here"
             ) from error
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -132,7 +131,7 @@ def advice_on_devices() -> Iterator[None]:
 
 
 def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[str]], list[str]]:
-    """A parser for `app.run` that says in one line what is wrong with a flag or a config file.
+    """Parses flags for `app.run`, with one line for an error in a flag or a config file.
 
     Args:
       usage: an example of a command line, for messages.

@@ -209,7 +209,7 @@ def make_optimizer(
 
     Statistics of BatchNorm, leaves named "running_mean" and "running_var", are parameters to
     whoever lays out, saves or accumulates, but not to AdamW or LARS: they take a plain step of
-    0.1 times their gradient. That is (running - batch's), see `models.probes.BatchNorm`, so the
+    0.1 times their gradient. That is (running - batch's), see `methods.transfer.probe_model.BatchNorm`, so the
     step is torch's running average, over micro-batches too, and an update that is dropped leaves
     the statistics as they were.
 
@@ -354,7 +354,7 @@ def _per_slice(
 def _only_trained(
     optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> optax.GradientTransformation:
-    """The optimizer for what is trained; running statistics step by themselves, the rest stays."""
+    """The optimizer on trained parameters; running statistics step alone, frozen ones stay."""
 
     def split(path: tuple[Any, ...]) -> str:
         names = _names(path)

@@ -1,4 +1,4 @@
-"""How every array is laid out over the devices: one mesh and one ordered table.
+"""Layout of every array over the devices: one mesh and one ordered table.
 
 The mesh has three axes: `data` (parameters are copied), `fsdp` (parameters are split and gathered
 when they are used) and `tensor` (heads and MLP channels are split). Batches are split over `data`
@@ -41,7 +41,7 @@ _SMALLEST_SPLIT = 2**14  # Gathering fewer elements than this costs more than it
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; -1 for one of them takes what is left."""
+    """Devices along each axis of the mesh; -1 for one of them takes the rest."""
 
     data: int = -1
     fsdp: int = 1
@@ -51,8 +51,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices, laid out so that neighbors in `tensor` and `fsdp` are close.
 
-    Several slices of TPUs are joined along `data`: what is slow between them is the network of the
-    data center, which then carries the gradients and nothing else.
+    Several slices of TPUs are joined along `data`, so that the slow network between them carries
+    the gradients and nothing else.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or `data` does not divide among
@@ -87,7 +87,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
-    """Whether a batch can be split over the mesh.
+    """Checks that a batch can be split over the mesh.
 
     Raises:
       ValueError: it cannot; the message names the keys.

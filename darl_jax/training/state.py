@@ -1,4 +1,4 @@
-"""What a training run is, between two steps."""
+"""State of a training run between two steps."""
 
 import dataclasses
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class TrainState:
 
     @property
     def evaluated_params(self) -> Any:
-        """What is evaluated and handed on: the average where there is one."""
+        """Parameters to evaluate and hand on: their average where there is one."""
         return self.params if self.ema is None else self.ema
 
 
