@@ -209,9 +209,9 @@ def make_optimizer(
 
     Statistics of BatchNorm, leaves named "running_mean" and "running_var", are parameters to
     whoever lays out, saves or accumulates, but not to AdamW or LARS: they take a plain step of
-    0.1 times their gradient. That is (running - batch's), see `methods.transfer.probe_model.BatchNorm`, so the
-    step is torch's running average, over micro-batches too, and an update that is dropped leaves
-    the statistics as they were.
+    0.1 times their gradient. That is (running - batch's), see BatchNorm in
+    methods/transfer/probe_model.py, so the step is torch's running average, over micro-batches too,
+    and an update that is dropped leaves the statistics as they were.
 
     Args:
         config: the optimizer's settings.
