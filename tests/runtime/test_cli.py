@@ -3,6 +3,7 @@
 import pathlib
 import sys
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -55,6 +56,7 @@ def test_tilde_is_the_home_folder(parsed, monkeypatch, tmp_path):
     [
         ([f"--config={DIGITS}", "--config.model.widht=3"], "model.widht=3: there is no key"),
         ([f"--config={DIGITS}", "--config.batch_size=many"], "--config.batch_size=many"),
+        ([f"--config={DIGITS}", "--config.model.order=spiral"], "=spiral: this is a group of keys"),
         ([f"--config={DIGITS}", "--wrkdir=x"], "wrkdir"),
         ([f"--config={DIGITS}", "stray"], "stray is not understood; usage: train --config=FILE"),
         (["--config=configs/no_such.py"], "--config=configs/no_such.py: there is no such file"),
@@ -79,6 +81,7 @@ def test_wrong_command_line_gets_one_line_and_exit_code_2(parsed, capsys, argume
         ("def get_config():\n    return nothing\n", "my.py, line 2: name 'nothing' is not defined"),
         ("x = 1\n", "no attribute 'get_config'"),
         ("def get_config(:\n", "invalid syntax"),
+        ("def get_config():\n    return {'seed': 1}\n", "must return a ConfigDict, such as"),
     ],
 )
 def test_error_in_a_config_file_is_one_line_that_names_it(parsed, capsys, tmp_path, text, message):
@@ -89,3 +92,19 @@ def test_error_in_a_config_file_is_one_line_that_names_it(parsed, capsys, tmp_pa
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_platform_without_a_device_is_named(monkeypatch):
+    def devices() -> None:
+        assert False, ""  # noqa: B011, PT015 - as JAX does
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    no_device = pytest.raises(ValueError, match="no device for JAX_PLATFORMS='cuda'")
+    with no_device, cli.advice_on_devices():
+        jax.devices()
+
+
+def test_other_errors_of_jax_are_left_as_they_are():
+    with pytest.raises(RuntimeError, match="of its own"), cli.advice_on_devices():
+        raise RuntimeError("an error of its own")
