@@ -31,9 +31,9 @@ from darl_jax.runtime import cli
 _USAGE = "python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16"
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A config file; any key of it can be overridden as --config.key=value."
+    "config", None, "Config file; --config.KEY=VALUE overrides any of its keys."
 )
-_TOPOLOGY = flags.DEFINE_string("topology", None, f"The devices: {VALID_FORMS}.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices: {VALID_FORMS}.")
 _RECORDS = flags.DEFINE_integer(
     "records", None, "Number of training records, where the dataset is absent.", lower_bound=1
 )

@@ -162,7 +162,7 @@ def _read(
         axes = _crossed_axes(slices[:, pairs[:, 0]], slices[:, pairs[:, 1]], mesh)
         group_size = math.prod(mesh.shape[axis] for axis in axes)
     else:
-        groups = replica_groups(instruction.attributes, slices.shape[1])
+        groups = _replica_groups(instruction.attributes, slices.shape[1])
         axes, group_size = _axes_of(groups, mesh, slices), groups.shape[1]
     if group_size == 1:
         return None
@@ -267,7 +267,7 @@ def _crossed_axes(sources: np.ndarray, targets: np.ndarray, mesh: Mesh) -> tuple
     return tuple(axis for axis, does in zip(mesh.axis_names, crossed, strict=True) if does)
 
 
-def replica_groups(attributes: str, devices: int) -> np.ndarray:
+def _replica_groups(attributes: str, devices: int) -> np.ndarray:
     """Reads the groups of a collective, one a row, in any of XLA's notations.
 
     {{0,1},{2,3}}; {} for all; [groups,size]<=[reshape]T(transpose);

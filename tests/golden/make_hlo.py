@@ -1,11 +1,11 @@
-"""Writes hlo_v5e_scan.txt and hlo_v5e_collectives.txt: what the TPU's compiler makes of two steps.
+"""Writes hlo_v5e_scan.txt and hlo_v5e_collectives.txt: two steps compiled for TPUs.
 
 Needs libtpu beside JAX (0.0.42.1 with JAX 0.10.2 was used), but no TPU:
 
     TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost JAX_PLATFORMS=cpu \
         python tests/golden/make_hlo.py
 
-`tests/test_hlo.py` says what is in them.
+`tests/planning/test_collectives.py` lists their collectives.
 """
 
 import pathlib

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from darl_jax.planning.collectives import Collective, collectives, replica_groups
+from darl_jax.planning.collectives import Collective, collectives
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
@@ -107,13 +107,6 @@ def test_axes_are_those_of_a_mesh_of_three_even_where_one_has_length_1() -> None
     assert axes("{{0,2},{1,3},{4,6},{5,7}}", (2, 2, 2)) == ("fsdp",)
     assert axes("{{0,1,4,5},{2,3,6,7}}", (2, 2, 2)) == ("data", "tensor")
     assert axes("[1,8]<=[8]", (1, 8, 1)) == ("fsdp",)
-
-
-def test_groups_of_partial_axes_are_numbered_as_xla_does() -> None:
-    # Of an axis of 8 = 2 x 2 x 2 the middle one: 2 come before it, and it is 2 long.
-    found = replica_groups("channel_id=1, replica_groups=mesh['a'=8,'b'=2] {'a':(2)2}", 16)
-    ids = np.arange(16).reshape(2, 2, 2, 2).transpose(0, 2, 3, 1).reshape(-1, 2)
-    assert sorted(found.tolist()) == sorted(ids.tolist())
 
 
 def test_asynchronous_and_variadic_collectives_count_once_with_all_their_bytes() -> None:
