@@ -32,7 +32,7 @@ JOIN_SECONDS = 300  # machines of a cluster start minutes apart
 HEARTBEAT_SECONDS = 10
 LEAVE_SECONDS = 1800  # process 0 may still write files; a dead process ends the wait
 POLL_SECONDS = 0.5  # of the record of the first failure
-LINGER_SECONDS = 2.0  # a few polls
+LINGER_SECONDS = 2.0  # of process 0 after its own failure; a few polls of the others
 # Absl status codes of a collective or a coordination service that failed.
 _RUNTIME_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED):")
 
@@ -110,14 +110,28 @@ def share_failures(workdir: epath.Path) -> None:
     """Makes the first failure end all processes, from here on. A collective.
 
     Args:
-      workdir: the same folder for all processes.
+      workdir: an existing folder.
+
+    Raises:
+      ValueError: it is not the same folder for all processes.
+      OSError: it cannot be written.
     """
     global _record
     if not _joined:
         return
-    (workdir / "failures").mkdir(parents=True, exist_ok=True)
+    folder = workdir / "failures"
+    folder.mkdir(exist_ok=True)
     start = time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime(agree_on(int(time.time()))))
-    _record = workdir / "failures" / f"{start}-{agree_on(secrets.randbits(20)):05x}.json"
+    attempt = f"{start}-{agree_on(secrets.randbits(20)):05x}"
+    mark = folder / f"{attempt}.shared"
+    if jax.process_index() == 0:
+        mark.touch()
+    gather(np.zeros(()))  # All wait for process 0.
+    seen = gather(np.asarray([mark.exists()]))
+    if jax.process_index() == 0:
+        mark.unlink()
+    _check(seen, f"do not see process 0's --workdir={workdir}; give a folder that all share")
+    _record = folder / f"{attempt}.json"
     threading.Thread(target=_watch, name="failures", daemon=True).start()
 
 
@@ -189,29 +203,6 @@ def check_alike(content: Mapping[str, Any], name: str) -> None:
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
     _check(gather(np.frombuffer(digest, np.uint8)), f"have other {name} than process 0")
-
-
-def check_shared(folder: epath.Path, name: str) -> None:
-    """Checks that a folder is the same one for all processes. A collective.
-
-    Args:
-      folder: exists on each.
-      name: names the folder in the message.
-
-    Raises:
-      ValueError: some processes do not see the files that process 0 writes there.
-      OSError: process 0 cannot write there.
-    """
-    if jax.process_count() == 1:
-        return
-    mark = folder / f".shared-{agree_on(secrets.randbits(62))}"
-    if jax.process_index() == 0:
-        mark.touch()
-    gather(np.zeros(()))  # All wait for process 0.
-    seen = gather(np.asarray([mark.exists()]))
-    if jax.process_index() == 0:
-        mark.unlink()
-    _check(seen, f"do not see process 0's {name}; it must be a folder that all share, or a bucket")
 
 
 def _check(rows: np.ndarray, complaint: str) -> None:

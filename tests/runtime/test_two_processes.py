@@ -101,8 +101,17 @@ def test_signal_to_one_stops_both_at_one_step_from_which_one_process_goes_on(
     assert sorted(losses(two, "train/loss"))[-1] == saved + 6
 
 
-def test_processes_of_other_configs_are_refused(tmp_path: pathlib.Path) -> None:
-    codes, errors = finish(start(tmp_path, last=("--config.log_every_steps=7",)))
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ("--config.log_every_steps=7", "processes [1] have other keys of the config, or records,"),
+        ("--workdir={}", "processes [1] do not see process 0's --workdir="),
+    ],
+)
+def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
+    tmp_path: pathlib.Path, other: str, message: str
+) -> None:
+    codes, errors = finish(start(tmp_path, last=(other.format(tmp_path / "other"),)))
     assert codes == [2, 2]
-    assert "processes [1] have other keys of the config, or records," in "".join(errors)
+    assert message in "".join(errors)
     assert not (tmp_path / "checkpoints").exists()
