@@ -2,7 +2,7 @@
 
 import pytest
 
-from darl_jax.figures.depth import best_block, columns, depth_figure, table
+from darl_jax.figures.depth import best_block, columns, table
 from darl_jax.monitoring.writers import MetricWriter, read_metrics
 from tests.programs import call, refusal
 
@@ -18,28 +18,6 @@ LINEAR = [
     {"step": 4, "train/loss": 2.0},
 ]
 ATTENTIVE = [line(7, "validation/accuracy", [0.3, 0.5, 0.75, 0.6])]
-
-
-def test_lines_hold_the_last_accuracies_in_percent_over_relative_depth():
-    axes = depth_figure(columns({"linear": LINEAR, "attentive": ATTENTIVE})).axes[0]
-    lines = {line.get_label(): line for line in axes.get_lines() if line.get_label()[0] != "_"}
-    assert list(lines) == ["linear", "linear, k-NN", "attentive"]
-    for line_ in lines.values():
-        assert list(line_.get_xdata()) == [0.25, 0.5, 0.75, 1.0]
-    assert list(lines["linear"].get_ydata()) == [25.0, 62.5, 50.0, 37.5]
-    assert list(lines["linear, k-NN"].get_ydata()) == [12.5, 25.0, 50.0, 25.0]
-    assert list(lines["attentive"].get_ydata()) == [30.0, 50.0, 75.0, 60.0]
-    assert lines["linear, k-NN"].get_linestyle() == "--"
-    assert lines["linear, k-NN"].get_color() == lines["linear"].get_color()
-    assert lines["attentive"].get_color() != lines["linear"].get_color()
-
-
-def test_the_best_point_of_each_line_is_marked_with_its_value():
-    axes = depth_figure(columns({"linear": LINEAR})).axes[0]
-    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
-    found = [(star.get_xdata()[0], star.get_ydata()[0]) for star in stars]
-    assert found == [(0.5, 62.5), (0.75, 50.0)]
-    assert [text.get_text() for text in axes.texts] == ["62.5", "50.0"]
 
 
 def test_the_table_marks_the_best_of_each_column():

@@ -3,26 +3,7 @@
 import numpy as np
 import pytest
 
-from darl_jax.figures.orders import orders_figure, orders_of
-
-
-def test_blocks_divide_the_grid_and_are_smaller():
-    assert [config.title for config in orders_of(8)] == [
-        "raster",
-        "nested raster 2 x 2",
-        "nested raster 4 x 4",
-        "round-robin 2 x 2",
-        "round-robin 4 x 4",
-        "spiral",
-        "checkerboard",
-        "permutation",
-    ]
-    assert [config.title for config in orders_of(3)] == [
-        "raster",
-        "spiral",
-        "checkerboard",
-        "permutation",
-    ]
+from darl_jax.figures.orders import orders_figure
 
 
 def test_colors_numbers_and_path_follow_the_order():

@@ -1,6 +1,5 @@
 """A run counts for the schedule that its backbone was trained by."""
 
-import numpy as np
 import pytest
 
 from darl_jax.figures import schedule_sweep
@@ -101,13 +100,3 @@ def test_where_one_of_both_varies_there_is_a_line_over_it():
     axes = sweep_figure(over_b, "accuracy").axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.5], [10.0, 0.75]]
     assert axes.get_xlabel().startswith("b of γ")
-
-
-def test_where_both_vary_there_is_a_map_with_blanks():
-    points = [Point("x", 1.0, 1.0, 0.5), Point("y", 0.1, 1.0, 0.75), Point("z", 0.1, 10.0, 0.25)]
-    axes = sweep_figure(points, "accuracy").axes[0]
-    cells = axes.images[0].get_array()
-    np.testing.assert_array_equal(cells.filled(np.nan), [[0.75, 0.5], [0.25, np.nan]])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.1", "1"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "10"]
-    assert [text.get_text() for text in axes.texts] == ["0.75", "0.5", "0.25"]

@@ -11,7 +11,6 @@ from flax import nnx
 from darl_jax.methods.transfer.probe_model import (
     AttentiveProbe,
     BatchNorm,
-    LinearProbe,
     Probes,
     ProbesConfig,
 )
@@ -160,13 +159,6 @@ def attentive_in_float64(params, x, heads):
         weights /= weights.sum(axis=-1, keepdims=True)
         parts.append(np.einsum("bt,btc->bc", weights, values[..., of_head]))
     return np.concatenate(parts, axis=-1) @ classifier["kernel"] + classifier["bias"]
-
-
-def test_linear_probe_normalizes_then_projects():
-    probe = random_probe(lambda rngs: LinearProbe(16, CLASSES, rngs=rngs))
-    x = random_values(6, 16)
-    expected = linear_in_float64(as_float64(probe), np.float64(x))
-    np.testing.assert_allclose(probe(jnp.asarray(x), None)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
