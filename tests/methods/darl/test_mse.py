@@ -121,3 +121,9 @@ def test_means_merge_exactly_over_batches_of_different_size() -> None:
     parts = [objective.loss(model, {**batch, "mask": mask}, KEY)[1]["loss"] for mask in masks]
     whole = objective.loss(model, batch, KEY)[0]
     np.testing.assert_allclose(parts[0].merge(parts[1]).compute(), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", [("transformer", 1), ("mlp", 0, True)])
+def test_a_decoder_that_only_diffusion_has_is_refused(decoder: tuple) -> None:
+    with pytest.raises(ValueError, match=r"objective\.name='diffusion'"):
+        MSEConfig(patch_decoder=PatchDecoderConfig(*decoder))

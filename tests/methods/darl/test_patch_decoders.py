@@ -201,11 +201,3 @@ def test_a_bfloat16_decoder_keeps_gamma_and_is_near_float32() -> None:
 def test_an_unknown_decoder_is_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PatchDecoderConfig(*arguments)
-
-
-@pytest.mark.parametrize(
-    "config", [PatchDecoderConfig("transformer", 1), PatchDecoderConfig("mlp", 0, True)]
-)
-def test_the_squared_error_refuses_what_only_diffusion_has(config: PatchDecoderConfig) -> None:
-    with pytest.raises(ValueError, match=r"objective\.name='diffusion'"):
-        PatchDecoder(config, VIT, patch_dim=PATCH_DIM, rngs=nnx.Rngs(0))
