@@ -6,14 +6,19 @@ import warnings
 
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 
 def call(program: str, *arguments: object) -> int:
     """Runs `python -m darl_jax.PROGRAM ARGUMENTS`; returns its exit code."""
-    saved = flagsaver.save_flag_values()
-    for name in flags.FLAGS:
-        flags.FLAGS[name].allow_override = True  # programs that are imported here have the same
+    defined = {name: flags.FLAGS.find_module_defining_flag(name) for name in flags.FLAGS}
+    # Flags of programs that tests have imported; those that come back here belong to no module.
+    hidden = {
+        name: flags.FLAGS[name]
+        for name, module in defined.items()
+        if module is None or module.startswith("darl_jax")
+    }
+    for name in hidden:
+        delattr(flags.FLAGS, name)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # It is imported already, by a test of its functions.
         warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
@@ -23,7 +28,10 @@ def call(program: str, *arguments: object) -> int:
         except SystemExit as left:
             return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
         finally:
-            flagsaver.restore_flag_values(saved)
+            for name in {*flags.FLAGS} - (defined.keys() - hidden.keys()):
+                delattr(flags.FLAGS, name)
+            for name, flag in hidden.items():
+                flags.FLAGS[name] = flag
     return 0
 
 

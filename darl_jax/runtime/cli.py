@@ -155,6 +155,10 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
             if len(rest) > 1 and not arguments:
                 raise ValueError(f"{' '.join(rest[1:])} is not understood; usage: {usage}")
             config = flags.FLAGS["config"].value if path else ml_collections.ConfigDict()
+            try:
+                hasattr(config, "lock")  # ml_collections keeps an OSError of the file until here
+            except OSError as error:
+                raise error.__cause__ or error from None
             if not isinstance(config, ml_collections.ConfigDict):
                 raise ValueError(
                     f"{path}: get_config() must return a ConfigDict, such as default_config(), not "

@@ -74,7 +74,7 @@ def test_a_run_on_disk_gives_its_schedule_and_its_last_value(tiny_diffusion, cap
         line["validation/loss"] for line in read_metrics(workdir) if "validation/loss" in line
     ]
     assert point == ("run", 0.3, 1.0, losses[-1])
-    with pytest.raises(ValueError, match=r"run has no metric 'accuracy'; there are: .*validation/"):
+    with pytest.raises(ValueError, match=r"has no metric 'accuracy'; there are: .*validation/"):
         read_point("run", workdir, "accuracy")
     axes = draw([workdir], metric="validation/loss").axes[0]
     assert axes.lines[0].get_xydata().tolist() == [[0.3, losses[-1]]]

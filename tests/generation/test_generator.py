@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from darl_jax.config import TrainConfig
-from darl_jax.generation.generator import Generator, make_tables, pixel_bounds
+from darl_jax.generation.generator import Generator, generating_method, make_tables, pixel_bounds
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import orders
 from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
@@ -194,16 +194,6 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
             "objective.name='mse' has no denoising patch decoder, which the sampler 'ddpm' needs",
         ),
         (
-            {"model__patch_size": 2, "objective__normalize_target": True},
-            {"sampler": None},
-            "objective.normalize_target=True",
-        ),
-        (
-            {"objective": "classification", "objective__num_classes": 10},
-            {"sampler": None},
-            "objective.name='classification' predicts no patches",
-        ),
-        (
             DIFFUSION,
             {"order": np.arange(16)[::-1]},
             "the model knows the order 'raster' alone; another one needs a model of two streams",
@@ -213,3 +203,18 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
 def test_what_cannot_be_made_is_an_error(changes, options, message):
     with pytest.raises(ValueError, match=message):
         make(tiny(**changes), **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective__normalize_target": True}, r"objective\.normalize_target=True"),
+        (
+            {"objective": "classification", "objective__num_classes": 10},
+            "objective.name='classification' predicts no patches",
+        ),
+    ],
+)
+def test_a_method_whose_models_make_no_images_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        generating_method(tiny(**changes).method)

@@ -55,7 +55,7 @@ def test_an_image_of_another_size_is_cropped_and_resized_as_in_evaluation(tmp_pa
     pixels[:, 10:30] = 200  # the central square
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     (image,) = read_images([tmp_path / "wide.png"], dataclasses.replace(GRAY, eval_crop=1.0))
-    assert (image == 200).all()
+    assert image.min() > 150  # the filter sees a pixel beyond the border
     (image,) = read_images([tmp_path / "wide.png"], dataclasses.replace(GRAY, eval_crop=0.5))
     assert (image == 200).all()
 

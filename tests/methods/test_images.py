@@ -40,16 +40,6 @@ def test_layers_are_the_embedding_the_blocks_and_the_rest(objective) -> None:
         (MSEConfig(), {"order": OrderConfig("random")}, "needs config.objective.two_stream=True"),
         (MSEConfig(two_stream=True), {"positions": "rope1d"}, "='rope1d' does not give; choose"),
         (MSEConfig(), {"order": OrderConfig("nested_raster", 3)}, "model.order.block=3"),
-        (
-            MSEConfig(patch_decoder=PatchDecoderConfig("transformer", 1)),
-            {},
-            "objective.name='diffusion'",
-        ),
-        (
-            MSEConfig(patch_decoder=PatchDecoderConfig("mlp", 0, True)),
-            {},
-            "objective.name='diffusion'",
-        ),
     ],
 )
 def test_groups_that_do_not_fit_each_other_name_the_key(objective, model, message) -> None:
