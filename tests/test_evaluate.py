@@ -88,7 +88,7 @@ def test_a_backbone_alone_serves_evaluators_that_need_no_more(tiny_run, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--evaluators=accuracy"], "--evaluators has 'accuracy'; choose from validation, "),
+        (["--evaluators=accuracy"], "--evaluators has 'accuracy'; choose from "),
         (["--evaluators=pictures"], "--evaluators=pictures needs a --workdir"),
         (["--config.evaluators.validation.every_steps=0"], "the config has no evaluator to run"),
         (["--config.data.crop_scle=1"], "--config.data.crop_scle=1: there is no key"),

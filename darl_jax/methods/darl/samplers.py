@@ -50,26 +50,27 @@ class SamplerConfig:
     clip: bool = True
 
     def __post_init__(self) -> None:
+        group = "objective.sampler"
         if self.name not in SAMPLERS:
-            raise ValueError(f"sampler.name={self.name!r} is unknown; choose from {[*SAMPLERS]}")
+            raise ValueError(f"{group}.name={self.name!r} is unknown; choose from {[*SAMPLERS]}")
         if self.variance not in VARIANCES:
             raise ValueError(
-                f"sampler.variance={self.variance!r} is unknown; choose from {[*VARIANCES]}"
+                f"{group}.variance={self.variance!r} is unknown; choose from {[*VARIANCES]}"
             )
         for key in ("steps", "last_steps"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise ValueError(f"sampler.{key}={value} must be at least 1")
+                raise ValueError(f"{group}.{key}={value} must be at least 1")
         if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"sampler.eta={self.eta} must be in [0, 1]")
+            raise ValueError(f"{group}.eta={self.eta} must be in [0, 1]")
         if self.eta and self.name != "ddim":
-            raise ValueError(f"sampler.eta={self.eta} is DDIM's; sampler.name is {self.name!r}")
+            raise ValueError(f"{group}.eta={self.eta} is DDIM's; its name is {self.name!r}")
         if self.variance != "posterior" and self.name != "ddpm":
             raise ValueError(
-                f"sampler.variance={self.variance!r} is DDPM's; sampler.name is {self.name!r}"
+                f"{group}.variance={self.variance!r} is DDPM's; its name is {self.name!r}"
             )
         if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"sampler.temperature={self.temperature} must not be negative")
+            raise ValueError(f"{group}.temperature={self.temperature} must not be negative")
 
     def counts(self, patches: int) -> list[int]:
         """Steps for each patch, in the order of the sequence."""

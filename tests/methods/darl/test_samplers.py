@@ -199,12 +199,15 @@ def test_number_of_steps_falls_linearly_over_the_patches():
         ({"last_steps": 0}, "sampler.last_steps=0 must be at least 1"),
         ({"name": "euler"}, "sampler.name='euler' is unknown; choose from"),
         ({"variance": "learned"}, "sampler.variance='learned' is unknown"),
-        ({"eta": 0.5}, "sampler.eta=0.5 is DDIM's; sampler.name is 'ddpm'"),
+        ({"eta": 0.5}, "sampler.eta=0.5 is DDIM's; its name is 'ddpm'"),
         ({"name": "ddim", "eta": 1.5}, r"sampler.eta=1.5 must be in \[0, 1\]"),
-        ({"name": "ddim", "variance": "analytic"}, "sampler.variance='analytic' is DDPM's"),
+        (
+            {"name": "ddim", "variance": "analytic"},
+            "sampler.variance='analytic' is DDPM's",
+        ),
         ({"temperature": -1.0}, "sampler.temperature=-1.0 must not be negative"),
     ],
 )
 def test_settings_that_make_no_sense_name_their_key(changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"objective\.{message}"):
         SamplerConfig(**changes)
