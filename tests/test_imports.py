@@ -4,9 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.process
 def test_imports_go_one_way() -> None:
     # In a process of its own, which takes a second: import-linter closes the handlers of absl.
     program = (
