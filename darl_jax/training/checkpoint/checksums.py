@@ -33,12 +33,14 @@ def checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
     Raises:
         ValueError: elements of another size than 1, 2 or 4 bytes.
     """
-    sums = {
-        # Not made a jax.Array: that would change 64-bit types.
-        name: _sum_on_devices(array) if isinstance(array, jax.Array) else numpy_checksum(array)
+    # One after another: each is a collective, and on the CPU several of them that run at once wait
+    # for each other's threads for ever. NumPy's arrays stay so, for JAX would change 64-bit types.
+    return {
+        name: int(jax.device_get(_sum_on_devices(array)))
+        if isinstance(array, jax.Array)
+        else numpy_checksum(array)
         for name, array in arrays.items()
     }
-    return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
 @jax.jit
