@@ -33,7 +33,8 @@ from tests.evaluators import test_likelihood
 from tests.methods.transfer import test_classification, test_mixing
 from tests.methods_on_images import images, method
 
-pytestmark = pytest.mark.process
+# Five meshes, each with a program of its own.
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)]
 STEPS = 5

@@ -56,6 +56,8 @@ def make_batch(images=None) -> dict[str, jax.Array]:
         "image": jnp.asarray(random_images(8) if images is None else images),
         "label": jnp.asarray(LABELS, jnp.int32),
         "mask": jnp.arange(8) != 5,
+        "replaced": jnp.zeros(8, bool),
+        "stop": jnp.zeros(8, bool),
     }
 
 
