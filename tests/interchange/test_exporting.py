@@ -78,6 +78,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_an_export_that_is_killed_leaves_nothing_of_its_name(tmp_path):
     program = f"""
 import pathlib, time

@@ -11,6 +11,8 @@ import pytest
 
 from tests.clusters import AWKWARD, ROOT, SLURM, SLURM_COMMAND, Cluster, train
 
+pytestmark = pytest.mark.process
+
 TPU = {"TPU_ZONE": "z", "TPU_TYPE": "v5litepod-16", "RUNTIME": "v2-alpha-tpuv5-lite"}
 GKE_TPU = {"IMAGE": "i:1", "ACCELERATOR": "tpu-v6e-slice", "TOPOLOGY": "4x8", "SLICES": "2"}
 GKE_GPU = {"IMAGE": "i:1", "ACCELERATOR": "nvidia-h100-80gb", "NODES": "3"}

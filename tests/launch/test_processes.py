@@ -13,6 +13,8 @@ import pytest
 
 from launch import processes
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Each start adds its number to a file, and then runs the line that a test gives.

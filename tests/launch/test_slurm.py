@@ -10,6 +10,8 @@ import pytest
 
 from tests.clusters import AWKWARD, SLURM, SLURM_COMMAND, Cluster, train, wait_for
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:

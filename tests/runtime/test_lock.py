@@ -38,6 +38,7 @@ def test_second_run_is_refused_with_host_and_pid_of_the_first(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_dead_process_of_this_host_keeps_nobody_out(tmp_path, short_waits):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     started = psutil.Process(sleeper.pid).create_time()
