@@ -84,7 +84,7 @@ def _tpus(name: str, chip: Chip, shape: str, slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             f"--topology={name} needs the TPU compiler, libtpu, which is not installed; on Linux "
-            "x86-64 with Python 3.12 or newer: python3 launch/local.py --extra tpu install"
+            "x86-64: python3 launch/local.py --extra tpu install"
         )
     # A program for absent TPUs can be written to the compilation cache but not read from it.
     jax.config.update("jax_enable_compilation_cache", False)
