@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from darl_jax.methods.darl.model import DARL
 from darl_jax.nn import orders
+from darl_jax.nn.attention import plain_attention
 from darl_jax.nn.blocks import DTYPES, Angles
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order
@@ -86,9 +87,7 @@ class SequenceDecoder:
             )
 
             def attend(queries: Array) -> Array:
-                attended = jax.nn.dot_product_attention(
-                    queries, keys, values, mask=filled, implementation="xla"
-                )
+                attended = plain_attention(queries, keys, values, filled)
                 return attention.out(attended.reshape(*attended.shape[:2], -1))
 
             if query is not None:
