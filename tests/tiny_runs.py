@@ -83,7 +83,7 @@ def saved_state(workdir, config) -> dict[str, np.ndarray]:
         make_mesh(MeshConfig()),
         ema=config.ema_decay > 0,
     )
-    state = checkpointer.restore(abstract)
+    state, _ = checkpointer.restore_latest(abstract)
     checkpointer.close()
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
