@@ -4,16 +4,13 @@
 
 Formats: orbax (the parameters alone), safetensors (with a config.json and a file of PyTorch that
 loads them and needs nothing else) and timm (for timm's own ViT with RoPE). The folder appears when
-it is whole, with a model card in README.md. Exit codes: 0 written; 1 something failed while it was
-written; 2 a flag or checkpoint that cannot be used. docs/export.md says what each format keeps.
+it is whole, with a model card in README.md. Exit codes: 0 written; 1 writing failed; 2 a flag or
+checkpoint that cannot be used. docs/export.md lists the arrays that each format keeps.
 """
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from absl import flags
-from etils import epath
 
 from darl_jax.interchange.exporting import FORMS, Exported, Source, check_new, export
 from darl_jax.interchange.loading import load_run
@@ -25,14 +22,14 @@ from darl_jax.training.checkpoint.reading import FOLDER
 _USAGE = "python -m darl_jax.export --checkpoint=runs/digits --format=safetensors --output=exported"
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run's workdir, or its folder of checkpoints; local or a bucket."
+    "checkpoint", None, "Workdir of a run, or its folder of checkpoints; local or a bucket."
 )
-_STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest if not given.")
-_FORMAT = flags.DEFINE_enum("format", None, [*FORMS], "What is written.")
+_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest if not given.")
+_FORMAT = flags.DEFINE_enum("format", None, [*FORMS], "Format of the export.")
 _EMA = flags.DEFINE_bool(
     "ema", True, "Write the moving average of the parameters, where the run kept one."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The folder that is written; new, or empty.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; new, or empty.")
 
 
 def main() -> None:
@@ -60,26 +57,26 @@ def read_source(checkpoint: str, step: int | None, *, averaged: bool) -> Source:
     """A run's parameters. Raises as `load_run`."""
     loaded = load_run(checkpoint, step, averaged=averaged)
     assert loaded.config is not None and loaded.step is not None  # a run has both
-    average = _average(loaded.config, averaged)
+    decay = loaded.config.get("ema_decay", 0.0) if averaged else 0.0
+    average = f", the moving average (decay {decay}) of its parameters" if decay else ""
     folder = absolute_path(checkpoint)
     workdir = folder.parent if folder.name == FOLDER else folder
+    try:
+        history = read_metrics(workdir)
+    except FileNotFoundError:  # a run that was copied without its metrics
+        history = []
     return Source(
         params=loaded.params,
         config=loaded.config,
         step=loaded.step,
         description=f"step {loaded.step} of the run {workdir.name}{average}",
-        history=_history(workdir),
+        history=history,
         records=restore_records(folder, loaded.step),
     )
 
 
-def _average(config: Mapping[str, Any], averaged: bool) -> str:
-    decay = config.get("ema_decay", 0.0)
-    return f", the moving average (decay {decay}) of its parameters" if decay and averaged else ""
-
-
 def report(result: Exported, output: pathlib.Path) -> str:
-    """What was written, what was left out, and how it is loaded."""
+    """The parameters written, the parts left out, and Python that loads the rest."""
     return "\n".join(
         [
             f"wrote {result.parameters:,} parameters to {output}: {', '.join(result.files)}",
@@ -88,14 +85,6 @@ def report(result: Exported, output: pathlib.Path) -> str:
             *(f"    {line}".rstrip() for line in result.usage(output).splitlines()),
         ]
     )
-
-
-def _history(workdir: epath.Path) -> list[dict[str, int | float]]:
-    """The run's metrics; a run that was copied without them has none."""
-    try:
-        return read_metrics(workdir)
-    except FileNotFoundError:
-        return []
 
 
 if __name__ == "__main__":

@@ -39,29 +39,26 @@ _REFUSED = (
 )
 _LEFT_OUT = r"decoder_.*|mask_token|head\..*|head_dist\..*"
 _KINDS = ("weight", "bias")
-_LAYER_SCALE = {"ls1.gamma": "attn.proj", "ls2.gamma": "mlp.fc2"}
-_OTHER_LAYER_SCALE = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+# Both of LayerScale's names, and the projections that they follow.
+_LAYER_SCALE = {
+    "ls1.gamma": "attn.proj",
+    "ls2.gamma": "mlp.fc2",
+    "gamma_1": "attn.proj",
+    "gamma_2": "mlp.fc2",
+}
 # MAE computes angles of up to about 30 in float32, and so does not have ours to the last bit.
 _SINCOS_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassTokenViT:
-    """An imported backbone.
+    """An imported backbone."""
 
-    Attributes:
-        params: nested parameters of ViT.
-        model: the known keys of `config.model`; the file lacks the number of heads.
-        image_size: rows and columns of the images that it was trained on.
-        is_mae: True where the file has MAE's decoder.
-        left_out: names of arrays that were not imported.
-    """
-
-    params: dict
-    model: dict
-    image_size: int
-    is_mae: bool
-    left_out: list[str]
+    params: dict  # nested parameters of ViT
+    model: dict  # the known keys of `config.model`; the file lacks the number of heads
+    image_size: int  # rows and columns of the images that it was trained on
+    is_mae: bool  # True where the file has MAE's decoder
+    left_out: list[str]  # names of arrays that were not imported
 
 
 def looks_like(names: Mapping[str, object]) -> bool:
@@ -72,17 +69,13 @@ def looks_like(names: Mapping[str, object]) -> bool:
 
 
 def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
-    """Converts a checkpoint's arrays to a backbone.
-
-    Args:
-        what: the file, for messages.
-        tensors: its arrays, under the names of timm.
+    """Converts the arrays of the file `what`, under timm's names, to a backbone.
 
     Raises:
         ValueError: ViT cannot represent this model, or an array is missing.
     """
     left_out = sorted(name for name in tensors if re.fullmatch(_LEFT_OUT, name))
-    kept = {_usual(name): value for name, value in tensors.items() if name not in set(left_out)}
+    kept = {name: value for name, value in tensors.items() if name not in left_out}
     _refuse(what, kept)
     depth = 1 + max(int(match[1]) for name in kept if (match := re.match(r"blocks\.(\d+)\.", name)))
     shape, image_size = _shape(what, kept, depth)
@@ -113,12 +106,6 @@ def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
         is_mae=any(name.startswith("decoder_") for name in left_out),
         left_out=left_out,
     )
-
-
-def _usual(name: str) -> str:
-    """The newer of LayerScale's two names; other names unchanged."""
-    *parents, last = name.split(".")
-    return ".".join([*parents, _OTHER_LAYER_SCALE.get(last, last)])
 
 
 def _refuse(what: str, names: Mapping[str, object]) -> None:

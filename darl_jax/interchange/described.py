@@ -24,15 +24,8 @@ FORMAT_VERSION = 2  # RoPE rotates halves of a head; version 1 rotated adjacent 
 CONFIG_FILE, ARRAYS_FILE = "config.json", "model.safetensors"
 
 # Keys of config.model that determine the meaning of the arrays.
-MODEL_KEYS = (
-    "width",
-    "depth",
-    "num_heads",
-    "mlp_dim",
-    "patch_size",
-    "positions",
-    "rope_max_wavelength",
-    "rope_y_first",
+MODEL_KEYS = tuple(
+    "width depth num_heads mlp_dim patch_size positions rope_max_wavelength rope_y_first".split()
 )
 
 
@@ -57,14 +50,12 @@ def describe(
     """The content of config.json for a run's parameters and config."""
     model, data, objective = model_of(config), config["data"], config.get("objective", {})
     side = trained_image_size(config) // model["patch_size"]
-    order = model.pop("order")
-    sequence = fixed_order(order, (side, side)).tolist()
-    head = params.get("head")
+    order, head = model.pop("order"), params.get("head")
     model |= {
         "channels": data["channels"],
         "grid": [side, side],
         # The order in full, for readers that cannot compute it.
-        "sequence": None if order.name == "raster" else sequence,
+        "sequence": None if order.name == "raster" else fixed_order(order, (side, side)).tolist(),
         "num_classes": None if head is None else int(head["bias"].shape[-1]),
         # Pre-training is causal, and its features are averaged (Table 13).
         "pooling": None if head is None else objective.get("pooling", "mean"),
@@ -74,7 +65,8 @@ def describe(
         "format": VIT_FORMAT,
         "format_version": FORMAT_VERSION,
         "model": model,
-        "class_names": class_names(config) if head is not None else None,
+        # Names of the head's classes, in order.
+        "class_names": list(objective.get("class_names", ())) or None if head else None,
         "data": {
             "image_size": data["image_size"],
             "mean": list(data["mean"]),
@@ -83,11 +75,6 @@ def describe(
         "darl_jax_config": dict(config),
         "step": step,
     }
-
-
-def class_names(config: Mapping[str, Any]) -> list[str] | None:
-    """Names of the classes that a run learns, in order; None where there are none."""
-    return list(config.get("objective", {}).get("class_names", ())) or None
 
 
 def shape_of(model: Mapping[str, Any]) -> ModelShape:
@@ -134,12 +121,9 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
             f"{path} has format version {config.get('format_version')}; this version of darl_jax "
             f"reads version {FORMAT_VERSION}"
         )
-    missing = [
-        f"model.{key}"
-        for key in (*MODEL_KEYS, "channels", "grid", "num_classes")
-        if key not in config.get("model", {})
-    ]
-    missing += ["darl_jax_config"] if "darl_jax_config" not in config else []
-    if missing:
-        raise ValueError(f"{path} has no key {missing[0]}; export the model again")
+    for key in (*MODEL_KEYS, "channels", "grid", "num_classes"):
+        if key not in config.get("model", {}):
+            raise ValueError(f"{path} has no key model.{key}; export the model again")
+    if "darl_jax_config" not in config:
+        raise ValueError(f"{path} has no key darl_jax_config; export the model again")
     return dict(config)

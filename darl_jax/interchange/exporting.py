@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from darl_jax.interchange import described, timm_rope
-from darl_jax.interchange.model_card import Card, model_card
+from darl_jax.interchange.model_card import model_card
 from darl_jax.interchange.names import PRE_TRAINING, Tensors, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
 from darl_jax.runtime import signals
@@ -26,19 +26,12 @@ _MODULE = pathlib.Path(__file__).with_name("torch_module.py")
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """Result of an export.
+    """Result of an export."""
 
-    Attributes:
-        files: names in the folder.
-        parameters: count of the numbers written.
-        dropped: the parts left out, in words; empty for none.
-        code: Python that loads it, with a placeholder for the folder.
-    """
-
-    files: Sequence[str]
-    parameters: int
-    dropped: str
-    code: str
+    files: Sequence[str]  # names in the folder
+    parameters: int  # count of the numbers written
+    dropped: str  # the parts left out, in words; empty for none
+    code: str  # Python that loads it, with _HERE for the folder
 
     def usage(self, folder: os.PathLike | str) -> str:
         """Python that loads the export from a folder."""
@@ -47,23 +40,14 @@ class Exported:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint to export.
+    """A checkpoint to export."""
 
-    Attributes:
-        params: nested dicts of numpy arrays.
-        config: the run's config.
-        step: step of the checkpoint.
-        description: the run and the step, in words.
-        history: the run's metrics, for the card.
-        records: number and fingerprint of the training records.
-    """
-
-    params: Mapping[str, Any]
-    config: Mapping[str, Any]
+    params: Mapping[str, Any]  # nested dicts of numpy arrays
+    config: Mapping[str, Any]  # of the run
     step: int
-    description: str
-    history: Sequence[Mapping[str, int | float]] = ()
-    records: str = ""
+    description: str  # the run and the step, in words
+    history: Sequence[Mapping[str, int | float]] = ()  # the run's metrics, for the card
+    records: str = ""  # number and fingerprint of the training records
 
 
 def export(source: Source, form: str, output: pathlib.Path) -> Exported:
@@ -72,17 +56,17 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
     Args:
         source: the checkpoint.
         form: one of FORMS.
-        output: a folder that does not exist yet, or is empty.
+        output: folder to write, new or empty.
 
     Raises:
-        FileExistsError: the folder is not empty, or is a file.
+        FileExistsError: as `check_new`.
         ValueError: the format cannot represent this model.
     """
     description = described.describe(source.params, source.config, source.step)
     with new_folder(output) as folder:
         result = FORMS[form](source, description, folder)
-        card = Card(
-            description=description,
+        card = model_card(
+            description,
             source=source.description,
             parameters=result.parameters,
             history=source.history,
@@ -92,7 +76,7 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
             usage=result.usage(output.name),
             notes=_NOTES[form],
         )
-        (folder / CARD_FILE).write_text(model_card(card), encoding="utf-8")
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return dataclasses.replace(result, files=[*result.files, CARD_FILE])
 
 
@@ -109,9 +93,12 @@ def new_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     partial.mkdir()
     with signals.unfinished(partial):
         yield partial
-        for path in sorted(partial.rglob("*"), reverse=True):
-            _to_disk(path)
-        _to_disk(partial)
+        for path in [*sorted(partial.rglob("*"), reverse=True), partial]:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         # On POSIX this replaces an empty folder only.
         os.replace(partial, output)
 
@@ -124,17 +111,8 @@ def check_new(output: pathlib.Path) -> None:
         )
 
 
-def _to_disk(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _orbax(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
+def _orbax(source: Source, _: Mapping[str, Any], folder: pathlib.Path) -> Exported:
     """A workdir with one checkpoint that holds only the parameters."""
-    del description
     checkpointer = Checkpointer(folder, keep_last=1, keep_every=0)
     try:
         checkpointer.save(source.step, {"params": source.params}, source.config, source.records)
@@ -161,6 +139,7 @@ def _safetensors(source: Source, description: Mapping[str, Any], folder: pathlib
     _write_arrays(folder, tensors)
     described.write_config(folder, description)
     shutil.copyfile(_MODULE, folder / MODULE_FILE)
+    size, model = description["data"]["image_size"], description["model"]
     return Exported(
         files=[described.ARRAYS_FILE, described.CONFIG_FILE, MODULE_FILE],
         parameters=_count(tensors),
@@ -171,8 +150,8 @@ import torch
 from {MODULE_FILE.removesuffix(".py")} import load
 
 model = load()
-images = torch.zeros(1, {_image_shape(description)}, dtype=torch.uint8)
-features = model(model.standardize(images), mask="{description["model"]["mask"]}")
+images = torch.zeros(1, {size}, {size}, {model["channels"]}, dtype=torch.uint8)
+features = model(model.standardize(images), mask="{model["mask"]}")
 features.tokens  # and features.blocks, one for each block""",
     )
 
@@ -185,14 +164,14 @@ def _timm(source: Source, description: Mapping[str, Any], folder: pathlib.Path) 
     head = model["num_classes"] is not None and model["pooling"] == "mean"
     arrays = timm_rope.to_timm(tensors, model, head=head)
     _write_arrays(folder, arrays)
-    classes = model["num_classes"] if head else 0
-    name, arguments = timm_rope.architecture(model), timm_rope.model_args(model, classes)
-    config = _timm_config(description, name, arguments)
-    described.write_config(folder, config)
+    name = timm_rope.architecture(model)
+    arguments = timm_rope.model_args(model, model["num_classes"] if head else 0)
+    described.write_config(folder, _timm_config(description, name, arguments))
     dropped = [_dropped(source.params)]
     if model["num_classes"] is not None and not head:
         dropped.append("the head (timm has no pooling that reads the last patch's token)")
-    given = ", ".join(f"{key}={_literal(value)}" for key, value in arguments.items())
+    literals = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
+    given = ", ".join(f"{key}={value!r}" for key, value in literals.items())
     given = textwrap.fill(f"{given},", 90, subsequent_indent="    ", break_long_words=False)
     causal = ", is_causal=True" if model["mask"] == "causal" else ""
     return Exported(
@@ -266,15 +245,6 @@ def _write_arrays(folder: pathlib.Path, tensors: Tensors) -> None:
     contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     # Hub tools expect the framework's name.
     write_safetensors(folder / described.ARRAYS_FILE, contiguous, {"format": "pt"})
-
-
-def _image_shape(description: Mapping[str, Any]) -> str:
-    size = description["data"]["image_size"]
-    return f"{size}, {size}, {description['model']['channels']}"
-
-
-def _literal(value: Any) -> str:
-    return repr(tuple(value) if isinstance(value, list) else value)
 
 
 def _count(tensors: Mapping[str, Any]) -> int:

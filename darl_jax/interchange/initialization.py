@@ -6,13 +6,14 @@ refused with the key or the array that differs.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
@@ -31,27 +32,19 @@ _BACKBONE = "backbone/"
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """Parameters of a model, partly from a checkpoint.
+    """Parameters of a model, partly from a checkpoint, and their paths by origin."""
 
-    Attributes:
-      params: nested dicts; those from the checkpoint are numpy arrays in place of the model's.
-      taken: paths of the parameters from the checkpoint.
-      new: paths of the parameters that it lacks.
-      dropped: paths of its parameters that the model lacks, or that `init.drop` names.
-    """
-
-    params: dict[str, Any]
-    taken: tuple[str, ...]
-    new: tuple[str, ...]
-    dropped: tuple[str, ...]
+    params: dict[str, Any]  # nested; numpy arrays of the checkpoint in place of the model's
+    taken: tuple[str, ...]  # from the checkpoint
+    new: tuple[str, ...]  # that the checkpoint lacks
+    dropped: tuple[str, ...]  # that the model lacks, or that `init.drop` names
 
 
 def load_initial(config: TrainConfig) -> LoadedModel:
     """Loads and checks the checkpoint that `config.init` names. A collective.
 
     Raises:
-      ConfigError: it is of another model, or of images of another size than positions are
-        counted on.
+      ConfigError: as `check_same_model`.
       ValueError: the file cannot be used, or processes have read different ones.
       FileNotFoundError: the file does not exist.
     """
@@ -64,7 +57,12 @@ def load_initial(config: TrainConfig) -> LoadedModel:
 
 
 def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
-    """Checks a checkpoint's backbone against the config's. Raises ConfigError, naming each key."""
+    """Checks a checkpoint's backbone against the config's.
+
+    Raises:
+      ConfigError: it is of another model, of other channels, or of images of another size than
+        positions are counted on; the message names each key.
+    """
     method = config.method
     if not isinstance(method, ImageMethod):
         raise ConfigError(
@@ -83,9 +81,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
     if trained is not None and order.name != "random" and _in_words(trained) != _in_words(order):
         logging.warning(
             "config.model.order is %s, and %s reads patches in the order %s",
-            _in_words(order),
-            loaded.description,
-            _in_words(trained),
+            *(_in_words(order), loaded.description, _in_words(trained)),
         )
     channels = _channels(loaded)
     if channels not in (None, method.data.channels):
@@ -105,10 +101,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
         logging.warning(
             "%s has neither the mean and std of its images nor its number of heads: "
             "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
-            loaded.description,
-            method.data.mean,
-            method.data.std,
-            config.model.num_heads,
+            *(loaded.description, method.data.mean, method.data.std, config.model.num_heads),
         )
     data = (loaded.config or {}).get("data", {})
     for key in ("mean", "std"):
@@ -117,10 +110,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
             logging.warning(
                 "config.data.%s is %s, and %s was trained with %s: its features suit images "
                 "standardized by the latter",
-                key,
-                here,
-                loaded.description,
-                tuple(data[key]),
+                *(key, here, loaded.description, tuple(data[key])),
             )
 
 
@@ -130,7 +120,7 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
     Args:
       params: nested dicts of arrays, or of their shapes.
       loaded: the checkpoint.
-      drop: beginnings of paths that are left out.
+      drop: beginnings of paths to leave out.
 
     Raises:
       ConfigError: an array has another shape than the model's, or the backbones do not have the
@@ -166,7 +156,7 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
         )
     merged = {path: kept.get(path, leaf) for path, leaf in ours.items()}
     return Transfer(
-        _nested(merged),
+        unflatten_dict(merged, sep="/"),
         taken=tuple(sorted(both)),
         new=tuple(sorted(ours.keys() - kept.keys())),
         dropped=tuple(sorted(theirs.keys() - both)),
@@ -184,16 +174,7 @@ def report(result: Transfer, loaded: LoadedModel) -> str:
 
 
 def initialize(state: TrainState, loaded: LoadedModel, *, drop: Sequence[str] = ()) -> TrainState:
-    """Starts a state from a checkpoint's parameters, and logs their names.
-
-    Args:
-      state: at step 0.
-      loaded: the checkpoint.
-      drop: beginnings of paths that are left out.
-
-    Raises:
-      ConfigError: as `transfer`.
-    """
+    """Starts a state from a checkpoint's parameters, and logs their names. Raises as `transfer`."""
     result = transfer(state.params, loaded, drop=drop)
     logging.info("Parameters: %s", report(result, loaded))
     params = put_like(result.params, state.params)
@@ -206,11 +187,7 @@ def restored_params(
 ) -> PyTree:
     """Initializes a model's parameters and replaces them by a checkpoint's.
 
-    Args:
-      config: of the model.
-      loaded: the checkpoint.
-      mesh: mesh to lay them out on.
-      backbone_only: True leaves all else as initialized; otherwise the checkpoint must have it.
+    With `backbone_only` all else stays as initialized; otherwise the checkpoint must have it.
 
     Raises:
       ConfigError: the checkpoint is of another model, or lacks parameters.
@@ -263,14 +240,3 @@ def _in_words(order: OrderConfig) -> str:
 
 def _below(path: str, name: str) -> bool:
     return path == name or path.startswith(f"{name.rstrip('/')}/")
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        level = nested
-        *parents, last = path.split("/")
-        for name in parents:
-            level = level.setdefault(name, {})
-        level[last] = leaf
-    return nested

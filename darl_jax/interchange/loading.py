@@ -1,8 +1,8 @@
 """Loads models from several kinds of files, recognized by their content."""
 
+import argparse
 import dataclasses
 import importlib
-import os
 import pathlib
 import pickle
 import zipfile
@@ -17,7 +17,7 @@ from flax import nnx
 
 from darl_jax.interchange import class_token_vit, described
 from darl_jax.interchange.names import Tensors, check_arrays, expected_shapes, from_torch, listed
-from darl_jax.interchange.safetensors_files import read_header, read_safetensors
+from darl_jax.interchange.safetensors_files import read_safetensors, read_shapes
 from darl_jax.nn.vit import ViT, ViTConfig
 from darl_jax.training.checkpoint import absolute_path, restore_params
 from darl_jax.training.checkpoint.reading import FOLDER
@@ -33,24 +33,14 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a PyTorch file, since 1
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """Parameters from a file, and the known part of their config.
+    """Parameters from a file, and the known part of their config."""
 
-    Attributes:
-        params: nested dicts of numpy arrays: "backbone" and, where the file has them,
-            "patch_decoder", "query_stream" and "head".
-        config: the run's config as checkpoints keep it; None for files of other frameworks.
-        model: the known keys of `config.model`; MAE's and timm's files lack the number of heads.
-        trained_image_size: rows and columns of the images on whose grid positions are counted, if
-            known.
-        description: one phrase for messages.
-        step: the run's step, if known.
-    """
-
+    # Nested, of numpy arrays: backbone and, in a run's, patch_decoder, query_stream and head.
     params: dict[str, Any]
-    config: dict[str, Any] | None
-    model: dict[str, Any]
-    trained_image_size: int | None
-    description: str
+    config: dict[str, Any] | None  # of the run; None for files of other frameworks
+    model: dict[str, Any]  # known keys of config.model; MAE's and timm's files lack num_heads
+    trained_image_size: int | None  # rows and columns of images on whose grid positions are counted
+    description: str  # a phrase for messages
     step: int | None = None
 
 
@@ -58,8 +48,8 @@ def load_model(path: str, step: int | None = None) -> LoadedModel:
     """Loads the parameters in a file or folder.
 
     Args:
-        path: a run's workdir or its folder of checkpoints (local or a bucket), a folder that
-            export.py wrote, or a ViT of MAE's or timm's as .safetensors or PyTorch checkpoint.
+        path: a run's workdir or its folder of checkpoints (local or a bucket), an exported folder,
+            or a ViT of MAE or timm as .safetensors or as a PyTorch checkpoint.
         step: one of a run's checkpoints; the newest if not given.
 
     Raises:
@@ -111,9 +101,9 @@ def build_backbone(loaded: LoadedModel, **model: Any) -> ViT:
     """Builds the backbone with its parameters, in float32 unless `dtype` is given.
 
     Args:
-        loaded: result of `load_model`.
-        **model: keys of ViTConfig that the file lacks (`num_heads` for MAE's and timm's) or that
-            replace the file's (`dtype`, `attention`).
+        loaded: the checkpoint.
+        **model: keys of ViTConfig: `num_heads` for MAE's and timm's files, which lack it, or
+            replacements such as `dtype` and `attention`.
 
     Raises:
         ValueError: neither the file nor the arguments have the number of heads.
@@ -138,8 +128,7 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
             f"{file} is missing beside its {described.CONFIG_FILE}; export the model again"
         )
     model = config["model"]
-    found = {name: tuple(entry["shape"]) for name, entry in read_header(file).items()}
-    check_arrays(str(file), found, expected_shapes(described.shape_of(model)))
+    check_arrays(str(file), read_shapes(file), expected_shapes(described.shape_of(model)))
     return LoadedModel(
         params=from_torch(read_safetensors(file)),
         config=config["darl_jax_config"],
@@ -152,12 +141,12 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
 
 def _read_foreign(file: pathlib.Path) -> LoadedModel:
     with open(file, "rb") as opened:
-        start = opened.read(4)
+        start = opened.read(len(_ZIP))
     # The header first: its length may begin with a pickle's first byte.
     if file.suffix == ".safetensors" or _has_header(file):
         tensors = read_safetensors(file)
     elif start == _ZIP or start.startswith(_PICKLE):
-        tensors = _read_torch(file)
+        tensors = _read_torch(file, is_zip=start == _ZIP)
     else:
         raise ValueError(f"{file} is of an unknown kind; readable are {_KINDS}")
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -172,7 +161,6 @@ def _read_foreign(file: pathlib.Path) -> LoadedModel:
             f"has; readable are {_KINDS}"
         )
     vit = class_token_vit.read(str(file), tensors)
-    kind = "MAE" if vit.is_mae else "timm ViT"
     if vit.left_out:
         logging.info("%s: left out %s", file, listed(vit.left_out))
     return LoadedModel(
@@ -180,18 +168,18 @@ def _read_foreign(file: pathlib.Path) -> LoadedModel:
         config=None,
         model=vit.model,
         trained_image_size=vit.image_size,
-        description=f"{kind} checkpoint {file}",
+        description=f"{'MAE' if vit.is_mae else 'timm ViT'} checkpoint {file}",
     )
 
 
 def _has_header(file: pathlib.Path) -> bool:
     try:
-        return bool(read_header(file))
+        return bool(read_shapes(file))
     except ValueError:
         return False
 
 
-def _read_torch(file: pathlib.Path) -> Tensors:
+def _read_torch(file: pathlib.Path, *, is_zip: bool) -> Tensors:
     """The arrays of a PyTorch checkpoint, as float32. Raises ImportError or ValueError."""
     try:
         torch = importlib.import_module("torch")
@@ -200,18 +188,15 @@ def _read_torch(file: pathlib.Path) -> Tensors:
             f"{file} is a PyTorch checkpoint, and reading it needs PyTorch, which is not installed "
             "(pip install torch); or save it as .safetensors where PyTorch is, which needs nothing"
         ) from error
-    with open(file, "rb") as opened:
-        is_zip = opened.read(len(_ZIP)) == _ZIP
     if is_zip and not zipfile.is_zipfile(file):
         raise ValueError(
             f"{file} is truncated: it begins like a PyTorch checkpoint, and the directory at its "
             "end is missing; copy it again"
         )
-    # MAE's full checkpoints hold their arguments beside the arrays.
-    harmless = [importlib.import_module("argparse").Namespace]
     try:
-        with torch.serialization.safe_globals(harmless):
-            content = torch.load(os.fspath(file), map_location="cpu", weights_only=True)
+        # MAE's full checkpoints hold their arguments beside the arrays.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} cannot be read as a PyTorch checkpoint: {reason}") from error

@@ -1,6 +1,5 @@
 """Model card: README.md of an export, with the config, the data and the metrics."""
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,21 @@ from darl_jax.interchange.names import listed
 _QUALITY = ("loss", "accuracy", "top1", "top5", "error")
 
 
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """Contents of a card.
+def model_card(
+    description: Mapping[str, Any],
+    *,
+    source: str,
+    parameters: int,
+    history: Sequence[Mapping[str, int | float]],
+    records: str,
+    kept: str,
+    dropped: str,
+    usage: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """The card as Markdown.
 
-    Attributes:
+    Args:
         description: config.json of the export (described.py).
         source: the run's folder and step.
         parameters: count of the numbers written.
@@ -28,48 +37,36 @@ class Card:
         usage: Python that loads the export.
         notes: further remarks for users.
     """
-
-    description: Mapping[str, Any]
-    source: str
-    parameters: int
-    history: Sequence[Mapping[str, int | float]]
-    records: str
-    kept: str
-    dropped: str
-    usage: str
-    notes: Sequence[str] = ()
-
-
-def model_card(card: Card) -> str:
-    """The card as Markdown."""
-    model, config = card.description["model"], card.description["darl_jax_config"]
+    model, config = description["model"], description["darl_jax_config"]
     objective = config.get("objective", {}).get("name", "unknown")
     head = f"{model['num_classes']} classes" if model["num_classes"] else "none"
+    sizes = [str(model[key]) for key in ("width", "depth", "num_heads", "mlp_dim")]
+    grid = " x ".join(map(str, model["grid"]))
     rows = [
         ("objective", objective),
-        ("parameters", f"{card.parameters:,} in {card.kept}"),
-        ("left out", card.dropped or "nothing"),
-        ("width, depth, heads, MLP", _joined(model, "width", "depth", "num_heads", "mlp_dim")),
-        ("patches", f"{model['patch_size']} pixels, trained on a grid of {_times(model['grid'])}"),
+        ("parameters", f"{parameters:,} in {kept}"),
+        ("left out", dropped or "nothing"),
+        ("width, depth, heads, MLP", ", ".join(sizes)),
+        ("patches", f"{model['patch_size']} pixels, trained on a grid of {grid}"),
         ("positions", model["positions"]),
         ("order of the patches", model_of(config)["order"].title),
         ("attention", f"{model['mask']} in training"),
         ("head", head + (f", of the {model['pooling']} token(s)" if model["pooling"] else "")),
     ]
-    if names := card.description["class_names"]:
+    if names := description["class_names"]:
         rows.append(("classes", listed(names)))
     parts = [
         f"# DARL ViT, width {model['width']}, depth {model['depth']}, patches of "
         f"{model['patch_size']}",
-        f"A Vision Transformer trained by darl_jax: {card.source}.",
+        f"A Vision Transformer trained by darl_jax: {source}.",
         _table(rows),
         "## Use",
-        f"```python\n{card.usage.strip()}\n```",
-        *card.notes,
+        f"```python\n{usage.strip()}\n```",
+        *notes,
         "## Data",
-        _table(_data(config["data"], card.records)),
+        _table(_data(config["data"], records)),
         "## Numbers",
-        _numbers(card.history, card.description["step"]),
+        _numbers(history, description["step"]),
         "## Config",
         f"```json\n{json.dumps(config, indent=1)}\n```",
     ]
@@ -79,10 +76,7 @@ def model_card(card: Card) -> str:
 def _data(data: Mapping[str, Any], records: str) -> list[tuple[str, str]]:
     rows = [
         ("dataset", f"{data.get('source', '')} {data.get('dataset') or ''}".strip()),
-        (
-            "trained on",
-            f"{data.get('train_split', 'unknown')}" + (f" ({records})" if records else ""),
-        ),
+        ("trained on", data.get("train_split", "unknown") + (f" ({records})" if records else "")),
         ("held out", str(data.get("validation_split", "unknown"))),
         ("images", f"{data['image_size']} pixels, {data['channels']} channels"),
         ("standardized by", f"mean {list(data['mean'])}, std {list(data['std'])}, of [0, 1]"),
@@ -113,11 +107,3 @@ def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "")) -> str
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines
     )
-
-
-def _joined(model: Mapping[str, Any], *keys: str) -> str:
-    return ", ".join(str(model[key]) for key in keys)
-
-
-def _times(grid: Sequence[int]) -> str:
-    return " x ".join(map(str, grid))

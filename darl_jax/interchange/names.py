@@ -3,8 +3,7 @@
 A path 'backbone/blocks/attention/query/kernel', whose array is stacked over the blocks, becomes
 'blocks.0.attention.query.weight', 'blocks.1. ...': kernels (in, out) are transposed to PyTorch's
 (out, in), and the patch embedding's, (row * column * channel, width), to a convolution's (width,
-channel, row, column). The head is 'head.weight' and 'head.bias'. The parts that only pre-training
-has, a patch decoder and a query stream, are left out.
+channel, row, column). The head is 'head.weight' and 'head.bias'. PRE_TRAINING's are left out.
 """
 
 import dataclasses
@@ -14,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Tensors = dict[str, np.ndarray]
 
+_WEIGHT = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NAMED = 5  # arrays that an error message names before it only counts
 # Groups of parameters without use after pre-training.
@@ -25,71 +26,50 @@ PRE_TRAINING = ("patch_decoder", "query_stream")
 
 @dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """Sizes that determine the arrays of a file and their shapes.
-
-    Attributes:
-        width: channels of a token.
-        depth: blocks.
-        mlp_dim: channels inside an MLP.
-        patch_size: rows and columns of a patch.
-        channels: of an image.
-        grid: (rows, columns) of the learnable positions; None for another encoding.
-        num_classes: of the head; None without one.
-    """
+    """Sizes that determine the arrays of a file and their shapes."""
 
     width: int
     depth: int
     mlp_dim: int
     patch_size: int
-    channels: int = 3
-    grid: tuple[int, int] | None = None
-    num_classes: int | None = None
+    channels: int = 3  # of an image
+    grid: tuple[int, int] | None = None  # (rows, columns) of the learnable positions, if any
+    num_classes: int | None = None  # of the head; None without one
 
 
 def expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """Shapes of a model's arrays by their flat names."""
     width, mlp_dim = shape.width, shape.mlp_dim
-
-    def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-    def norm(name: str) -> dict[str, tuple[int, ...]]:
-        return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-    patch = (width, shape.channels, shape.patch_size, shape.patch_size)
-    arrays: dict[str, tuple[int, ...]] = {
-        "sos": (width,),
-        "patch_embedding.weight": patch,
-        "patch_embedding.bias": (width,),
+    # The shape of each layer's weight, whose first dimension is the bias's.
+    weights: dict[str, tuple[int, ...]] = {
+        "patch_embedding": (width, shape.channels, shape.patch_size, shape.patch_size)
     }
+    for i in range(shape.depth):
+        weights |= {f"blocks.{i}.{norm}": (width,) for norm in ("norm_attention", "norm_mlp")}
+        for name in ("query", "key", "value", "out"):
+            weights[f"blocks.{i}.attention.{name}"] = (width, width)
+        weights[f"blocks.{i}.mlp.up"] = (mlp_dim, width)
+        weights[f"blocks.{i}.mlp.down"] = (width, mlp_dim)
+    weights["final_norm"] = (width,)
+    if shape.num_classes is not None:
+        weights["head"] = (shape.num_classes, width)
+    arrays: dict[str, tuple[int, ...]] = {"sos": (width,)}
     if shape.grid is not None:
         arrays["positions"] = (math.prod(shape.grid), width)
-    for i in range(shape.depth):
-        block = f"blocks.{i}"
-        arrays |= norm(f"{block}.norm_attention") | norm(f"{block}.norm_mlp")
-        for name in ("query", "key", "value", "out"):
-            arrays |= linear(f"{block}.attention.{name}", width, width)
-        arrays |= linear(f"{block}.mlp.up", width, mlp_dim)
-        arrays |= linear(f"{block}.mlp.down", mlp_dim, width)
-    arrays |= norm("final_norm")
-    if shape.num_classes is not None:
-        arrays |= linear("head", width, shape.num_classes)
+    for name, weight in weights.items():
+        arrays |= {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
     return arrays
 
 
 def check_arrays(
     what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Checks that a file has the expected arrays and no others.
-
-    Raises:
-        ValueError: an array is missing, unexpected or of another shape.
-    """
+    """Raises ValueError where an array is missing, unexpected or of another shape."""
     missing = [name for name in expected if name not in found]
     if missing:
         raise ValueError(
-            f"{what} has no array {listed(missing)}; a model of its config has {len(expected)} "
-            "arrays, and all of them are needed"
+            f"{what} has no array {listed(missing)}; a model of its config needs all of its "
+            f"{len(expected)} arrays"
         )
     extra = [name for name in found if name not in expected]
     if extra:
@@ -125,38 +105,35 @@ def to_torch(params: Mapping[str, Any], patch_size: int) -> Tensors:
             f"parameters below {listed(sorted(unknown))!r} cannot be exported; those below "
             "'backbone' and 'head' can"
         )
+    kept = {**params["backbone"], **({"head": params["head"]} if "head" in params else {})}
     tensors: Tensors = {}
-    for path, array in _leaves(params["backbone"]):
-        *parents, last = path
+    for (*parents, last), array in flatten_dict(kept).items():
+        name = _WEIGHT.get(last, last)
         if parents[:1] == ["blocks"]:
             for i, each in enumerate(array):
-                tensors[".".join(["blocks", str(i), *parents[1:], _WEIGHT[last]])] = _transposed(
-                    last, each
-                )
+                tensors[".".join(["blocks", str(i), *parents[1:], name])] = _transposed(last, each)
         elif parents == ["patch_embedding"] and last == "kernel":
             pixels = np.asarray(array).reshape(patch_size, patch_size, -1, array.shape[-1])
             tensors["patch_embedding.weight"] = _float32(pixels.transpose(3, 2, 0, 1))
         else:
-            tensors[".".join([*parents, _WEIGHT.get(last, last)])] = _transposed(last, array)
-    for path, array in _leaves(params.get("head", {})):
-        tensors[f"head.{_WEIGHT[path[-1]]}"] = _transposed(path[-1], array)
+            tensors[".".join([*parents, name])] = _transposed(last, array)
     return tensors
 
 
 def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The inverse of `to_torch`: nested parameters, the blocks stacked."""
-    params: dict[str, Any] = {}
+    params: dict[tuple[str, ...], np.ndarray] = {}
     blocks: dict[str, dict[int, np.ndarray]] = {}
     for name, tensor in tensors.items():
         if match := _BLOCK.fullmatch(name):
             blocks.setdefault(match[2], {})[int(match[1])] = tensor
         elif name == "patch_embedding.weight":
             kernel = tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-            _put(params, ("backbone", "patch_embedding", "kernel"), _float32(kernel))
+            params["backbone", "patch_embedding", "kernel"] = _float32(kernel)
         else:
-            top = () if name.startswith("head.") else ("backbone",)
             path = _path(name)
-            _put(params, (*top, *path), _transposed(path[-1], tensor))
+            top = () if path[0] == "head" else ("backbone",)
+            params[*top, *path] = _transposed(path[-1], tensor)
     for name, each in blocks.items():
         path = _path(name)
         # Filled block by block, so that no more than two copies of a large model are in memory.
@@ -164,11 +141,8 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         stacked = np.empty((len(each), *first.shape), np.float32)
         for i in range(len(each)):
             stacked[i] = _transposed(path[-1], each[i])
-        _put(params, ("backbone", "blocks", *path), stacked)
-    return params
-
-
-_WEIGHT = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+        params["backbone", "blocks", *path] = stacked
+    return unflatten_dict(params)
 
 
 def _path(name: str) -> tuple[str, ...]:
@@ -186,19 +160,3 @@ def _transposed(last: str, array: Any) -> np.ndarray:
 
 def _float32(array: Any) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _leaves(
-    tree: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> Iterable[tuple[tuple[str, ...], Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value

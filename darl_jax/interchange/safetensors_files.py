@@ -1,14 +1,9 @@
-"""Reads and writes safetensors files, with errors that name the damage.
+"""Reads and writes safetensors files (https://huggingface.co/docs/safetensors)."""
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes with the length of the header, the
-header as JSON (type, shape and offsets of each array), and the arrays one after the other.
-"""
-
-import json
+import contextlib
 import os
 import pathlib
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +12,6 @@ import safetensors.numpy
 
 from darl_jax.interchange.names import Tensors
 
-_LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -36,49 +30,32 @@ def read_safetensors(path: os.PathLike | str) -> Tensors:
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, it is truncated, or an array is not floating-point.
     """
-    header = read_header(path)
-    odd = [name for name, entry in header.items() if entry["dtype"] not in _FLOATS]
-    if odd:
-        raise ValueError(
-            f"{path}: the array {odd[0]} has type {header[odd[0]]['dtype']}; parameters have one "
-            f"of {', '.join(_FLOATS)}"
-        )
+    tensors = {}
+    with _opened(path) as (file, names):
+        for name in names:
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _FLOATS:
+                raise ValueError(
+                    f"{path}: the array {name} has type {dtype}; parameters have one of "
+                    f"{', '.join(_FLOATS)}"
+                )
+            tensors[name] = np.asarray(file.get_tensor(name), np.float32)
+    return tensors
+
+
+def read_shapes(path: os.PathLike | str) -> dict[str, tuple[int, ...]]:
+    """Shape of each array. Raises as `read_safetensors`, whatever the types of the arrays."""
+    with _opened(path) as (file, names):
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+@contextlib.contextmanager
+def _opened(path: os.PathLike | str) -> Iterator[tuple[Any, list[str]]]:
     try:
         with safetensors.safe_open(os.fspath(path), framework="numpy") as file:
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in header}
+            yield file, list(file.keys())
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def read_header(path: os.PathLike | str) -> dict[str, Mapping[str, Any]]:
-    """Type, shape and offsets of each array, checked against the file's length.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no safetensors file, or it is truncated.
-    """
-    size = os.path.getsize(path)
-    not_ours = f"{path} is no safetensors file: it does not begin with a header in JSON"
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= _LONGEST_HEADER:
-            raise ValueError(not_ours)
-        if 8 + length > size:
-            raise ValueError(
-                f"{path} is truncated: its header has {length} bytes, and the file {size} in all; "
-                "copy or export it again"
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(not_ours) from error
-    if size < end:
         raise ValueError(
-            f"{path} is truncated: its header says {end} bytes, and the file has {size}; copy or "
-            "export it again"
-        )
-    return header
+            f"{path} is no safetensors file, or is truncated to {os.path.getsize(path)} bytes "
+            f"({error}); copy or export it again"
+        ) from error

@@ -1,7 +1,7 @@
 """The config that a checkpoint was trained with, as a config file.
 
 Programs that read a checkpoint take `--config.KEY=VALUE` on top of its own config: without
-`--config=FILE` they parse this file, with the checkpoint as its word.
+`--config=FILE` they parse this file, with the checkpoint as its argument.
 """
 
 import pathlib
@@ -26,8 +26,8 @@ def get_config(checkpoint: str) -> ml_collections.ConfigDict:
       FileNotFoundError: there is no such file or folder.
       ValueError: the file holds no config.
     """
-    saved = saved_config(checkpoint)
-    config = config_lib.load(ml_collections.ConfigDict(saved), begins=False)
+    saved = ml_collections.ConfigDict(saved_config(checkpoint))
+    config = config_lib.load(saved, begins=False)
     given = config_lib.to_config_dict(config)
     given.mesh = config_lib.to_config_dict(MeshConfig())
     given.batch_size = config.batch_size // config.accumulation_steps
@@ -39,7 +39,7 @@ def get_config(checkpoint: str) -> ml_collections.ConfigDict:
 
 
 def saved_config(checkpoint: str) -> dict[str, Any]:
-    """The config as it is kept. Raises as `get_config`."""
+    """The config as saved. Raises as `get_config`."""
     if "://" in checkpoint or is_run(checkpoint):
         return restore_config(checkpoint)
     path = pathlib.Path(checkpoint).expanduser()

@@ -1,16 +1,11 @@
 """timm's names of a ViT's arrays (MAE's torch code has them too) beside those of names.py."""
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 
 from darl_jax.interchange.names import Tensors
 
 QKV = ("query", "key", "value")  # the order in timm's one matrix of them
-_OUTSIDE = {
-    "patch_embedding": "patch_embed.proj",
-    "final_norm": "norm",
-}
+_OUTSIDE = {"patch_embedding": "patch_embed.proj", "final_norm": "norm"}
 _IN_BLOCK = {
     "norm_attention": "norm1",
     "attention.out": "attn.proj",
@@ -32,22 +27,7 @@ def renamed(depth: int) -> dict[str, str]:
     }
 
 
-def join_qkv(
-    tensors: Mapping[str, np.ndarray],
-    depth: int,
-    reorder: Callable[[str, np.ndarray], np.ndarray],
-) -> Tensors:
-    """Each block's query, key and value as timm's one matrix, each after `reorder(name, array)`."""
-    return {
-        f"blocks.{i}.attn.qkv.{kind}": np.concatenate(
-            [reorder(name, tensors[f"blocks.{i}.attention.{name}.{kind}"]) for name in QKV]
-        )
-        for i in range(depth)
-        for kind in ("weight", "bias")
-    }
-
-
 def split_qkv(joined: np.ndarray, prefix: str, kind: str) -> Tensors:
-    """The inverse for one array of one block."""
+    """Splits timm's one matrix (or bias) of query, key and value."""
     parts = np.split(joined, len(QKV))
     return {f"{prefix}.{name}.{kind}": part for name, part in zip(QKV, parts, strict=True)}

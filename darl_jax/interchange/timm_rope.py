@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from darl_jax.interchange.names import Tensors
-from darl_jax.interchange.timm_names import join_qkv, renamed
+from darl_jax.interchange.timm_names import QKV, renamed
 from darl_jax.nn.positions import halves_from_pairs, sincos_2d
 
 # (width, depth, heads) of timm's own models with patches of 16.
@@ -48,71 +48,58 @@ def architecture(model: Mapping[str, Any]) -> str:
 def model_args(model: Mapping[str, Any], head_classes: int) -> dict[str, Any]:
     """Arguments of `timm.create_model` beside the name and the checkpoint.
 
-    Args:
-        model: the group 'model' of an export's config (described.py).
-        head_classes: 0 without a head.
+    `model` is the group 'model' of an export's config (described.py); `head_classes` is 0 without
+    a head.
     """
     rows, columns = model["grid"]
-    patch_size, rotary = model["patch_size"], model["positions"] == "rope2d"
+    patch_size, width, mlp_dim = model["patch_size"], model["width"], model["mlp_dim"]
+    ratio = mlp_dim / width
+    if int(width * ratio) != mlp_dim:  # timm rounds it down
+        ratio = float(np.nextafter(ratio, np.inf))
     arguments = {
         "img_size": [rows * patch_size, columns * patch_size],
         "patch_size": patch_size,
         "in_chans": model["channels"],
-        "embed_dim": model["width"],
+        "embed_dim": width,
         "depth": model["depth"],
         "num_heads": model["num_heads"],
-        "mlp_ratio": _mlp_ratio(model["width"], model["mlp_dim"]),
+        "mlp_ratio": ratio,
         "num_classes": head_classes,
         # Tokens are normalized, then averaged without the start token.
         "global_pool": "avg",
         "use_fc_norm": False,
     }
-    if rotary:
+    if model["positions"] == "rope2d":
         return arguments | {
             "rope_temperature": model["rope_max_wavelength"],
             "ref_feat_shape": [rows, columns],
         }
-    absolute = model["positions"] != "none"
     return arguments | {
         "use_rot_pos_emb": False,
-        "use_abs_pos_emb": absolute,
+        "use_abs_pos_emb": model["positions"] != "none",
         "no_embed_class": True,  # the start token has no position
     }
 
 
-def _mlp_ratio(width: int, mlp_dim: int) -> float:
-    """The ratio for which int(width * ratio) is mlp_dim, rounding included."""
-    ratio = mlp_dim / width
-    return ratio if int(width * ratio) == mlp_dim else float(np.nextafter(ratio, np.inf))
-
-
 def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head: bool) -> Tensors:
-    """The arrays under timm's names.
-
-    Args:
-        tensors: under the names of names.py.
-        model: the group 'model' of an export's config.
-        head: whether to keep the head.
-    """
+    """Renames the arrays of names.py for a model of the group 'model' of an export's config."""
     depth, width = model["depth"], model["width"]
     order = np.arange(width)
     if model["positions"] == "rope2d":
         order = channel_order(width, model["num_heads"], y_first=model["rope_y_first"])
-
-    def reorder(name: str, array: np.ndarray) -> np.ndarray:
-        return array if name == "value" else array[order]
-
     out = {timm: tensors[ours] for ours, timm in renamed(depth).items()}
-    out |= join_qkv(tensors, depth, reorder)
+    for block in (f"blocks.{i}" for i in range(depth)):
+        for kind in ("weight", "bias"):
+            parts = {name: tensors[f"{block}.attention.{name}.{kind}"] for name in QKV}
+            parts |= {name: parts[name][order] for name in ("query", "key")}
+            out[f"{block}.attn.qkv.{kind}"] = np.concatenate(list(parts.values()))
+        out |= {f"{block}.{gamma}": np.ones(width, np.float32) for gamma in ("gamma_1", "gamma_2")}
     out["cls_token"] = tensors["sos"][None, None]
     if model["positions"] == "learnable":
         out["pos_embed"] = tensors["positions"][None]
     elif model["positions"] == "sincos2d":
         grid = (int(model["grid"][0]), int(model["grid"][1]))
         out["pos_embed"] = sincos_2d(grid, grid, width)[None]
-    for i in range(depth):
-        for gamma in ("gamma_1", "gamma_2"):
-            out[f"blocks.{i}.{gamma}"] = np.ones(width, np.float32)
     if head:
         out |= {name: tensors[name] for name in ("head.weight", "head.bias")}
     return out

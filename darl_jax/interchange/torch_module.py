@@ -59,18 +59,11 @@ def load(folder: str | os.PathLike | None = None) -> "ViT":
         )
     model = ViT(**config["model"], mean=config["data"]["mean"], std=config["data"]["std"])
     path = os.path.join(folder, "model.safetensors")
-    arrays, expected = read_safetensors(path), model.state_dict()
-    for name, value in expected.items():
-        if name not in arrays:
-            raise ValueError(f"{path} has no array {name}; export it again")
-        if arrays[name].shape != value.shape:
-            raise ValueError(
-                f"{path}: {name} has shape {tuple(arrays[name].shape)}, not {tuple(value.shape)}"
-            )
-    extra = sorted(arrays.keys() - expected.keys())
-    if extra:
-        raise ValueError(f"{path} has {extra[0]}, which the model of its config lacks")
-    model.load_state_dict(arrays)
+    try:
+        model.load_state_dict(read_safetensors(path))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} does not fit its config; export it again. {reason}") from error
     model.class_names = config["class_names"]
     return model.eval()
 
@@ -105,23 +98,18 @@ class ViT(nn.Module):
     """[SOS, p_1 .. p_n] -> features of every block.
 
     Args:
-        width: channels of a token.
-        depth: number of blocks.
-        num_heads: heads of the attention.
-        mlp_dim: channels inside an MLP.
+        width, depth, num_heads, mlp_dim: sizes of the Transformer.
         patch_size: rows and columns of a patch.
         channels: of an image.
         positions: "none", "sincos2d", "learnable", "rope1d" or "rope2d".
         grid: (rows, columns) of patches of the images on whose grid positions are counted.
         rope_max_wavelength: base of RoPE's frequencies.
         rope_y_first: whether the first half of a head's channel pairs rotates by the row.
-        sequence: raster number of the patch at each position of the sequence; None for raster
-            order.
-        num_classes: classes of the head; None without one.
+        sequence: raster number of the patch at each position; None for raster order.
+        num_classes: of the head; None without one.
         pooling: input of the head: "mean" over the patches' tokens or the "last" one.
         mask: attention that the head was trained with: "causal" or "full".
-        mean: mean of each channel, of images in [0, 1].
-        std: standard deviation of each channel, of images in [0, 1].
+        mean, std: of each channel, of images in [0, 1].
     """
 
     mean: torch.Tensor
@@ -172,9 +160,7 @@ class ViT(nn.Module):
     def forward(self, images: torch.Tensor, mask: str | None = None) -> Features:
         """Features of standardized images (batch, channel, row, column).
 
-        Args:
-            images: rows and columns are multiples of the patch size.
-            mask: "causal" or "full"; the head's if not given.
+        The mask is "causal" or "full"; the head's if not given.
 
         Raises:
             ValueError: patches do not fill the images, the mask is unknown, or the order of the

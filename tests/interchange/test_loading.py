@@ -1,7 +1,6 @@
 """One function for every kind of file, and one sentence for each thing that is wrong with one."""
 
 import json
-import struct
 
 import jax
 import ml_dtypes
@@ -79,17 +78,13 @@ def test_orbax_alone_reads_its_export(folders):
     assert_same(state["params"], params)
 
 
-def test_a_truncated_file_says_how_long_it_should_be(exported):
+def test_a_truncated_file_says_how_long_it_is(exported):
     file = exported / "model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes(whole[:-100])
-    expected = f"is truncated: its header says {len(whole)} bytes, and the file has"
-    with pytest.raises(ValueError, match=expected):
-        load_model(str(exported))
-    length = struct.unpack("<Q", whole[:8])[0]
-    file.write_bytes(whole[:200])
-    with pytest.raises(ValueError, match=f"its header has {length} bytes, and the file 200"):
-        load_model(str(exported))
+    for length in (len(whole) - 100, 200, 5):
+        file.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"or is truncated to {length} bytes .*again"):
+            load_model(str(exported))
 
 
 def test_arrays_that_are_missing_extra_or_misshapen_are_named(exported):
