@@ -1,4 +1,4 @@
-"""Evaluators: one file for each question, all behind the contract in base.py."""
+"""Evaluators: one file each, all behind the contract in base.py."""
 
 from darl_jax.evaluators.base import EvaluatorConfig
 from darl_jax.evaluators.knn import KnnConfig

@@ -1,6 +1,6 @@
 """The contract between a run and an evaluator.
 
-All processes evaluate together, since the model may be spread over them, and get the same values.
+All processes evaluate together, since the model may be sharded over them, and get the same values.
 """
 
 import abc
@@ -21,9 +21,10 @@ from darl_jax.methods.images import ImageMethod
 from darl_jax.nn.attention import Mask
 from darl_jax.nn.patches import patchify, standardize
 from darl_jax.nn.vit import ViT
+from darl_jax.training.sharding import global_array
 
-# One pass over records in fixed order: a new iterator for each call, every record in it once, rows
-# that do not count with `mask` False. Each process yields its own rows of each batch.
+# Makes an iterator of one pass over records in fixed order: every record once, padding with `mask`
+# False. Each process yields its own rows of each batch.
 HostBatches = Callable[[], Iterable[Mapping[str, Any]]]
 
 # A number; a picture, uint8 (height, width, 3); or arrays for a file.
@@ -32,15 +33,12 @@ Value = float | np.ndarray | Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Everything about a run that an evaluator may use.
+    """The parts of a run that an evaluator may use.
 
     Attributes:
-      method: of the run.
-      graphdef: the model without its parameters.
-      data: config of the data that is evaluated on, the run's unless the evaluator has its own.
-      splits: of that data.
-      batch_size: examples that a device step holds, over all devices.
-      mesh: of the run.
+      graphdef: the model without parameters.
+      data: config of the data to evaluate on, the run's unless the evaluator has its own.
+      batch_size: examples in a step, over all devices.
       key: the same at every step, so that values at two steps differ by the parameters alone.
       initial_params: makes the parameters before training.
     """
@@ -55,7 +53,7 @@ class Context:
     initial_params: Callable[[], PyTree]
 
     def on(self, data: DataConfig, splits: Splits) -> "Context":
-        """The same on other data."""
+        """Context with other data."""
         return dataclasses.replace(self, data=data, splits=splits)
 
     def batches(self, split: Split) -> HostBatches:
@@ -70,7 +68,7 @@ class Context:
 
 
 class Evaluator(abc.ABC):
-    """A question about a model, asked during training or of a checkpoint."""
+    """Evaluates a model, during training or from a checkpoint."""
 
     @abc.abstractmethod
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, Value]]:
@@ -81,7 +79,7 @@ class Evaluator(abc.ABC):
         """
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """The numbers among the values of a run, as one line for the log."""
+        """Line for the log with the numbers of a run."""
         return ", ".join(f"{name} {value:.5g}" for name, value in values.items())
 
 
@@ -90,12 +88,12 @@ class EvaluatorConfig(abc.ABC):
     """Base of the entries of `config.evaluators`.
 
     Attributes:
-      kind: which evaluator.
-      every_steps: steps between two evaluations in training, which ends with one; 0 never runs it.
-      data: data of its own; None is the run's.
+      kind: kind of evaluator, a key of EVALUATORS.
+      every_steps: steps between evaluations in training, which ends with one; 0 for never.
+      data: data of its own; None for the run's.
     """
 
-    # Whether the backbone alone is read, so that any checkpoint of it serves.
+    # Whether the evaluator reads the backbone only, so that any checkpoint of it is enough.
     backbone_only: ClassVar[bool] = False
 
     kind: str = ""
@@ -107,14 +105,14 @@ class EvaluatorConfig(abc.ABC):
             raise ValueError(f"every_steps={self.every_steps} must not be negative; 0 is never")
 
     def at_least(self, **least: int) -> None:
-        """Raises ValueError where a key is below its least value."""
+        """Checks least values of keys. Raises ValueError."""
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ValueError(f"{key}={getattr(self, key)} must be at least {value}")
 
     @abc.abstractmethod
     def build(self, context: Context) -> Evaluator:
-        """The evaluator, with its data looked at.
+        """Builds the evaluator.
 
         Raises:
           ValueError: the method or the data does not suit it.
@@ -122,7 +120,7 @@ class EvaluatorConfig(abc.ABC):
 
 
 def image_method(method: Method, kind: str) -> ImageMethod:
-    """The method, if its model has a ViT backbone on images. Raises ValueError."""
+    """Checks that a method has a ViT backbone on images. Raises ValueError."""
     if not isinstance(method, ImageMethod):
         raise ValueError(
             f"kind {kind!r} reads a backbone on images, and config.objective.name="
@@ -132,31 +130,31 @@ def image_method(method: Method, kind: str) -> ImageMethod:
 
 
 def labeled(split: Split) -> Split:
-    """The split, if its records have labels. Raises ValueError."""
+    """Checks that a split has labels. Raises ValueError."""
     if not split.class_names:
         raise ValueError(f"{split.dataset}, split '{split.split}', has no labels")
     return split
 
 
+def outputs(
+    function: Callable[..., Any], params: Any, batches: HostBatches, mesh: Mesh, *arguments: Any
+) -> Iterator[Any]:
+    """Yields function(params, batch, *arguments) of each batch, on the host."""
+    for batch in batches():
+        yield jax.device_get(function(params, global_array(dict(batch), mesh), *arguments))
+
+
 def block_outputs(
     backbone: ViT, batch: Batch, *, mean: Sequence[float], std: Sequence[float], mask: Mask
 ) -> Float[Array, "depth batch token width"]:
-    """Every block's output for whole images, whose every patch is an input.
-
-    Args:
-      backbone: of any model.
-      batch: with `image`.
-      mean: of each channel, as the model was trained.
-      std: of each channel, as the model was trained.
-      mask: the attention.
-    """
+    """Every block's output for whole images, standardized by `mean` and `std` as in training."""
     images, size = standardize(batch["image"], mean, std), backbone.config.patch_size
     grid = images.shape[1] // size, images.shape[2] // size
     return backbone(patchify(images, size), mask=mask, grid=grid).blocks
 
 
 def best_block(values: Mapping[str, float]) -> list[str]:
-    """The block with the best accuracy, as words for a log line; none without such values."""
+    """Words for a log line on the block with the best accuracy; empty without accuracies."""
     blocks = [name for name in values if name.startswith("accuracy/block_")]
     if not blocks:
         return []

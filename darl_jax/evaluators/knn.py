@@ -1,8 +1,8 @@
 """Weighted k-nearest neighbors on frozen features, at every depth.
 
-Nothing is trained: an image has the label that the most similar images of a bank vote for (Wu et
-al. 2018, arXiv 1805.01978; DINO's evaluation, arXiv 2104.14294). Beside the probes of Figure 8b it
-shows how much of what these find lies there plainly.
+An image gets the label that the most similar images of a bank vote for (Wu et al. 2018, arXiv
+1805.01978; DINO's evaluation, arXiv 2104.14294). It measures how linearly accessible features are
+without training, beside the probes of Figure 8b.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from darl_jax.evaluators.base import (
     block_outputs,
     image_method,
     labeled,
+    outputs,
 )
 from darl_jax.methods.base import Batch
 from darl_jax.methods.transfer.probes import block_name
 from darl_jax.nn.mesh_axes import BATCH_AXES
 from darl_jax.nn.readout import POOLINGS, readout
-from darl_jax.training.sharding import batch_sharding, global_array, replicated
+from darl_jax.training.sharding import batch_sharding, replicated
 
-# Similarities are computed for this many at once: 64 MB of them.
+# Similarities are computed in blocks of this size, 64 MB each.
 _QUERIES = 1024
 _BANK_ROWS = 16384
 
 
 @dataclasses.dataclass(frozen=True)
 class KnnConfig(EvaluatorConfig):
-    """Which features, and which neighbors vote; the defaults are DINO's but for the bank's size.
+    """Config of k-NN; the defaults are DINO's, except for the bank's size.
 
     Attributes:
       neighbors: number of neighbors that vote.
       temperature: a neighbor's vote is exp(cosine similarity / temperature).
-      max_bank: records of the training split that are compared with, the first of a fixed
-        permutation. Features of all of them, for every block, are held in the host's memory, and
-        one block's on each device.
+      max_bank: number of training records in the bank, the first of a fixed permutation. Host
+        memory holds their features of every block, each device those of one block.
       pooling: of a block's tokens, 'mean' or 'last' (nn/readout.py).
       mask: the backbone's attention, 'causal' or 'full'.
     """
@@ -71,7 +71,7 @@ class KnnConfig(EvaluatorConfig):
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose from {POOLINGS}")
 
     def build(self, context: Context) -> "Knn":
-        """Reads the training split as the bank and the validation split as queries."""
+        """Takes the training split as the bank and the validation split as queries."""
         method = image_method(context.method, self.kind)
         bank = some_records(labeled(context.splits.train), self.max_bank)
         if len(bank) < self.neighbors:
@@ -91,34 +91,25 @@ class KnnConfig(EvaluatorConfig):
 
 
 class _Examples(NamedTuple):
-    """Features of labeled examples by batches, and how to put all of them in order."""
+    """Features of labeled examples, by batch."""
 
     batches: list[Float32[np.ndarray, "depth _rows width"]]
-    order: Int[np.ndarray, " example"]  # of the rows that count, by record
+    order: Int[np.ndarray, " example"]  # of the labeled rows, by record
     labels: Int[np.ndarray, " example"]  # in that order
 
     def block(self, index: int) -> Float32[np.ndarray, "example width"]:
-        """The features of one block, in order."""
+        """Features of one block, in order."""
         return np.concatenate([batch[index] for batch in self.batches])[self.order]
 
 
 class Knn(Evaluator):
     """Accuracy of weighted k-NN on each block's output.
 
-    Settled here: features are centered by the bank's mean before they are brought to unit length.
-    Outputs of blocks have no norm behind them, and all images have much in common: a model of
-    width 128 gave two CIFAR-10 images cosine similarities of 0.66 to 0.87 on average, centered 0.
-    The closer these are to 1, the more alike all neighbors vote, whatever the temperature. There
-    accuracy did not gain by it: it differed either way by less than two standard errors of 0.01.
-
-    Args:
-      config: which features and neighbors.
-      graphdef: the model, which has a `backbone`, without its parameters.
-      bank_batches: one pass over `bank_records`, without augmentation.
-      query_batches: one pass over the records that accuracy is measured on.
-      mean: of each channel, as the model was trained.
-      std: of each channel, as the model was trained.
-      mesh: where the model is.
+    Settled here: features are centered by the bank's mean before they are scaled to unit length.
+    Outputs of blocks have no norm, and all images have much in common: with a model of width 128
+    two CIFAR-10 images had cosine similarities of 0.66 to 0.87 on average, and 0 after centering.
+    The closer these are to 1, the more uniform the votes. Accuracy did not gain by it there: the
+    difference was below two standard errors of 0.01.
     """
 
     def __init__(
@@ -140,7 +131,7 @@ class Knn(Evaluator):
 
         self._config = config
         self._mesh = mesh
-        # A copy everywhere: each process then has all examples in the same order.
+        # Replicated: each process has all examples in the same order.
         self._rows = jax.jit(rows, out_shardings=replicated(mesh))
         self._bank_batches = bank_batches
         self._query_batches = query_batches
@@ -149,7 +140,7 @@ class Knn(Evaluator):
         """Yields accuracy/block_01 and so on, from one pass over the bank and the queries.
 
         Raises:
-          ValueError: there is nothing to compare, or the bank has too few examples.
+          ValueError: the bank has too few labeled examples, or there is no query.
         """
         del step
         bank = self._examples(self._bank_batches, params)
@@ -173,18 +164,15 @@ class Knn(Evaluator):
             yield block_name("accuracy", i + 1), accuracy
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """The best block."""
+        """Accuracy of the best block."""
         return ", ".join(best_block(values))
 
     def _examples(self, batches: HostBatches, params: PyTree) -> _Examples:
-        parts = [
-            jax.device_get(self._rows(params, global_array(dict(batch), self._mesh)))
-            for batch in batches()
-        ]
+        parts = [*outputs(self._rows, params, batches, self._mesh)]
         labels, index, mask = (
             np.concatenate([part[i] for part in parts] or [np.zeros(0, int)]) for i in (1, 2, 3)
         )
-        # By record: how rows are spread over batches and processes must not decide between equals.
+        # By record: ties must not depend on the distribution of rows over batches and processes.
         order = np.argsort(index, kind="stable")
         order = order[(mask & (labels >= 0))[order]]
         if not len(order):
@@ -195,7 +183,7 @@ class Knn(Evaluator):
 def centered_directions(
     bank: Float32[np.ndarray, "row width"], queries: Float32[np.ndarray, "query width"]
 ) -> tuple[Float32[np.ndarray, "row width"], Float32[np.ndarray, "query width"]]:
-    """Both less the bank's mean, at length 1."""
+    """Subtracts the bank's mean from both, and scales rows to length 1."""
     mean = np.mean(bank, axis=0, dtype=np.float64).astype(np.float32)
 
     def direction(x: Float32[np.ndarray, "n width"]) -> Float32[np.ndarray, "n width"]:
@@ -214,27 +202,25 @@ def nearest_labels(
     temperature: float,
     mesh: Mesh,
 ) -> Int[np.ndarray, " query"]:
-    """The class with most votes for each query: exp(similarity / temperature) of each neighbor.
+    """Class with most votes for each query: exp(similarity / temperature) of each neighbor.
 
-    Similarities are computed in blocks, and of the bank's only the best so far are kept. Queries
-    are split over the mesh, and the bank is whole on every device. Between equally similar rows of
-    the bank the first one is the neighbor, and between equal votes the smaller label wins.
+    Similarities are computed in blocks, keeping the nearest so far. Queries are sharded over the
+    mesh, and the bank is replicated. Of equally similar rows the first one is the neighbor, of
+    equal votes the smaller label wins.
 
     Args:
       bank: rows of length 1.
       labels: of the bank's rows, from 0.
       queries: rows of length 1.
-      neighbors: how many vote, no more than there are rows.
-      temperature: see above.
-      mesh: of the devices; each process has all of the arrays.
+      neighbors: number of votes, at most the number of rows.
     """
     whole, split = replicated(mesh), batch_sharding(mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     at_once = -(-min(_QUERIES, len(queries)) // shards) * shards
     rows = min(_BANK_ROWS, len(bank))
-    filling = -len(bank) % rows
-    bank_ = _put(np.pad(bank, ((0, filling), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
-    padded_labels = np.pad(labels.astype(np.int32), (0, filling), constant_values=-1)
+    padding = -len(bank) % rows
+    bank_ = _put(np.pad(bank, ((0, padding), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
+    padded_labels = np.pad(labels.astype(np.int32), (0, padding), constant_values=-1)
     labels_ = _put(padded_labels.reshape(-1, rows), whole)
     vote = _voting(neighbors, temperature, int(labels.max()) + 1, mesh)
     predicted = []
@@ -246,11 +232,11 @@ def nearest_labels(
 
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
-    """An array that every process has as a global one."""
+    """Global array from a copy on every process."""
     return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
 
-@functools.cache  # blocks have features of one shape, and one program
+@functools.cache  # one program for all blocks, whose features have one shape
 def _voting(
     neighbors: int, temperature: float, num_classes: int, mesh: Mesh
 ) -> Callable[[Array, Array, Array], Any]:
@@ -264,13 +250,13 @@ def _voting(
         ) -> tuple[tuple[Array, Array], None]:
             features, of_block = block
             similarity = jnp.matmul(queries, features.T, precision=jax.lax.Precision.HIGHEST)
-            similarity = jnp.where(of_block >= 0, similarity, -jnp.inf)  # not what only fills up
-            # What is kept comes first, for it has the smaller numbers.
+            similarity = jnp.where(of_block >= 0, similarity, -jnp.inf)  # padding
+            # The nearest so far come first: they have the smaller row numbers.
             similarity = jnp.concatenate([nearest[0], similarity], axis=1)
             of_block = jnp.broadcast_to(of_block, (len(queries), *of_block.shape))
             of_all = jnp.concatenate([nearest[1], of_block], axis=1)
-            similarity, place = jax.lax.top_k(similarity, neighbors)
-            return (similarity, jnp.take_along_axis(of_all, place, axis=1)), None
+            similarity, index = jax.lax.top_k(similarity, neighbors)
+            return (similarity, jnp.take_along_axis(of_all, index, axis=1)), None
 
         shape = (len(queries), neighbors)
         none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1)
@@ -280,7 +266,7 @@ def _voting(
         votes = votes.at[jnp.arange(len(queries))[:, None], of_nearest].add(weight)
         return jnp.argmax(votes, axis=1).astype(jnp.int32)
 
-    # Each device on its own queries: left to itself the compiler sorts all of them on each.
+    # Each device sorts its own queries; without shard_map XLA sorts all of them on each.
     rows = PartitionSpec(BATCH_AXES)
     specs = PartitionSpec(), PartitionSpec(), rows
     mapped = jax.shard_map(vote, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)

@@ -1,7 +1,7 @@
 """Bits per dimension of held-out images (docs/likelihood.md).
 
-For diffusion the evidence lower bound of methods/darl/likelihood.py; for the squared error the
-Gaussian that it stands for (Section 3.2). The training loss is no likelihood.
+For diffusion the evidence lower bound of methods/darl/likelihood.py; for the squared error a
+Gaussian (Section 3.2). The training loss is not a likelihood.
 """
 
 import dataclasses
@@ -16,7 +16,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from darl_jax.data.base import some_records
-from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBatches, Value
+from darl_jax.evaluators.base import (
+    Context,
+    Evaluator,
+    EvaluatorConfig,
+    HostBatches,
+    Value,
+    outputs,
+)
 from darl_jax.evaluators.likelihood_result import Measured, draw_likelihood
 from darl_jax.generation.generator import pixel_bounds
 from darl_jax.methods.base import Batch, Method
@@ -27,21 +34,21 @@ from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSE
 from darl_jax.methods.darl.reverse import posterior
 from darl_jax.nn.patches import patchify
-from darl_jax.training.sharding import global_array, replicated
+from darl_jax.training.sharding import replicated
 
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig(EvaluatorConfig):
-    """How much is measured.
+    """Config of the likelihood.
 
     Attributes:
-      steps: T, levels of noise that the bound is a sum over.
-      draws: levels s >= 2 that are drawn for each patch, in each of two independent estimates.
-      levels: at which the denoiser's error is measured on training images, at least 3.
-      train_images: training records that the variances are fitted on.
-      images: held-out records that are measured; 0 for all.
-      per_dimension: whether `analytic` has a variance for each dimension of a patch, or one alone.
-      discretized: whether probabilities of 8-bit pixels are reported, or densities.
+      steps: T, number of levels of noise in the bound.
+      draws: levels s >= 2 drawn per patch, in each of two independent estimates.
+      levels: number of levels to measure the denoiser's error at on training images, at least 3.
+      train_images: training records to fit the variances on.
+      images: held-out records to measure; 0 for all.
+      per_dimension: whether `analytic` has a variance per dimension of a patch, or one for all.
+      discretized: whether to report probabilities of 8-bit pixels, or densities.
     """
 
     kind: str = "likelihood"
@@ -74,7 +81,7 @@ class LikelihoodConfig(EvaluatorConfig):
 
 
 def method_with_likelihood(method: Method) -> MSE | Diffusion:
-    """The method, if its models have a likelihood. Raises ValueError."""
+    """Checks that a method's models have a likelihood. Raises ValueError."""
     if not isinstance(method, MSE | Diffusion):
         raise ValueError(
             f"config.objective.name={method.name!r} has no likelihood; 'mse' and 'diffusion' have"
@@ -87,22 +94,19 @@ def method_with_likelihood(method: Method) -> MSE | Diffusion:
     return method
 
 
-# --- what two kinds of models have in common -----------------------------------------------------
-
-
-def _of_each_image(key: PRNGKeyArray, batch: Batch) -> Key[Array, " batch"]:
-    """Keys by record, so that noise does not depend on how records are spread over batches."""
+def _image_keys(key: PRNGKeyArray, batch: Batch) -> Key[Array, " batch"]:
+    """Keys by record, so that noise does not depend on the batches."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
 
 
 def _encoded(
     method: MSE | Diffusion, model: DARL, batch: Batch, key: PRNGKeyArray
 ) -> Float[Array, "batch patch width"]:
-    """z of each patch; where the order is random, each image has one that is drawn by record."""
+    """z of each patch; random orders are drawn by record."""
     patches, grid, order = method.patches(batch), method.batch_grid(batch), None
     if model.backbone.config.order.name == "random":
         draw = jax.vmap(lambda each: model.draw_order(each, 1, grid)[0])
-        order = draw(_of_each_image(key, batch))
+        order = draw(_image_keys(key, batch))
     return model.encode(patches, grid, order)
 
 
@@ -120,10 +124,9 @@ def _reconstruction(
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionBound:
-    """The evidence lower bound of a denoiser, with both reverse variances.
+    """Evidence lower bound of a denoiser, with both reverse variances.
 
-    Settled here: estimates of x are clipped to what pixels can be, as they are in sampling
-    (Appendix F), so that it is the bound of the model that is sampled from.
+    Settled here: estimates of x are clipped to the range of pixels, as in sampling (Appendix F).
     """
 
     method: Diffusion
@@ -134,30 +137,30 @@ class DiffusionBound:
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """What the bound is a sum of."""
+        """Names of the bound's summands."""
         groups = likelihood.level_groups(self.config.steps)
         return "reconstruction", *(f"by_s/{first}-{last}" for first, last in groups)
 
     @property
     def levels(self) -> Int[np.ndarray, " measured"]:
-        """The levels that the error is measured at."""
+        """Levels to measure the error at."""
         return likelihood.spread_levels(self.config.steps, self.config.levels)
 
     def squared_errors(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> Float[Array, "measured pixel"]:
-        """Sums over all patches that count."""
+        """Sums over all patches of unmasked images."""
         return likelihood.squared_errors(
             self._denoise(model, batch, key),
             self.method.patches(batch),
             batch["mask"],
-            _of_each_image(jax.random.fold_in(key, 0), batch),
+            _image_keys(jax.random.fold_in(key, 0), batch),
             posterior(self.config.steps),
             self.levels,
         )
 
     def fitted(self, error: Float[np.ndarray, "measured variance"]) -> tuple[Bound, ...]:
-        """From the mean squared error."""
+        """Terms of the bounds from the mean squared error on training images."""
         table = posterior(self.config.steps)
         every = np.arange(1, self.config.steps + 1)
         error = likelihood.interpolate_error(every, self.levels, error)
@@ -166,8 +169,8 @@ class DiffusionBound:
     def nats(
         self, model: DARL, batch: Batch, key: PRNGKeyArray, fitted: tuple[Bound, ...]
     ) -> Float[Array, "name share replicate batch patch"]:
-        """Of each patch."""
-        keys = [_of_each_image(jax.random.fold_in(key, i), batch) for i in range(self.replicates)]
+        """Negative log-likelihood of each patch."""
+        keys = [_image_keys(jax.random.fold_in(key, i), batch) for i in range(self.replicates)]
         return likelihood.patch_bounds(
             self._denoise(model, batch, key),
             _reconstruction(self.method, batch, self.config.discretized),
@@ -179,7 +182,7 @@ class DiffusionBound:
         )
 
     def _denoise(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> likelihood.Denoise:
-        """The estimate of x, for which the backbone is paid once."""
+        """Denoiser of a batch; the backbone runs once."""
         method = self.method
         z = _encoded(method, model, batch, jax.random.fold_in(key, self.replicates))
         denoised = method.denoiser(model, z)
@@ -189,7 +192,7 @@ class DiffusionBound:
 
 @dataclasses.dataclass(frozen=True)
 class GaussianLikelihood:
-    """A Gaussian around what is predicted, with one variance for all dimensions of all patches."""
+    """Gaussian around the prediction, with one variance for all dimensions of all patches."""
 
     method: MSE
     config: LikelihoodConfig
@@ -202,18 +205,18 @@ class GaussianLikelihood:
     def squared_errors(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> Float[Array, "measured pixel"]:
-        """Sums over all patches that count."""
+        """Sums over all patches of unmasked images."""
         error = jax.lax.square(self._predicted(model, batch, key) - self.method.patches(batch))
         return jnp.sum(jnp.where(batch["mask"][:, None, None], error, 0.0), axis=(0, 1))[None]
 
     def fitted(self, error: Float[np.ndarray, "measured variance"]) -> Float[np.ndarray, " 1"]:
-        """The variance."""
+        """Variance from the mean squared error on training images."""
         return np.mean(error, axis=1)
 
     def nats(
         self, model: DARL, batch: Batch, key: PRNGKeyArray, fitted: Variance
     ) -> Float[Array, "name share replicate batch patch"]:
-        """Of each patch."""
+        """Negative log-likelihood of each patch."""
         nats = _reconstruction(self.method, batch, self.config.discretized)
         return nats(self._predicted(model, batch, key), fitted)[None, None, None]
 
@@ -223,26 +226,11 @@ class GaussianLikelihood:
         return model.patch_decoder(_encoded(self.method, model, batch, key)).astype(jnp.float32)
 
 
-# --- the evaluator -------------------------------------------------------------------------------
-
-
 class Likelihood(Evaluator):
     """Fits variances on training images, then measures held-out ones, each exactly once.
 
-    Any variances give a valid likelihood of images that they were not fitted on. Noise is drawn by
-    record, so that the answer does not depend on the size of the batches or the devices.
-
-    Args:
-      config: how much is measured.
-      graphdef: the model without its parameters.
-      method: that it was trained with.
-      training_batches: one pass over the images to fit on, without augmentation.
-      test_batches: one pass over the images to measure.
-      key: of the noise, the same each time.
-      mesh: where the model is.
-
-    Raises:
-      ValueError: the method's models have no likelihood.
+    The likelihood is valid for any variances not fitted on the measured images. Noise is drawn by
+    record: values do not depend on the batch size or the devices, and are the same each time.
     """
 
     def __init__(
@@ -275,7 +263,7 @@ class Likelihood(Evaluator):
             grid = method.batch_grid(batch)
             found = (scale * nats).at[:, 0].add(offset)  # the density's units, in the first share
             mask = batch["mask"]
-            # `where`, not a product: a row that does not count may be non-finite.
+            # `where`, not a product: padding may be non-finite.
             counted = jnp.where(mask[:, None], jnp.mean(found, axis=2), 0.0)
             return {
                 "by_image": jnp.mean(jnp.sum(found, axis=1), axis=-1),
@@ -294,19 +282,19 @@ class Likelihood(Evaluator):
         self._mesh = mesh
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, Value]]:
-        """Yields the numbers, a picture of the shares, and arrays under the name `likelihood`."""
+        """Yields the numbers, and a picture of the shares and arrays named `likelihood`."""
         measured = self.measure(params)
         yield from measured.numbers()
         yield "likelihood", draw_likelihood(measured, step)
         yield "likelihood", measured.arrays()
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """The totals, in bits per dimension."""
+        """Totals in bits per dimension."""
         totals = [f"{name} {values[f'{name}/bits_per_dim']:.4f}" for name in self._kind.names]
         return f"bits per dimension: {', '.join(totals)}"
 
     def measure(self, params: PyTree) -> Measured:
-        """One pass over the training images and one over the held-out ones.
+        """Measures in one pass over the training images and one over the held-out ones.
 
         Raises:
           ValueError: there is no image to fit on or to measure.
@@ -314,10 +302,7 @@ class Likelihood(Evaluator):
         training_key, test_key = jax.random.split(self._key)
         error = self.training_error(params, training_key)
         fitted = self._kind.fitted(error)
-        parts = []
-        for batch in self._test_batches():
-            found = self._bits(params, global_array(dict(batch), self._mesh), test_key, fitted)
-            parts.append(jax.device_get(found))
+        parts = [*outputs(self._bits, params, self._test_batches, self._mesh, test_key, fitted)]
         records = np.concatenate([part["index"][part["mask"]] for part in parts] or [[]])
         if not len(records):
             raise ValueError("the validation split holds no image; name one that does")
@@ -336,16 +321,14 @@ class Likelihood(Evaluator):
     def training_error(
         self, params: PyTree, key: PRNGKeyArray
     ) -> Float[np.ndarray, "measured variance"]:
-        """Mean squared error at the levels, for each dimension of a patch or one for all.
+        """Mean squared error at the levels, for each dimension of a patch or for all.
 
         Raises:
           ValueError: there is no training image.
         """
         total, count = np.zeros(()), 0.0
-        for batch in self._training_batches():
-            sums, patches = jax.device_get(
-                self._errors(params, global_array(dict(batch), self._mesh), key)
-            )
+        batches = self._training_batches
+        for sums, patches in outputs(self._errors, params, batches, self._mesh, key):
             total, count = total + np.float64(sums), count + float(patches)
         if not count:
             raise ValueError(
@@ -359,7 +342,7 @@ class Likelihood(Evaluator):
 def bits_per_dimension(method: MSE | Diffusion, *, discretized: bool) -> tuple[float, float]:
     """(scale, offset) from a patch's nats to bits per dimension of pixels in units of 1/255.
 
-    A density of standardized pixels is one of pixels by log2(255 std), a mean over channels.
+    log2(255 std), a mean over channels, converts a density of standardized pixels.
     """
     scale = 1.0 / (method.model.patch_size**2 * len(method.data.std) * np.log(2.0))
     return scale, 0.0 if discretized else float(

@@ -1,9 +1,9 @@
-"""A linear classifier on frozen features, beside what it makes of the same net untrained.
+"""Linear classifier on frozen features, compared with the same features before training.
 
 As in the paper's linear evaluation (Table 13) the backbone sees the whole image under its causal
-mask, and features are standardized without a learned scale. Unlike there, few labels of each class
-are used, without augmentation, and the classifier is solved to convergence: it tells within seconds
-whether pre-training has learned something, and is no number to hold against the paper's.
+mask, and features are standardized without a learned scale. Here few labels of each class are used,
+without augmentation, and the classifier is solved to convergence: within seconds it shows whether
+pre-training works, but the number is not comparable with the paper's.
 """
 
 import dataclasses
@@ -27,11 +27,12 @@ from darl_jax.evaluators.base import (
     block_outputs,
     image_method,
     labeled,
+    outputs,
 )
 from darl_jax.methods.base import Batch
 from darl_jax.nn.patches import standardize
 from darl_jax.nn.readout import POOLINGS, readout
-from darl_jax.training.sharding import global_array, replicated
+from darl_jax.training.sharding import replicated
 
 BASELINES = ("random", "pixels")
 
@@ -41,18 +42,17 @@ _RECORDS_AT_ONCE = 256
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbeConfig(EvaluatorConfig):
-    """Which features, how many labels, and which baselines.
+    """Config of the linear probe.
 
     Attributes:
       labels_per_class: training examples of each class.
-      seeds: disjoint training sets, each of labels_per_class of every class.
+      seeds: number of disjoint training sets.
       pooling: of the tokens, 'mean' or 'last' (nn/readout.py).
       mask: the backbone's attention, 'causal' or 'full'.
-      relative_depth: of the block whose output is read, 1 for the last one. Settled here: the
-        middle one, near which Figure 8b has its peak.
-      l2: of the classifier's weights, against the sum of the examples' losses.
-      baselines: 'random', the same backbone before training; 'pixels', the images themselves, for
-        small ones.
+      relative_depth: depth of the block to read, 1 for the last one. Settled here: the middle one,
+        near the peak of Figure 8b.
+      l2: weight decay of the classifier, relative to the sum of the examples' losses.
+      baselines: 'random', the backbone before training; 'pixels', the raw pixels of small images.
     """
 
     backbone_only: ClassVar[bool] = True
@@ -80,7 +80,7 @@ class LinearProbeConfig(EvaluatorConfig):
                 raise ValueError(f"baselines has {name!r}; choose from {BASELINES}")
 
     def build(self, context: Context) -> "LinearProbe":
-        """Chooses the training records, whose labels it reads."""
+        """Chooses the training records by their labels."""
         method = image_method(context.method, self.kind)
         chosen = training_records(labeled(context.splits.train), self)
         return LinearProbe(
@@ -96,7 +96,7 @@ class LinearProbeConfig(EvaluatorConfig):
 
 
 def block_index(relative_depth: float, depth: int) -> int:
-    """Which of `depth` blocks, from 0, lies at a relative depth in (0, 1]; rounded up."""
+    """Index of the block at a relative depth in (0, 1], rounded up."""
     return math.ceil(relative_depth * depth) - 1
 
 
@@ -106,9 +106,8 @@ def block_index(relative_depth: float, depth: int) -> int:
 def training_records(split: Split, config: LinearProbeConfig) -> Split:
     """The first labels_per_class * seeds records of each class, in a fixed random order.
 
-    Labels are read record by record until each class has enough, so that of a large dataset only
-    little more than is needed is read, and images are not decoded. Records that cannot be read are
-    passed over.
+    Labels are read until each class has enough, which is a small part of a large dataset, and
+    images are not decoded. Unreadable records are skipped.
 
     Raises:
       ValueError: the split has too few records of a class.
@@ -131,7 +130,7 @@ def training_records(split: Split, config: LinearProbeConfig) -> Split:
             f"{found.argmin()}, and labels_per_class={config.labels_per_class} with seeds="
             f"{config.seeds} needs {needed} of each class"
         )
-    logging.info("Probe: %d training records of %d that were looked at", len(chosen), read)
+    logging.info("Linear probe: %d training records, %d labels read", len(chosen), read)
     return Subset(split, np.array(chosen, np.int64))
 
 
@@ -139,25 +138,14 @@ def training_records(split: Split, config: LinearProbeConfig) -> Split:
 
 
 class Examples(NamedTuple):
-    """Features with their labels, in the order of the records."""
+    """Features and labels, in order of the records."""
 
     features: Float[np.ndarray, "example width"]
     labels: Int[np.ndarray, " example"]
 
 
 class LinearProbe(Evaluator):
-    """Accuracy of logistic regression on a backbone's features, over several training sets.
-
-    Args:
-      config: which features and labels.
-      graphdef: the model without its parameters.
-      initial_params: makes the parameters of the 'random' baseline; called once, and not kept.
-      training_batches: one pass over `training_records`, without augmentation.
-      test_batches: one pass over the records that accuracy is measured on.
-      mean: of each channel, as the model was trained.
-      std: of each channel, as the model was trained.
-      mesh: where the model is.
-    """
+    """Accuracy of logistic regression on a backbone's features, over several training sets."""
 
     def __init__(
         self,
@@ -185,7 +173,7 @@ class LinearProbe(Evaluator):
             def extract_rows(params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
                 return extract(params, batch), batch["label"], batch["index"], batch["mask"]
 
-            # A copy everywhere: each process then fits the same classifier to all rows.
+            # Replicated: each process fits the same classifier to all rows.
             return jax.jit(extract_rows, out_shardings=replicated(mesh))
 
         self._config = config
@@ -203,22 +191,21 @@ class LinearProbe(Evaluator):
         Baselines are computed by the first call.
 
         Raises:
-          ValueError: there is nothing to train or to test on.
+          ValueError: there is no example to train or test on.
         """
         del step
         yield from self._score("pretrained", self._backbone_rows, params).items()
         if self._baselines is None:
-            baselines: dict[str, float] = {}
+            self._baselines = {}
             if "random" in self._config.baselines:
                 initial = self._initial_params()
-                baselines |= self._score("random", self._backbone_rows, initial)
+                self._baselines |= self._score("random", self._backbone_rows, initial)
             if "pixels" in self._config.baselines:
-                baselines |= self._score("pixels", self._pixel_rows, None)
-            self._baselines = baselines
+                self._baselines |= self._score("pixels", self._pixel_rows, None)
         yield from self._baselines.items()
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """The scores beside each other."""
+        """Accuracies of the model and the baselines."""
         scores = "   ".join(
             f"{name} {values[f'{name}/accuracy_mean']:.3f} ± {values[f'{name}/accuracy_std']:.3f}"
             for name in ("pretrained", *self._config.baselines)
@@ -240,26 +227,22 @@ class LinearProbe(Evaluator):
     def _examples(
         self, batches: HostBatches, rows: Callable[[Any, Batch], Any], params: Any
     ) -> Examples:
-        parts = [
-            jax.device_get(rows(params, global_array(dict(batch), self._mesh)))
-            for batch in batches()
-        ]
+        parts = [*outputs(rows, params, batches, self._mesh)]
         if not parts:
             raise ValueError("a split that the probe reads holds no example; name one that does")
         features, label, index, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
-        # By record: how rows are spread over processes must not change who is in a training set.
+        # By record: training sets must not depend on the distribution of rows over processes.
         order = np.argsort(index[mask], kind="stable")
         return Examples(features[mask][order], label[mask][order])
 
 
 def probe_accuracies(train: Examples, test: Examples, config: LinearProbeConfig) -> list[float]:
-    """Accuracy on the test examples of one classifier for each training set.
+    """Test accuracy of one classifier per training set.
 
-    Training sets are disjoint and hold labels_per_class examples of each class; one fewer where a
-    record was left out because it cannot be decoded. A classifier that does not converge counts as
-    far as it came, with a warning in the log.
+    Training sets are disjoint and hold labels_per_class examples of each class, fewer if a record
+    cannot be decoded. A classifier that does not converge counts, with a warning in the log.
     """
-    # A second to import, and only probes need it.
+    # Imported here: it takes a second.
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
@@ -274,8 +257,7 @@ def probe_accuracies(train: Examples, test: Examples, config: LinearProbeConfig)
         classifier.fit(scaler.transform(features), train.labels[chosen])
         if classifier.n_iter_.max() >= _MAX_ITERATIONS:
             logging.warning(
-                "The probe's classifier did not converge in %d iterations; a larger "
-                "l2 than %g makes it faster",
+                "The linear probe did not converge in %d iterations; increase l2 from %g",
                 _MAX_ITERATIONS,
                 config.l2,
             )

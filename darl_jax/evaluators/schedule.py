@@ -17,14 +17,12 @@ _SECONDS = "evaluation/seconds"
 
 
 class Evaluation:
-    """The evaluators of a run, each at multiples of its own steps and at the end.
+    """Evaluators of a run, each at multiples of its own steps and at the end.
 
-    Args:
-      configs: of the evaluators by name; the name begins the names of their values.
-      context: of the run.
+    Values are written as <name>/<value>, with the names of `configs`.
 
     Raises:
-      ValueError: an evaluator's data or method does not suit it; the message names the evaluator.
+      ValueError: the method or the data does not suit an evaluator; the message names it.
     """
 
     def __init__(self, configs: Mapping[str, EvaluatorConfig], context: Context):
@@ -37,8 +35,7 @@ class Evaluation:
                 data = config.data or context.data
                 if data not in opened:
                     opened[data] = data.open()
-                own = context.on(data, opened[data])
-                self._evaluators[name] = config.build(own)
+                self._evaluators[name] = config.build(context.on(data, opened[data]))
                 self.read += [(split, data) for split in opened[data]]
 
     def due(self, step: int, *, last: bool) -> bool:
@@ -46,7 +43,7 @@ class Evaluation:
         return any(self._is_due(name, step, last) for name in self._configs)
 
     def missing(self, history: Iterable[Mapping[str, int | float]], step: int, last: bool) -> bool:
-        """Whether an evaluation is due at a step and not in a run's metrics."""
+        """Whether an evaluation is due at a step but not in a run's metrics."""
         done = any(line["step"] == step and _SECONDS in line for line in history)
         return self.due(step, last=last) and not done
 
@@ -56,18 +53,14 @@ class Evaluation:
     def run(
         self, params: PyTree, step: int, writer: MetricWriter, *, last: bool
     ) -> dict[str, float]:
-        """Runs the evaluators that are due, writing each one's values before the next begins.
-
-        Returns:
-          The numbers by name.
-        """
+        """Runs the evaluators that are due, writes their values, and returns the numbers."""
         numbers: dict[str, float] = {}
         began = time.monotonic()
         for name, evaluator in self._evaluators.items():
             if self._is_due(name, step, last):
                 with naming(f"evaluator {name!r} at step {step}"):
                     numbers |= self._run(name, evaluator, params, step, writer)
-        # Written last and never without the others: `missing` looks for it.
+        # Written last: `missing` takes it as the mark of a complete evaluation.
         writer.scalars(step, {_SECONDS: time.monotonic() - began})
         return numbers
 
@@ -75,7 +68,7 @@ class Evaluation:
         self, name: str, evaluator: Evaluator, params: PyTree, step: int, writer: MetricWriter
     ) -> dict[str, float]:
         numbers: dict[str, float] = {}
-        # Pictures of a kind's only evaluator have plain names.
+        # Pictures of an evaluator named after its kind have plain names.
         prefix = "" if name == self._configs[name].kind else f"{name}_"
         for key, value in evaluator.run(params, step):
             if isinstance(value, np.ndarray):
@@ -93,7 +86,7 @@ class Evaluation:
 
 @contextlib.contextmanager
 def naming(prefix: str) -> Iterator[None]:
-    """Puts a prefix before the message of an error that a user can act on."""
+    """Adds a prefix to messages of errors caused by user input or the environment."""
     try:
         yield
     except ValueError as error:

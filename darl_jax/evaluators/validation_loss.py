@@ -1,4 +1,4 @@
-"""The objective on held-out examples, each counted exactly once."""
+"""Validation loss: the method's metrics on held-out examples, each counted exactly once."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,26 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
-from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBatches, best_block
+from darl_jax.evaluators.base import (
+    Context,
+    Evaluator,
+    EvaluatorConfig,
+    HostBatches,
+    best_block,
+    outputs,
+)
 from darl_jax.methods.base import Batch, Method, Metrics, check_inputs
-from darl_jax.training.sharding import global_array, replicated
+from darl_jax.training.sharding import replicated
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationLossConfig(EvaluatorConfig):
-    """The method's own metrics on held-out examples."""
+    """Config of the validation loss."""
 
     kind: str = "validation_loss"
 
     def build(self, context: Context) -> "ValidationLoss":
-        """Reads the validation split."""
+        """Takes the validation split."""
         method = context.method
         check_inputs(method.inputs, context.data.features, f"objective.name={method.name!r}")
         if not len(context.splits.validation):
@@ -38,15 +45,7 @@ class ValidationLossConfig(EvaluatorConfig):
 
 
 class ValidationLoss(Evaluator):
-    """Means of the method's metrics over all examples.
-
-    Args:
-      graphdef: the model without its parameters.
-      method: gives the metrics; `loss` is one of them.
-      batches: one pass over the examples.
-      key: of the noise, which is the same each time.
-      mesh: where the model is.
-    """
+    """Means of the method's metrics over all examples, with the same noise each time."""
 
     def __init__(
         self,
@@ -58,8 +57,8 @@ class ValidationLoss(Evaluator):
         mesh: Mesh,
     ):
         def metrics(params: PyTree, batch: Batch, key: PRNGKeyArray) -> Metrics:
-            # Folded with the batch's first record and not with a step: noise is then the same each
-            # time, and the loss at two steps differs by the parameters alone.
+            # Folded with the batch's first record, not with the step: losses at two steps differ
+            # by the parameters alone.
             end = np.iinfo(np.int32).max
             first = jnp.min(batch["index"], where=batch["mask"], initial=end)
             model = nnx.merge(graphdef, params)
@@ -71,22 +70,19 @@ class ValidationLoss(Evaluator):
         self._mesh = mesh
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
-        """Yields each metric's mean, `loss` among them; one that nothing fell into is left out.
+        """Yields the mean of each metric, `loss` among them; a metric without values is left out.
 
-        The squared error's means do not depend on the size of the batches; diffusion draws its
-        noise by the batch, so another size is another draw.
+        The squared error does not depend on the batch size; diffusion draws noise by the batch, so
+        another size is another draw.
 
         Raises:
           ValueError: there is no example that counts.
         """
         del step
         total: dict[str, Average] = {}
-        for batch in self._batches():
-            metrics = jax.device_get(
-                self._metrics(params, global_array(dict(batch), self._mesh), self._key)
-            )
+        for metrics in outputs(self._metrics, params, self._batches, self._mesh, self._key):
             for name, value in metrics.items():
-                # In float64: a float32 count of patches stands still at 2^24, 85 thousand images.
+                # In float64: a float32 count of patches saturates at 2^24, 85 thousand images.
                 value = Average(total=np.float64(value.total), count=np.float64(value.count))
                 total[name] = total[name].merge(value) if name in total else value
         if not total or not total["loss"].count:
@@ -99,7 +95,7 @@ class ValidationLoss(Evaluator):
                 yield name, float(value.compute())
 
     def summary(self, values: Mapping[str, float]) -> str:
-        """The loss, and the accuracies: of those by block the best one."""
+        """Loss and accuracies; of those by block the best one."""
         found = [f"loss {values['loss']:.5f}"]
         found += [
             f"{name.replace('_', ' ')} {values[name]:.4f}"

@@ -7,21 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
+from darl_jax.figures.program import COLORS, by_name, new_figure, run_program
+from darl_jax.monitoring.clock import History
+from darl_jax.monitoring.drawing import plain
 from darl_jax.monitoring.writers import read_metrics
-
-History = Sequence[Mapping[str, int | float]]
-Series = tuple[list[int], list[float]]
-
-
-def series(history: History, name: str) -> Series:
-    """Steps and values of one metric in a history, as `read_metrics` returns it."""
-    lines = [line for line in history if name in line]
-    return [int(line["step"]) for line in lines], [float(line[name]) for line in lines]
 
 
 def loss_figure(runs: Mapping[str, History]) -> Figure:
-    """Training loss thin and validation loss thick, a color for each run; the loss axis is a log.
+    """Draws training losses thin and validation losses thick, a color for each run; log scale.
 
     Raises:
       ValueError: a run has no losses yet.
@@ -30,7 +23,7 @@ def loss_figure(runs: Mapping[str, History]) -> Figure:
     axes = figure.add_subplot()
     for i, (name, history) in enumerate(runs.items()):
         color = COLORS[i % len(COLORS)]
-        train, validation = series(history, "train/loss"), series(history, "validation/loss")
+        train, validation = _series(history, "train/loss"), _series(history, "validation/loss")
         if not train[0] and not validation[0]:
             raise ValueError(f"{name}: no losses have been written there yet")
         axes.plot(*train, color=color, linewidth=0.8, alpha=0.5, label=f"{name}, training")
@@ -45,8 +38,14 @@ def loss_figure(runs: Mapping[str, History]) -> Figure:
     return figure
 
 
+def _series(history: History, name: str) -> tuple[list[int | float], list[int | float]]:
+    """Steps and values of a metric."""
+    lines = [line for line in history if name in line]
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
 def draw(workdirs: Sequence[str]) -> Figure:
-    """The losses in each workdir's metrics."""
+    """Draws the losses in the metrics of each workdir."""
     return loss_figure({name: read_metrics(workdir) for name, workdir in by_name(workdirs)})
 
 

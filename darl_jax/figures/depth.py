@@ -2,30 +2,32 @@
 
 python -m darl_jax.figures.depth runs/linear runs/attentive --output=depth.png
 
-What is drawn of a run is the last evaluation of its probes, and the last one of k-NN where the run
-has any. The table goes to the terminal; a * marks the best block of each column.
+Reads the last evaluation of a run's probes, and the last one of k-NN if there is any. The table
+goes to the terminal; a * marks the best block of each column.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
+from darl_jax.figures.program import COLORS, by_name, new_figure, run_program
+from darl_jax.monitoring.clock import History
+from darl_jax.monitoring.drawing import plain
 from darl_jax.monitoring.writers import read_metrics
 
-# What a column is called behind the run's name, and what its metrics are called.
+# Suffix of a column's name -> names of its metrics.
 _METRICS = {"": r"validation/accuracy/block_(\d+)", ", k-NN": r"knn/accuracy/block_(\d+)"}
 
-History = Sequence[Mapping[str, int | float]]
 Column = Mapping[int, float]  # accuracy in [0, 1] by block, from 1
 
 
 def columns(runs: Mapping[str, History]) -> dict[str, Column]:
-    """The last accuracies of each run, of its probes and of k-NN.
+    """Last accuracies of each run's probes and k-NN.
 
     Raises:
-      ValueError: a run has neither yet, or has some blocks' accuracies and not others'.
+      ValueError: a run has neither, or a block is missing.
     """
     found: dict[str, Column] = {}
     for run, history in runs.items():
@@ -47,7 +49,7 @@ def columns(runs: Mapping[str, History]) -> dict[str, Column]:
 
 
 def _last(history: History, pattern: str) -> Column:
-    """What the last line that has such metrics has of them."""
+    """Values by block of the last line with metrics of a pattern."""
     for line in reversed(history):
         matches = {name: match for name in line if (match := re.fullmatch(pattern, name))}
         if matches:
@@ -56,15 +58,14 @@ def _last(history: History, pattern: str) -> Column:
 
 
 def best_block(column: Column) -> int:
-    """The block with the highest accuracy, the first of equals; one that is NaN never is."""
+    """Block with the highest accuracy, the first of equals; NaN is never the best."""
     return max(column, key=lambda block: (column[block] == column[block], column[block], -block))
 
 
 def table(found: Mapping[str, Column]) -> str:
-    """Accuracies in percent, a row for each block; runs of other depths are told apart."""
-    depths = sorted({len(column) for column in found.values()})
+    """Formats accuracies in percent, a row for each block and a table for each depth."""
     parts = []
-    for depth in depths:
+    for depth in sorted({len(column) for column in found.values()}):
         of_depth = {name: column for name, column in found.items() if len(column) == depth}
         widths = {name: max(len(name), 7) for name in of_depth}
         heads = "".join(f"   {name:>{widths[name]}} " for name in of_depth)
@@ -81,10 +82,7 @@ def table(found: Mapping[str, Column]) -> str:
 
 
 def depth_figure(found: Mapping[str, Column]) -> Figure:
-    """Top-1 accuracy over relative depth: a line for each run's probes, k-NN dashed.
-
-    The best point of each line is marked and has its value beside it.
-    """
+    """Draws top-1 accuracy over relative depth, k-NN dashed, with the best point of each line."""
     figure = new_figure(8.0, 5.0)
     axes = figure.add_subplot()
     runs: dict[str, str] = {}  # a color for each run, which its k-NN shares
@@ -94,28 +92,13 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
         depth = len(column)
         x = [block / depth for block in sorted(column)]
         y = [100 * column[block] for block in sorted(column)]
-        axes.plot(
-            x,
-            y,
-            color=color,
-            linestyle="--" if knn else "-",
-            linewidth=1.4 if knn else 2,
-            marker="o",
-            markersize=3.5,
-            label=name,
-        )
+        style, width = ("o--", 1.4) if knn else ("o-", 2)
+        axes.plot(x, y, style, color=color, linewidth=width, markersize=3.5, label=name)
         best = best_block(column)
         at = best / depth, 100 * column[best]
         axes.plot(*at, color=color, marker="*", markersize=15, markeredgecolor="white", zorder=3)
-        axes.annotate(
-            f"{at[1]:.1f}",
-            at,
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            color=color,
-            fontweight="bold",
-        )
+        above: dict[str, Any] = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center"}
+        axes.annotate(f"{at[1]:.1f}", at, color=color, fontweight="bold", **above)
     axes.set(xlabel="relative depth of the block", ylabel="top-1 accuracy, %", xlim=(0, 1.03))
     axes.margins(y=0.1)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 0.0))
@@ -125,7 +108,7 @@ def depth_figure(found: Mapping[str, Column]) -> Figure:
 
 
 def draw(workdirs: Sequence[str]) -> Figure:
-    """The accuracies in each workdir's metrics; prints the table."""
+    """Draws the accuracies in the metrics of each workdir, and prints the table."""
     found = columns({name: read_metrics(workdir) for name, workdir in by_name(workdirs)})
     print(table(found))
     return depth_figure(found)

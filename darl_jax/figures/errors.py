@@ -1,4 +1,4 @@
-"""Draws where in the sequence and in the image runs err (Figures 10, 12 and 14).
+"""Draws the error by position in the sequence and in the image (Figures 10, 12 and 14).
 
 python -m darl_jax.figures.errors runs/raster runs/spiral --output=errors.png
 """
@@ -20,12 +20,13 @@ from darl_jax import config as config_lib
 from darl_jax.data.base import some_records
 from darl_jax.data.pipeline import eval_batches
 from darl_jax.evaluators.pictures import mean_errors
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
+from darl_jax.figures.program import COLORS, by_name, new_figure, run_program
 from darl_jax.interchange.initialization import restored_params
 from darl_jax.interchange.loading import load_run
 from darl_jax.interchange.saved_config import get_config
 from darl_jax.methods.base import Batch
 from darl_jax.methods.images import PatchMethod
+from darl_jax.monitoring.drawing import plain
 from darl_jax.training.sharding import MeshConfig, global_array, make_mesh
 from darl_jax.training.state import graph_definition
 
@@ -33,34 +34,24 @@ _BATCH = 100
 
 
 class Errors(NamedTuple):
-    """Mean squared errors of a run's predictions of held-out images.
-
-    Attributes:
-      name: of the run.
-      order: of its patches, in words.
-      in_sequence: by the place in the sequence.
-      in_image: by row and column.
-      images: how many.
-    """
+    """Mean squared errors of a run on held-out images."""
 
     name: str
     order: str
     in_sequence: Float[np.ndarray, " patch"]
     in_image: Float[np.ndarray, "rows columns"]
-    images: int
+    images: int  # number of images in the means
 
 
 def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None) -> Errors:
-    """The errors of a run's last checkpoint, on one device.
+    """Measures the errors of a run's last checkpoint, on one device.
 
     Args:
-      name: of the run.
-      workdir: of the run.
-      images: of its validation split, at most.
-      data_dir: in the place of the run's own.
+      images: number of images of the validation split, at most.
+      data_dir: replaces the run's own, if given.
 
     Raises:
-      ValueError: it does not predict patches, or there is no image.
+      ValueError: the method does not predict patches, or there is no image.
       FileNotFoundError: there is no checkpoint.
     """
     loaded = load_run(workdir)
@@ -82,7 +73,7 @@ def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None
 
     records = some_records(data.open_split("validation_split"), images)
     total, count = np.zeros((2, math.prod(method.grid))), 0
-    # The run's own mesh may be of more devices than are here.
+    # The run's own mesh may have more devices than are here.
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = restored_params(config, loaded, mesh)
@@ -102,7 +93,7 @@ def measure(name: str, workdir: str, *, images: int, data_dir: str | None = None
 
 
 def errors_figure(runs: Sequence[Errors]) -> Figure:
-    """A line for each run along its own sequence, and under them a map of the image for each."""
+    """Draws a line for each run along its own sequence, and below a map of the image for each."""
     columns = min(4, len(runs))
     rows = -(-len(runs) // columns)
     heights = 3.8 + 0.2 * -(-len(runs) // 2), 2.9 * rows  # the legend has two columns
@@ -111,12 +102,12 @@ def errors_figure(runs: Sequence[Errors]) -> Figure:
     upper, lower = parts
     axes = upper.subplots()
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
-        place = np.arange(1, len(run.in_sequence) + 1)
+        position = np.arange(1, len(run.in_sequence) + 1)
         label = f"{run.name} ({run.order}): mean {run.in_sequence.mean():.4f}"
-        axes.plot(place, run.in_sequence, color=color, linewidth=1.3, label=label)
+        axes.plot(position, run.in_sequence, color=color, linewidth=1.3, label=label)
     counts = sorted({run.images for run in runs})
     axes.set_title(f"Mean over {' or '.join(map(str, counts))} validation images", fontsize=11)
-    axes.set(xlabel="place in the run's own sequence", ylabel="squared error")
+    axes.set(xlabel="position in the run's own sequence", ylabel="squared error")
     axes.set_ylim(bottom=0)
     plain(axes)
     upper.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
@@ -133,12 +124,7 @@ def errors_figure(runs: Sequence[Errors]) -> Figure:
 
 
 def draw(workdirs: Sequence[str], *, images: int, data_dir: str | None) -> Figure:
-    """Measures each run.
-
-    Raises:
-      ValueError: no image is asked for, or see `measure`.
-      FileNotFoundError: see `measure`.
-    """
+    """Measures and draws the errors of each run. Raises as `measure`."""
     if images < 1:
         raise ValueError(f"--images={images} must be at least 1")
     runs = by_name(workdirs)
@@ -151,8 +137,6 @@ if __name__ == "__main__":
         "python -m darl_jax.figures.errors runs/raster runs/spiral --output=errors.png",
         output="errors.png",
         workdirs=True,
-        images=flags.DEFINE_integer("images", 1000, "Of the validation split, at most."),
-        data_dir=flags.DEFINE_string(
-            "data_dir", None, "In the place of each run's config.data.data_dir."
-        ),
+        images=flags.DEFINE_integer("images", 1000, "Largest number of validation images."),
+        data_dir=flags.DEFINE_string("data_dir", None, "Replaces each run's config.data.data_dir."),
     )

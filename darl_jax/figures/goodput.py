@@ -1,8 +1,6 @@
-"""Draws where the wall time of a run went, over all its attempts, and prints a table of it.
+"""Draws the wall time of a run by category, over all its attempts, and prints a table of it.
 
 python -m darl_jax.figures.goodput runs/digits --output=goodput.png
-
-The run may be under way.
 """
 
 import datetime
@@ -27,18 +25,16 @@ _COLORS = {
     "startup": "#eab308",
     "lost": "#be123c",
 }
-_MAX_BINS = 150  # columns of the picture
-_MAX_LABELS = 8  # attempts that are named in it
+_MAX_BINS = 150
+_MAX_LABELS = 8  # attempts
 
 
-def timeline(
-    history: History,
-) -> tuple[Float[np.ndarray, "point category"], list[float]]:
+def timeline(history: History) -> tuple[Float[np.ndarray, "point category"], list[float]]:
     """Accumulates the seconds in each category by each line of a history.
 
     Returns:
-      Seconds in each of CATEGORIES at the run's beginning, at each line, and at the beginning of
-      each later attempt; and these beginnings, in seconds since the run's.
+      Seconds in each of CATEGORIES at the start of the run, at each line, and at the start of each
+      later attempt; and these starts, in seconds since the run's.
 
     Raises:
       ValueError: the history has no goodput.
@@ -49,7 +45,7 @@ def timeline(
             continue
         seconds = [float(line[seconds_key(category)]) for category in CATEGORIES]
         if attempt is not None and line[ATTEMPT] > attempt:
-            # First what was lost, then the new attempt's own time.
+            # First the lost time, then the new attempt's own.
             points.append([*points[-1][:-1], seconds[-1]])
             starts.append(sum(points[-1]))
         attempt = line[ATTEMPT]
@@ -60,7 +56,7 @@ def timeline(
 
 
 def table(name: str, history: History) -> str:
-    """Table of the seconds in each category. Raises ValueError as `timeline`."""
+    """Formats the seconds in each category. Raises ValueError as `timeline`."""
     points, starts = timeline(history)
     wall = points[-1].sum()
     lines = [f"{name}: {_attempts(starts)}, {_duration(wall)} since the first began"]
@@ -72,16 +68,18 @@ def table(name: str, history: History) -> str:
 
 
 def goodput_figure(name: str, history: History) -> Figure:
-    """One bar for the whole run, and below it the shares over the wall time.
-
-    Raises:
-      ValueError: the history has no goodput.
-    """
+    """Draws the run's shares in one bar, and below over time. Raises ValueError as `timeline`."""
     points, starts = timeline(history)
     wall, share = points[-1].sum(), points[-1][0] / points[-1].sum()
     figure = new_figure(9.0, 4.8)
     total, over_time = figure.subplots(2, 1, height_ratios=(1, 5))
-    _draw_total(total, points[-1])
+    left = 0.0
+    for category, spent in zip(CATEGORIES, points[-1], strict=True):
+        label = f"{category} {spent / wall:.1%}\n{_duration(spent)}"
+        total.barh(0, spent / wall, left=left, color=_COLORS[category], label=label)
+        left += spent / wall
+    total.set_xlim(0, 1)
+    total.set_axis_off()
     total.set_title(f"{name}: {share:.1%} of {_duration(wall)} productive, {_attempts(starts)}")
     _draw_over_time(over_time, points, starts)
     handles, labels = total.get_legend_handles_labels()
@@ -89,49 +87,24 @@ def goodput_figure(name: str, history: History) -> Figure:
     return figure
 
 
-def _draw_total(axes: Axes, seconds: Float[np.ndarray, " category"]) -> None:
-    wall, left = seconds.sum(), 0.0
-    for category, spent in zip(CATEGORIES, seconds, strict=True):
-        share = spent / wall
-        label = f"{category} {share:.1%}\n{_duration(spent)}"
-        axes.barh(0, share, left=left, color=_COLORS[category], label=label)
-        left += share
-    axes.set_xlim(0, 1)
-    axes.set_axis_off()
-
-
 def _draw_over_time(
     axes: Axes, seconds: Float[np.ndarray, "point category"], starts: Sequence[float]
 ) -> None:
     scale, unit = _unit(seconds[-1].sum())
     edges, shares = _shares_over_time(seconds)
+    edges = edges / scale
     below = np.zeros(len(shares))
     for category, share in zip(CATEGORIES, shares.T, strict=True):
-        axes.bar(
-            edges[:-1] / scale,
-            share,
-            np.diff(edges) / scale,
-            below,
-            align="edge",
-            color=_COLORS[category],
-        )
+        color = _COLORS[category]
+        axes.bar(edges[:-1], share, np.diff(edges), below, align="edge", color=color)
         below += share
     for number, start in enumerate(starts, start=2):
         axes.axvline(start / scale, color="black", linewidth=0.8, linestyle=":")
         if len(starts) < _MAX_LABELS:
-            axes.annotate(
-                f" attempt {number}",
-                (start / scale, 1),
-                xycoords=("data", "axes fraction"),
-                va="bottom",
-                fontsize="small",
-            )
-    axes.set(
-        xlim=(0, edges[-1] / scale),
-        ylim=(0, 1),
-        xlabel=f"{unit} since the run first began",
-        ylabel="share of the time",
-    )
+            at, coords = (start / scale, 1), ("data", "axes fraction")
+            axes.annotate(f" attempt {number}", at, xycoords=coords, va="bottom", size="small")
+    axes.set(xlim=(0, edges[-1]), ylim=(0, 1))
+    axes.set(xlabel=f"{unit} since the run first began", ylabel="share of the time")
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -139,7 +112,7 @@ def _draw_over_time(
 def _shares_over_time(
     seconds: Float[np.ndarray, "point category"],
 ) -> tuple[Float[np.ndarray, " edge"], Float[np.ndarray, "bin category"]]:
-    """Columns from point to point where these are few, otherwise equal parts of the time."""
+    """Shares from point to point, or in _MAX_BINS equal parts of the time if points are many."""
     walls = seconds.sum(axis=1)
     later = np.diff(walls, prepend=-1.0) > 0
     walls, seconds = walls[later], seconds[later]
@@ -164,7 +137,7 @@ def _duration(seconds: float) -> str:
 
 
 def draw(workdirs: Sequence[str]) -> Figure:
-    """Prints the table of a workdir's run and draws it. Raises ValueError for several workdirs."""
+    """Draws a workdir's run and prints its table. Raises ValueError for several workdirs."""
     if len(workdirs) != 1:
         raise ValueError(f"name one workdir, not {len(workdirs)}")
     name, history = pathlib.PurePath(workdirs[0]).name, read_metrics(workdirs[0])

@@ -17,14 +17,11 @@ from darl_jax.nn.orders import BLOCKED, FIXED, OrderConfig, fixed_order, inverse
 
 BLOCKS = (2, 4, 8)
 _COLUMNS = 4
-_LARGEST_NUMBERED = 8  # rows of patches up to which each has its number
+_LARGEST_NUMBERED = 8  # largest grid side whose patches are numbered
 
 
 def orders_of(side: int) -> list[OrderConfig]:
-    """Every fixed order of a square grid, those of blocks with each of BLOCKS that divides it.
-
-    A block that is the whole grid is left out: it is the raster order.
-    """
+    """Fixed orders of a square grid, with each of BLOCKS that divides it and is smaller."""
     found = []
     for name in FIXED:
         blocks = [b for b in BLOCKS if side % b == 0 and b < side] if name in BLOCKED else [2]
@@ -33,13 +30,10 @@ def orders_of(side: int) -> list[OrderConfig]:
 
 
 def orders_figure(grid: int) -> Figure:
-    """A panel for each order: the path, from the dot on, over patches colored by their place.
-
-    Args:
-      grid: rows and columns of patches.
+    """Draws the path of each order, from the dot on, over patches colored by position.
 
     Raises:
-      ValueError: a grid of a single patch has no order.
+      ValueError: the grid has less than 2 rows.
     """
     if grid < 2:
         raise ValueError(f"--grid={grid} must be at least 2")
@@ -54,17 +48,17 @@ def orders_figure(grid: int) -> Figure:
     for panel in panels.ravel()[len(orders) :]:
         panel.set_axis_off()
     colors = ScalarMappable(scale, "viridis")
-    figure.colorbar(colors, ax=panels, label="place in the sequence", fraction=0.02, pad=0.01)
+    figure.colorbar(colors, ax=panels, label="position in the sequence", fraction=0.02, pad=0.01)
     return figure
 
 
 def _draw_order(panel: Axes, order: Int[np.ndarray, " patch"], side: int, scale: Normalize) -> None:
-    place = np.asarray(inverse(order)).reshape(side, side) + 1
-    panel.imshow(place, cmap="viridis", norm=scale)
+    position = np.asarray(inverse(order)).reshape(side, side) + 1
+    panel.imshow(position, cmap="viridis", norm=scale)
     points = np.stack([order % side, order // side], axis=1)
     segments = np.stack([points[:-1], points[1:]], axis=1)
     jump = np.abs(segments[:, 1] - segments[:, 0]).max(axis=1) > 1
-    # Jumps are thin, or they would hide all else; and so is the rest of a path of jumps.
+    # Jumps are thin, or they would hide the rest; so is the rest of a path of mostly jumps.
     thin = jump | (jump.mean() > 0.5)
     for chosen, width, alpha in ((thin, 0.5, 0.45), (~thin, 1.4, 0.9)):
         panel.add_collection(
@@ -74,9 +68,8 @@ def _draw_order(panel: Axes, order: Int[np.ndarray, " patch"], side: int, scale:
     if side <= _LARGEST_NUMBERED:
         for number, (column, row) in enumerate(points, start=1):
             color = "black" if scale(number) > 0.6 else "white"
-            panel.text(
-                column + 0.42, row + 0.42, str(number), ha="right", va="bottom", color=color, size=7
-            )
+            x, y = column + 0.42, row + 0.42
+            panel.text(x, y, str(number), ha="right", va="bottom", color=color, size=7)
     panel.set(xticks=[], yticks=[])
 
 

@@ -1,11 +1,10 @@
-"""Frame of the programs that draw: their flags and their look."""
+"""Frame of the figure programs: flags and style."""
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from darl_jax.runtime import cli
@@ -17,21 +16,12 @@ COLORS = (
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, which needs no screen."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plain(axes: Axes) -> None:
-    """A faint grid behind the data, and no frame above and to the right."""
-    axes.grid(which="both", color="0.92")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    """Empty figure of a size in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def by_name(workdirs: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(name, workdir) of each run: the workdir's last part, or all of it where two have the same.
+    """(name, workdir) of each run: the workdir's last part, or the whole path if that is ambiguous.
 
     Raises:
       ValueError: a workdir is named twice.
@@ -51,18 +41,20 @@ def run_program(
     workdirs: bool = False,
     **given: flags.FlagHolder,
 ) -> None:
-    """A whole program: reads flags, draws, and writes the picture. Does not return.
+    """Runs a program: reads flags, draws, and writes the picture. Does not return.
 
-    Exit codes: 0 done; 1 an error while it ran; 2 what cannot be drawn, said in one line.
+    Exit codes: 0 done; 1 an error while running; 2 bad input, with a one-line message.
 
     Args:
-      draw: the figure, from the workdirs (where there are any) and the flags by name.
-      usage: an example of a command line.
-      output: the picture's file where --output is not given.
-      workdirs: whether it draws runs, which are named without a flag.
+      draw: makes the figure from the workdirs (if any) and the flags by name.
+      usage: example of a command line.
+      output: default of --output.
+      workdirs: whether the arguments without a flag are workdirs of runs.
       **given: flags beside --output.
     """
-    flags.DEFINE_string("output", output, "The picture's file, such as a PNG or a PDF.")
+    flags.DEFINE_string("output", output, "File of the picture, such as a PNG or PDF.")
+    # Without this --help would leave it out, as a flag of this module.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["output"])
 
     def main(names: Sequence[str] = ()) -> None:
         file = pathlib.Path(flags.FLAGS.output).expanduser()

@@ -1,9 +1,9 @@
-"""Draws accuracy over the noise schedule's (a, b) from a set of runs (Figure 3).
+"""Draws accuracy over the (a, b) of Beta noise schedules from a set of runs (Figure 3).
 
 python -m darl_jax.figures.schedule_sweep runs/a003 runs/a01 runs/a1 --output=sweep.png
 
-A run of fine-tuning or of probes counts for the schedule of the pre-training run that it began
-from, which must still be where `config.init.checkpoint` says. The table goes to the terminal.
+The schedule of a fine-tuning or probe run is that of the pre-training run it was initialized from,
+which must still be at `config.init.checkpoint`. The table goes to the terminal.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from absl import flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from darl_jax.figures.program import COLORS, by_name, new_figure, plain, run_program
+from darl_jax.figures.program import COLORS, by_name, new_figure, run_program
+from darl_jax.monitoring.drawing import plain
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_config
 
 
 class Point(NamedTuple):
-    """One run: its schedule Beta(a, b), and the last value of the metric."""
+    """Schedule Beta(a, b) of a run, and its last value of the metric."""
 
     run: str
     a: float
@@ -29,11 +30,11 @@ class Point(NamedTuple):
 
 
 def read_point(name: str, workdir: str, metric: str) -> Point:
-    """A run's schedule and its last value of a metric.
+    """Reads a run's schedule and its last value of a metric.
 
     Raises:
-      ValueError: it wrote no such metric, or was not pre-trained by diffusion with a Beta schedule.
-      FileNotFoundError: there is no such run, or none where it began from.
+      ValueError: the run has no such metric, or no Beta schedule.
+      FileNotFoundError: the run or the one it was initialized from does not exist.
     """
     a, b = schedule_of(workdir)
     lines = read_metrics(workdir)
@@ -47,11 +48,11 @@ def read_point(name: str, workdir: str, metric: str) -> Point:
 
 
 def schedule_of(workdir: str) -> tuple[float, float]:
-    """(a, b) of the diffusion that a run's backbone was trained by, here or where it began from.
+    """(a, b) of a run's schedule, or of the run that its backbone was initialized from.
 
     Raises:
-      ValueError: it was trained otherwise.
-      FileNotFoundError: there is no checkpoint, here or there.
+      ValueError: there is no Beta schedule.
+      FileNotFoundError: a checkpoint does not exist.
     """
     config = restore_config(workdir)
     seen = workdir
@@ -77,25 +78,18 @@ def schedule_of(workdir: str) -> tuple[float, float]:
 
 
 def table(points: Sequence[Point], metric: str) -> str:
-    """A row for each run, by a and then b."""
+    """Formats a row for each run, sorted by a and b."""
     rows = [("a", "b", metric, "run")]
     rows += [
         (f"{a:g}", f"{b:g}", f"{value:.4f}", name)
         for name, a, b, value in sorted(points, key=lambda point: (point.a, point.b, point.run))
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "   ".join(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False))
-        + f"   {row[-1]}"
-        for row in rows
-    )
+    a, b, value = (max(map(len, column)) for column in [*zip(*rows, strict=True)][:3])
+    return "\n".join(f"{r[0]:>{a}}   {r[1]:>{b}}   {r[2]:>{value}}   {r[3]}" for r in rows)
 
 
 def sweep_figure(points: Sequence[Point], metric: str) -> Figure:
-    """A map over (a, b) where both vary, otherwise a line over the one that does.
-
-    Runs of the same (a, b) count by their mean.
-    """
+    """Draws a map over (a, b) if both vary, else a line; runs of one (a, b) are averaged."""
     values: dict[tuple[float, float], list[float]] = {}
     for point in points:
         values.setdefault((point.a, point.b), []).append(point.value)
@@ -110,7 +104,7 @@ def sweep_figure(points: Sequence[Point], metric: str) -> Figure:
 
 
 def _draw_map(axes: Axes, means: dict[tuple[float, float], float], metric: str) -> None:
-    """A cell for each (a, b), blank where there is no run; a and b by rank, as their grid is."""
+    """Draws a cell for each (a, b), blank without a run; values of a and b are equally spaced."""
     a_s, b_s = (sorted(set(each)) for each in zip(*means, strict=True))
     cells = np.full((len(b_s), len(a_s)), np.nan)
     for (a, b), mean in means.items():
@@ -144,7 +138,7 @@ def _draw_line(axes: Axes, means: dict[tuple[float, float], float], metric: str)
 
 
 def draw(workdirs: Sequence[str], *, metric: str) -> Figure:
-    """The metric over the runs' schedules; prints the table."""
+    """Draws the metric over the runs' schedules, and prints the table."""
     points = [read_point(name, workdir, metric) for name, workdir in by_name(workdirs)]
     print(table(points, metric))
     return sweep_figure(points, metric)
@@ -157,6 +151,6 @@ if __name__ == "__main__":
         output="sweep.png",
         workdirs=True,
         metric=flags.DEFINE_string(
-            "metric", "validation/accuracy", "A name in the runs' metrics.jsonl."
+            "metric", "validation/accuracy", "Name of a metric in the runs' metrics.jsonl."
         ),
     )

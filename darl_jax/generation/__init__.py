@@ -1,4 +1,4 @@
-"""Images from a model: what is asked for, how it is made, and the files that it goes to."""
+"""Image generation: requests, the generator, and output files."""
 
 from darl_jax.generation.generator import Generator, generating_method
 

@@ -1,4 +1,4 @@
-"""Generated images as files."""
+"""Output files of generated images."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ GRID_FILE, ARRAYS_FILE, SETTINGS_FILE = "grid.png", "samples.npz", "settings.jso
 
 
 class SampleFolder:
-    """A folder of images as they are generated, with a picture of all of them in the end.
+    """Folder of generated images, written one by one, with a picture of all of them at the end.
 
     Args:
       path: a new folder.
-      request: for the images.
       settings: content of settings.json.
     """
 
@@ -31,7 +30,7 @@ class SampleFolder:
             self._save(f"{name}_original.png", original)
 
     def add(self, images: UInt8[np.ndarray, "image height width channel"]) -> None:
-        """Writes the next images, each a PNG."""
+        """Writes the next images as PNGs."""
         request = self._request
         for image in images:
             original, number = divmod(len(self._images), request.each)
@@ -41,11 +40,11 @@ class SampleFolder:
 
     @property
     def count(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
         return len(self._images)
 
     def finish(self) -> Path:
-        """Writes all images as one picture and as arrays; returns the folder."""
+        """Writes all images as one picture and as arrays. Returns the folder."""
         request, images = self._request, np.stack(self._images)
         arrays: dict[str, Any] = {"images": images}
         if request.names:

@@ -1,10 +1,10 @@
-"""Images from a model, patch after patch (Section 5, Appendix F).
+"""Image generation patch by patch (Section 5, Appendix F).
 
-One compiled function makes a whole batch of images: the backbone with its keys and values kept, and
-for each patch the reverse process from noise. Nothing goes to the host in between.
+One compiled function generates a batch of images: the backbone with a KV cache, and for each patch
+the reverse process from noise. Nothing is transferred to the host in between.
 
-An image's noise follows from the seed and its number alone, so it is the same image in a batch of
-any size and on any number of devices, up to the order of float32 sums.
+Noise is a function of the seed and the image's number, so an image is the same for any batch size
+and number of devices, up to the order of float32 sums.
 """
 
 import math
@@ -31,29 +31,26 @@ from darl_jax.nn.orders import fixed_order
 from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
 from darl_jax.training.sharding import global_array, replicated
 
-# (z, keys, which of the patches that are made) -> this patch for each image of the batch.
+# (z, keys, index among the generated patches) -> this patch of each image of the batch.
 DrawPatch = Callable[
     [Float[Array, "batch width"], Key[Array, " batch"], Int[Array, ""]], Float[Array, "batch pixel"]
 ]
 
 
 class Generator:
-    """Makes images with a model.
+    """Generates images with a model.
 
     Args:
-      graphdef: the model without its parameters.
-      method: that the model was trained with.
-      sampler: how patches are drawn; None for a model of the squared error, whose patches are the
-        means that it predicts.
-      order: in which patches are made; the model's own if not given.
-      known: how many patches are given, the first ones of the order.
-      error: for the analytic variance: from a number of steps to the denoiser's mean squared error
+      graphdef: the model without parameters.
+      method: training method of the model.
+      sampler: None for a model of the squared error, whose patches are predicted means.
+      order: order of generation; the model's own by default.
+      known: number of given patches, the first ones of the order.
+      error: for the analytic variance: maps a number of steps to the denoiser's mean squared error
         at each of their levels.
-      mesh: where the model is.
 
     Raises:
-      ValueError: the model cannot make images, has no decoder for the sampler, knows its own order
-        alone, or there are fewer patches than are given.
+      ValueError: the sampler or the order does not suit the model, or all patches are given.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class Generator:
         method: DARLMethod,
         *,
         sampler: SamplerConfig | None,
-        order: Int[np.ndarray, " place"] | None = None,
+        order: Int[np.ndarray, " position"] | None = None,
         known: int = 0,
         error: Callable[[int], np.ndarray] | None = None,
         mesh: Mesh,
@@ -78,9 +75,11 @@ class Generator:
             )
         self._mesh = mesh
         mean, std = method.data.mean, method.data.std
-        tables = None
-        if sampler is not None:
-            tables = make_tables(sampler, sampler.counts(patches)[known:], error)
+        tables = (
+            None
+            if sampler is None
+            else make_tables(sampler, sampler.counts(patches)[known:], error)
+        )
 
         def images(
             params: PyTree,
@@ -92,17 +91,17 @@ class Generator:
             sequence_order = model.backbone.order(grid) if order is None else order
             start = patchify(standardize(given, mean, std), patch_size)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
-            made = _complete(
+            generated = _complete(
                 SequenceDecoder(model, grid, sequence_order),
                 orders.take(start, sequence_order)[:, :known],
                 patch_drawer(model, method, sampler, tables),
                 keys,
                 patches,
             )
-            made = orders.take(made, orders.inverse(sequence_order))
-            return unstandardize(unpatchify(made, patch_size, grid), mean, std)
+            generated = orders.take(generated, orders.inverse(sequence_order))
+            return unstandardize(unpatchify(generated, patch_size, grid), mean, std)
 
-        # Whichever process writes the images has all of them.
+        # Replicated: any process can write the images.
         self._images = jax.jit(images, out_shardings=replicated(mesh))
 
     def __call__(
@@ -112,13 +111,12 @@ class Generator:
         numbers: Int[np.ndarray, " rows"],
         given: UInt8[np.ndarray, "rows height width channel"],
     ) -> UInt8[Array, "batch height width channel"]:
-        """A batch of images.
+        """Generates a batch of images.
 
         Args:
-          params: of the model.
-          key: of all images.
-          numbers: of these ones, which decide their noise; this process's rows of the batch.
-          given: images whose first `known` patches are kept; nothing else of them is looked at.
+          key: sampling key of all images.
+          numbers: of this process's rows of the batch; they decide the noise.
+          given: images whose first `known` patches are kept; the rest is ignored.
         """
         rows = global_array({"numbers": numbers, "given": given}, self._mesh)
         return self._images(params, key, rows["numbers"], rows["given"])
@@ -131,37 +129,26 @@ class Generator:
         given: UInt8[np.ndarray, "image height width channel"],
         *,
         batch_size: int,
-    ) -> Iterator[UInt8[np.ndarray, "made height width channel"]]:
-        """Any number of images, batch after batch; arguments are the same in all processes.
+    ) -> Iterator[UInt8[np.ndarray, "_ height width channel"]]:
+        """Yields any number of images in batches; arguments are the same in all processes.
 
-        Args:
-          params: as in a call.
-          key: as in a call.
-          numbers: of all images.
-          given: for all images.
-          batch_size: a multiple of the devices that examples are split over.
+        `batch_size` is a multiple of the devices that the batch is sharded over.
         """
         rows = batch_size // jax.process_count()
         own = np.arange(rows) + jax.process_index() * rows
         for start in range(0, len(numbers), batch_size):
-            # The last batch is filled up with images that are made already.
+            # The last batch is filled up with repetitions.
             index = (start + own) % len(numbers)
-            made = self(params, key, numbers[index], given[index])
-            yield np.asarray(made)[: len(numbers) - start]
+            images = self(params, key, numbers[index], given[index])
+            yield np.asarray(images)[: len(numbers) - start]
 
 
 class Tables(NamedTuple):
-    """The steps of all patches that are made.
+    """Sampler tables of all generated patches."""
 
-    Attributes:
-      steps: tables one above the other, filled up to the longest.
-      counts: how long each of them is.
-      row: which of them each patch takes.
-    """
-
-    steps: Steps
-    counts: Int[np.ndarray, " table"]
-    row: Int[np.ndarray, " patch"]
+    steps: Steps  # stacked tables, padded to the longest
+    counts: Int[np.ndarray, " table"]  # length of each table
+    row: Int[np.ndarray, " patch"]  # table of each patch
 
 
 def make_tables(
@@ -169,7 +156,7 @@ def make_tables(
     counts: Sequence[int],
     error: Callable[[int], Float[np.ndarray, "step _"]] | None = None,
 ) -> Tables:
-    """The steps of each patch, by their number."""
+    """Tables for patches of `counts` steps each."""
     different, row = np.unique(counts, return_inverse=True)
     each = [make_steps(sampler, int(count), error) for count in different]
 
@@ -184,7 +171,7 @@ def make_tables(
 
 
 def generating_method(method: Method) -> DARLMethod:
-    """The method, if its models make images. Raises ValueError."""
+    """Checks that a method's models generate images. Raises ValueError."""
     if not isinstance(method, DARLMethod):
         raise ValueError(
             f"config.objective.name={method.name!r} predicts no patches: it makes no images"
@@ -198,7 +185,7 @@ def generating_method(method: Method) -> DARLMethod:
 
 
 def check_sampler(method: DARLMethod, sampler: SamplerConfig | None) -> None:
-    """Whether the method's patch decoder suits a sampler. Raises ValueError."""
+    """Checks that the method's patch decoder suits a sampler. Raises ValueError."""
     if isinstance(method, Diffusion) != (sampler is not None):
         raise ValueError(
             f"a model of config.objective.name={method.name!r} has no denoising patch decoder, "
@@ -209,26 +196,21 @@ def check_sampler(method: DARLMethod, sampler: SamplerConfig | None) -> None:
 
 
 def check_order(method: DARLMethod, order: Int[np.ndarray, " position"] | None) -> None:
-    """Whether a model makes patches in an order.
-
-    Raises:
-      ValueError: it knows its own alone.
-    """
+    """Checks an order of generation, without two streams the model's own. Raises ValueError."""
     own = method.model.order
     if order is None or method.objective.two_stream:
         return
-    if np.array_equal(order, fixed_order(own, method.grid)):
-        return
-    raise ValueError(
-        f"the model knows the order {own.name!r} alone; another one needs a model of two streams "
-        "(config.objective.two_stream=True)"
-    )
+    if not np.array_equal(order, fixed_order(own, method.grid)):
+        raise ValueError(
+            f"the model knows the order {own.name!r} alone; another one needs a model of two "
+            "streams (config.objective.two_stream=True)"
+        )
 
 
 def pixel_bounds(
     method: DARLMethod,
 ) -> tuple[Float[np.ndarray, " pixel"], Float[np.ndarray, " pixel"]]:
-    """The least and the greatest standardized value of each of a patch's pixels."""
+    """Smallest and largest standardized value of each pixel of a patch."""
     mean, std = (np.asarray(value, np.float32) for value in (method.data.mean, method.data.std))
     # A patch's values are (row, column, channel).
     low, high = (np.tile((value - mean) / std, method.model.patch_size**2) for value in (0.0, 1.0))
@@ -238,13 +220,13 @@ def pixel_bounds(
 def patch_drawer(
     model: DARL, method: DARLMethod, sampler: SamplerConfig | None, tables: Tables | None
 ) -> DrawPatch:
-    """A function that draws a patch for each image; without a sampler its predicted mean."""
+    """Function that draws a patch of each image; without a sampler the predicted mean."""
     pixels, bounds = method.patch_dim, pixel_bounds(method)
     if not isinstance(method, Diffusion) or sampler is None or tables is None:
         return lambda z, keys, number: jnp.clip(model.patch_decoder(z).astype(jnp.float32), *bounds)
     steps = jax.tree.map(jnp.asarray, tables.steps)
     noisy = bool(np.any(tables.steps.of_noise))
-    # A number of steps that is the same for all patches is told to the compiler.
+    # A common number of steps is a constant of the compiled program.
     same = int(tables.counts[0]) if len(tables.counts) == 1 else None
 
     def draw(
@@ -276,23 +258,23 @@ def _complete(
     keys: Key[Array, " batch"],
     patches: int,
 ) -> Float[Array, "batch patch pixel"]:
-    """The patches that are given, and then those that are drawn, in the order of the sequence."""
+    """Given patches and then drawn ones, in sequence order."""
     batch, known, pixels = given.shape
 
-    def read(state: Any, place_and_patch: Any) -> tuple[Any, None]:
+    def read(state: Any, position_and_patch: Any) -> tuple[Any, None]:
         cache, previous = state
-        place, patch = place_and_patch
-        cache, _ = decoder(cache, place, previous)
+        position, patch = position_and_patch
+        cache, _ = decoder(cache, position, previous)
         return (cache, patch), None
 
-    def make(state: Any, place: Array) -> tuple[Any, Array]:
+    def generate(state: Any, position: Array) -> tuple[Any, Array]:
         cache, previous = state
-        cache, z = decoder(cache, place, previous)
-        own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
-        patch = pin_batch(draw(z, own_keys, place - known))
+        cache, z = decoder(cache, position, previous)
+        own_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+        patch = pin_batch(draw(z, own_keys, position - known))
         return (cache, patch), patch
 
     state = decoder.empty_cache(batch), pin_batch(jnp.zeros((batch, pixels), jnp.float32))
     state, _ = jax.lax.scan(read, state, (jnp.arange(known), given.swapaxes(0, 1)))
-    _, made = jax.lax.scan(make, state, jnp.arange(known, patches))
-    return jnp.concatenate([given, made.swapaxes(0, 1)], axis=1)
+    _, generated = jax.lax.scan(generate, state, jnp.arange(known, patches))
+    return jnp.concatenate([given, generated.swapaxes(0, 1)], axis=1)

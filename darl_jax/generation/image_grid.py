@@ -1,24 +1,19 @@
-"""Images side by side in one picture."""
+"""Grids of images in one picture."""
 
 import numpy as np
 from jaxtyping import UInt8
 
-_SMALLEST_SIDE = 64  # Pixels; smaller images are magnified by a whole number, without smoothing.
-_GAP = 4  # Pixels around each image; a frame takes up all but one of them.
+_SMALLEST_SIDE = 64  # pixels; smaller images are magnified by an integer, without smoothing
+_GAP = 4  # pixels around each image; a frame is one pixel narrower
 _RED = (214, 39, 40)
-
-Image = UInt8[np.ndarray, "height width channel"]
 
 
 def image_grid(
     images: UInt8[np.ndarray, "rows columns height width channel"], *, frame_first: bool = False
 ) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Rows of images on white, gray ones as RGB.
+    """Draws rows of images on white.
 
-    Args:
-      images: by row and column.
-      frame_first: whether the first image of each row is in a red frame, as the originals of
-        Figure 7 are.
+    `frame_first` puts the first image of each row in a red frame, as the originals of Figure 7.
     """
     rows, columns, height, width, channels = images.shape
     factor = max(1, -(-_SMALLEST_SIDE // height))
@@ -37,13 +32,8 @@ def image_grid(
 
 
 def near_square(images: UInt8[np.ndarray, "image height width channel"]) -> np.ndarray:
-    """Images in rows, as many as there are columns or a few less; the last ones may be white.
-
-    Returns:
-      (rows, columns, height, width, channel).
-    """
-    number = len(images)
-    columns = int(np.ceil(np.sqrt(number)))
-    rows = -(-number // columns)
-    white = np.full((rows * columns - number, *images.shape[1:]), 255, np.uint8)
+    """Arranges images in a nearly square grid (rows, columns, ...), filled up with white ones."""
+    columns = int(np.ceil(np.sqrt(len(images))))
+    rows = -(-len(images) // columns)
+    white = np.full((rows * columns - len(images), *images.shape[1:]), 255, np.uint8)
     return np.concatenate([images, white]).reshape(rows, columns, *images.shape[1:])

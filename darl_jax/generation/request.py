@@ -1,4 +1,4 @@
-"""Requests: images from nothing, from the first patches on, or a region anew."""
+"""Generation requests: unconditional images, completions, or regions."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,18 @@ from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.decode import HostImage, UndecodableImageError, central_box
 from darl_jax.nn.positions import Grid
 
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
 
 class Request(NamedTuple):
-    """Images to make.
+    """Images to generate.
 
     Attributes:
-      originals: images that some patches are taken from; black for images from nothing.
-      names: of the originals, for file names; empty for images from nothing.
-      each: how many images for each original.
-      known: how many patches are taken, the first of the order.
-      order: in which patches are made; None is the model's own.
+      originals: images to keep patches of; black for unconditional images.
+      names: file names of the originals; empty for unconditional images.
+      each: number of images per original.
+      known: number of patches to keep, the first ones of the order.
+      order: order of generation; None for the model's own.
     """
 
     originals: UInt8[np.ndarray, "original height width channel"]
@@ -40,14 +42,14 @@ def from_nothing(number: int, shape: Sequence[int]) -> Request:
 
 
 def region_order(region: Sequence[str], grid: Grid) -> tuple[Int[np.ndarray, " position"], int]:
-    """An order that has a region of the image last, and the number of patches before it.
+    """Order with a region of the image last, and the number of patches before the region.
 
     Args:
       region: first row, end row, first column and end column, in patches; ends not included.
       grid: (rows, columns) of patches.
 
     Raises:
-      ValueError: this is no region of the grid.
+      ValueError: the region is malformed or not in the grid.
     """
     top, bottom, left, right = (0, 0, 0, 0)
     if len(region) == 4 and all(number.isdigit() for number in region):
@@ -67,15 +69,10 @@ def region_order(region: Sequence[str], grid: Grid) -> tuple[Int[np.ndarray, " p
 def read_images(
     files: Sequence[Path], data: ImagesConfig
 ) -> UInt8[np.ndarray, "image height width channel"]:
-    """Images in the model's size.
-
-    Args:
-      files: of images.
-      data: size, channels and crop; images of the model's size stay as they are, others are
-        cropped and resized as in evaluation.
+    """Reads images; those of another size are cropped and resized as in evaluation.
 
     Raises:
-      ValueError: a file is no image.
+      ValueError: a file cannot be decoded.
     """
     images: list[np.ndarray] = []
     resized = 0
@@ -101,18 +98,15 @@ def read_images(
 
 
 def file_names(files: Sequence[Path]) -> list[str]:
-    """Names without suffix; two files of one name are told apart by their positions."""
+    """Names without suffix; repeated names get an index."""
     names: list[str] = []
     for path in files:
         names.append(path.stem if path.stem not in names else f"{path.stem}_{len(names)}")
     return names
 
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-
-
 def image_files(paths: Sequence[str], flag: str) -> list[Path]:
-    """Image files, those in folders sorted. Raises FileNotFoundError, naming the flag."""
+    """Lists image files, those of folders sorted. Raises FileNotFoundError, naming the flag."""
     files: list[Path] = []
     for text in paths:
         path = Path(text).expanduser()

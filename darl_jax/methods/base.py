@@ -1,7 +1,7 @@
 """The contract between a training run and a method.
 
-A method owns a model, the features of an example that it reads, and the loss. A run knows nothing
-else about it: `train.py` builds the method from the config, compiles `loss` into a step and asks
+A method owns a model, its inputs (features of an example) and its loss. A run knows nothing else
+about it: `train.py` builds the method from the config, compiles `loss` into a step and calls
 `validate` on held-out examples.
 """
 
@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from darl_jax.data.base import Features, Split
 
-# Flax would place parameters when they are made; the table in training/sharding.py does it.
+# Parameters are sharded by the table in training/sharding.py, not by Flax at initialization.
 nnx.use_eager_sharding(False)
 
 Batch = Mapping[str, Shaped[Array, "batch ..."]]
@@ -30,12 +30,12 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """Base of the configs behind `config.objective`; `name` decides the method."""
+    """Base of the configs of `config.objective`; `name` decides the method."""
 
     name: str = ""
 
     def resolved(self, train: Split) -> "ObjectiveConfig":
-        """The config with every key that the training split decides, such as the classes.
+        """Fills in the keys that the training split decides, such as the number of classes.
 
         Raises:
           ValueError: the split does not suit the objective.
@@ -46,12 +46,10 @@ class ObjectiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Method(abc.ABC, Generic[Model]):
-    """A way to learn: a model, its inputs and its loss.
+    """A training method: a model, its inputs and its loss.
 
     Attributes:
-      objective: the config's group `objective`.
-      model: the config's group `model`.
-      data: the config's group `data`.
+      objective, model, data: the config's groups of these names.
 
     Raises:
       ValueError: the groups do not fit each other; the message names the key.
@@ -77,26 +75,25 @@ class Method(abc.ABC, Generic[Model]):
     @property
     @abc.abstractmethod
     def inputs(self) -> Features:
-        """The features of an example that `loss` reads."""
+        """Features of one example that `loss` reads."""
 
     @abc.abstractmethod
     def init(self, rngs: nnx.Rngs) -> Model:
-        """A model with initial parameters. Raises ValueError where the config is incomplete."""
+        """Builds a model with initial parameters. Raises ValueError if the config is incomplete."""
 
     @abc.abstractmethod
     def loss(
         self, model: Model, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss in training, a mean over the examples that count, and its metrics.
+        """Training loss, a mean over the examples with `batch['mask']`, and metrics.
 
-        `batch['mask']` is False for examples that do not count. `metrics['loss']` is the loss as a
-        mergeable mean.
+        `metrics['loss']` is the loss as a mergeable mean.
         """
 
     def validate(self, model: Model, batch: Batch, key: PRNGKeyArray) -> Metrics:
         """Metrics of held-out examples: those of training unless overridden.
 
-        Methods that train on altered examples or labels measure on those of the batch.
+        Methods that train on augmented examples or smoothed labels measure on the originals.
         """
         return self.loss(model, batch, key)[1]
 
@@ -119,11 +116,11 @@ class Method(abc.ABC, Generic[Model]):
         raise ValueError(f"config.objective.name={self.name!r} has no layers to decay over")
 
     def check_mesh(self, mesh: Mesh) -> None:
-        """Whether the model can be split over a mesh. Raises ValueError where it cannot."""
+        """Checks that the model can be split over a mesh. Raises ValueError if it cannot."""
         del mesh
 
     def kernels(self, device: jax.Device) -> Mapping[str, str]:
-        """The kernels that run on a device, by operation, for the log.
+        """Kernels that run on a device, by operation, for the log.
 
         Raises:
           ValueError: a kernel that the config names does not run there.
@@ -133,7 +130,7 @@ class Method(abc.ABC, Generic[Model]):
 
 
 def check_inputs(inputs: Features, features: Features, reader: str) -> None:
-    """Whether a kind of data makes the features that are read.
+    """Checks that a kind of data provides all inputs.
 
     Raises:
       ValueError: a feature is missing, or has another shape or dtype; `reader` begins the message.
@@ -156,10 +153,10 @@ def average(
     mask: Bool[Array, " batch"],
     where: Bool[Array, "*shape batch item"] | None = None,
 ) -> Average:
-    """A mean over items (patches, say) of the examples that count, mergeable over batches."""
+    """Mergeable mean over items (such as patches) of the unmasked examples."""
     weight = jnp.broadcast_to(mask[:, None], values.shape)
     if where is not None:
         weight = weight & where
-    # `where`, not a product: padded examples may give non-finite values.
+    # `where`, not a product: padding may give non-finite values.
     total = jnp.sum(jnp.where(weight, values, 0.0), dtype=jnp.float32)
     return Average(total=total, count=jnp.sum(weight, dtype=jnp.float32))

@@ -1,4 +1,4 @@
-"""The part that methods with a ViT backbone on images share."""
+"""Base of the methods with a ViT backbone on images."""
 
 import abc
 import dataclasses
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -23,7 +22,7 @@ from darl_jax.nn.vit import ViTConfig, layer_of
 
 
 class Prediction(NamedTuple):
-    """A model's prediction of each patch from those before it; standardized, in raster order."""
+    """Prediction of each patch from those before it; standardized, in raster order."""
 
     target: Float[Array, "batch patch pixel"]
     predicted: Float[Array, "batch patch pixel"]
@@ -33,16 +32,14 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImageMethod(Method[Model], abc.ABC):
-    """A method with a ViT on images: pixels to standardized patches, layers, kernels."""
+    """ViT on images: standardized patches, grids, layers for decay, kernels."""
 
     model: ViTConfig
     data: ImagesConfig
 
     def __post_init__(self) -> None:
-        for group, value, cls in (
-            ("model", self.model, ViTConfig),
-            ("data", self.data, ImagesConfig),
-        ):
+        groups = ("model", self.model, ViTConfig), ("data", self.data, ImagesConfig)
+        for group, value, cls in groups:
             if not isinstance(value, cls):
                 raise ValueError(
                     f"objective.name={self.name!r} needs config.{group}.name={cls.name!r}, not "
@@ -59,18 +56,17 @@ class ImageMethod(Method[Model], abc.ABC):
 
     @property
     def inputs(self) -> Features:
-        """8-bit images."""
         return {"image": self.data.features["image"]}
 
     @property
     def grid(self) -> Grid:
-        """(rows, columns) of an image's patches."""
+        """(rows, columns) of patches of an image."""
         side = self.data.image_size // self.model.patch_size
         return side, side
 
     @property
     def trained_grid(self) -> Grid:
-        """(rows, columns) of patches of the images that positions are counted on."""
+        """(rows, columns) of patches that the positional encoding was trained for."""
         side = (self.model.trained_image_size or self.data.image_size) // self.model.patch_size
         return side, side
 
@@ -81,7 +77,7 @@ class ImageMethod(Method[Model], abc.ABC):
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence: the start token and all patches."""
+        """Sequence length: the start token and all patches."""
         return 1 + math.prod(self.grid)
 
     def patches(self, batch: Batch) -> Float[Array, "batch patch pixel"]:
@@ -96,7 +92,7 @@ class ImageMethod(Method[Model], abc.ABC):
 
     @property
     def num_layers(self) -> int:
-        """The embedding, the blocks, and all that follows them."""
+        """The embedding, the blocks, and the head."""
         return self.model.depth + 2
 
     def layer_of(self, path: tuple[str, ...]) -> int | tuple[int, ...]:
@@ -106,7 +102,7 @@ class ImageMethod(Method[Model], abc.ABC):
         return layer_of(path[1:], self.model.depth)
 
     def backbone_flops(self) -> int:
-        """FLOPs of the backbone's forward pass over a whole image."""
+        """FLOPs of the backbone's forward pass on an image."""
         return backbone_flops(
             width=self.model.width,
             depth=self.model.depth,
@@ -116,7 +112,6 @@ class ImageMethod(Method[Model], abc.ABC):
         )
 
     def check_mesh(self, mesh: Mesh) -> None:
-        """Whether the heads can be split."""
         if self.model.num_heads % mesh.shape["tensor"]:
             raise ValueError(
                 f"config.model.num_heads={self.model.num_heads} must be a multiple of "
@@ -124,7 +119,6 @@ class ImageMethod(Method[Model], abc.ABC):
             )
 
     def kernels(self, device: jax.Device) -> Mapping[str, str]:
-        """The attention kernel."""
         kernel = attention.choose_implementation(
             self.model.attention,
             device=device,
@@ -136,13 +130,8 @@ class ImageMethod(Method[Model], abc.ABC):
 
 
 class PatchMethod(ImageMethod[Model], abc.ABC):
-    """A method on images whose model predicts patches."""
+    """Method on images whose model predicts patches."""
 
     @abc.abstractmethod
     def predict(self, model: Model, batch: Batch, key: PRNGKeyArray) -> Prediction:
-        """The model's prediction of each patch of each image."""
-
-
-def label_feature() -> jax.ShapeDtypeStruct:
-    """A class number, -1 for none."""
-    return jax.ShapeDtypeStruct((), np.int32)
+        """Predicts each patch of each image."""

@@ -10,11 +10,11 @@ from darl_jax.evaluators.pictures import (
     Pictures,
     draw_error_by_position,
     draw_predictions,
-    magnify,
     mean_errors,
 )
 from darl_jax.methods.darl.mse import MSE
 from darl_jax.methods.images import Prediction
+from darl_jax.monitoring.drawing import magnify
 from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
 
 

@@ -1,4 +1,4 @@
-"""The part that DARL's two objectives share (Section 3): the model, its FLOPs, its predictions."""
+"""Base of DARL's two objectives (Section 3): the model, its FLOPs, its predictions."""
 
 import dataclasses
 import math
@@ -16,11 +16,10 @@ from darl_jax.nn import positions
 
 @dataclasses.dataclass(frozen=True)
 class DARLConfig(ObjectiveConfig):
-    """Keys that both objectives have.
+    """Keys of both objectives.
 
     Attributes:
-      name: of the objective.
-      patch_decoder: from the backbone's output to pixels (Table 2).
+      patch_decoder: maps the backbone's output to pixels (Table 2).
       two_stream: predict patches from a query stream that knows their positions (Appendix A.5).
     """
 
@@ -33,7 +32,7 @@ class DARLMethod(PatchMethod[DARL]):
     """Prediction of each patch from those before it.
 
     Raises:
-      ValueError: the order of the patches needs two streams, or the positions do not suit them.
+      ValueError: the order of patches needs two streams, or the positions do not suit them.
     """
 
     objective: DARLConfig
@@ -57,11 +56,10 @@ class DARLMethod(PatchMethod[DARL]):
 
     @property
     def tokens(self) -> int:
-        """Length of the sequence: the start token and all patches but the last one to predict."""
+        """Sequence length: the start token and all patches but the last one to predict."""
         return math.prod(self.grid)
 
     def init(self, rngs: nnx.Rngs) -> DARL:
-        """The backbone and the objective's patch decoder."""
         return DARL(
             self.model,
             self.objective.patch_decoder,
@@ -74,11 +72,10 @@ class DARLMethod(PatchMethod[DARL]):
 
     @property
     def draws(self) -> int:
-        """Corrupted patches for each output of the backbone."""
+        """Corrupted patches per output of the backbone."""
         return 1
 
     def flops(self) -> int:
-        """Three times the forward pass."""
         decoder = self.objective.patch_decoder
         return 3 * forward_flops(
             width=self.model.width,

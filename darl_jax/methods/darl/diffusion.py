@@ -1,4 +1,4 @@
-"""Diffusion objective (Sections 3.2 and 3.3): denoise each patch, given those before it."""
+"""Diffusion objective (Sections 3.2 and 3.3): denoise each patch given those before it."""
 
 import dataclasses
 from typing import ClassVar
@@ -19,23 +19,23 @@ from darl_jax.nn.patches import squared_error
 
 PREDICTIONS = ("x0", "epsilon")
 
-# Where x^0 is recovered from predicted noise it is divided by sqrt(gamma).
+# x^0 is recovered from predicted noise by a division by sqrt(gamma).
 SMALLEST_GAMMA_TO_INVERT = 1e-5
 
-# The level at which `predict` shows a model. x^0 can be predicted from noise alone, that is from
-# the patches before; noise cannot be told from noise alone, so some of the patch shines through.
+# Noise level of `predict`. x^0 can be predicted from pure noise and the patches before; the noise
+# itself cannot, so a little of the patch is left in.
 _SHOWN_GAMMA = {"x0": 0.0, "epsilon": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig(DARLConfig):
-    """Diffusion.
+    """Config of diffusion.
 
     Attributes:
       prediction: output of the patch decoder, 'x0' or 'epsilon' (Section 4.1: 83.6 against 82.9).
       schedule: distribution of the noise level gamma.
-      draws: draws of (gamma, noise) for each pass of the backbone.
-      sampler: default way to draw patches from a trained model; training does not read it.
+      draws: draws of (gamma, noise) per pass of the backbone.
+      sampler: default sampler of a trained model; training does not read it.
     """
 
     name: str = "diffusion"
@@ -51,7 +51,7 @@ class DiffusionConfig(DARLConfig):
             )
         if self.draws < 1:
             raise ValueError(f"objective.draws={self.draws} must be at least 1")
-        make_schedule(self.schedule)  # Raises where the schedule is not one.
+        make_schedule(self.schedule)  # raises ValueError for a bad schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +67,19 @@ class Diffusion(DARLMethod):
 
     @property
     def draws(self) -> int:
-        """Corrupted patches for each output of the backbone."""
         return self.objective.draws
 
     @property
     def schedule(self) -> Schedule:
-        """The distribution of gamma."""
+        """Distribution of gamma."""
         return make_schedule(self.objective.schedule)
 
     def loss(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss, and its parts by the decile of the schedule that gamma fell in.
-
-        Decile 0 holds the tenth of the draws with most noise, whatever the schedule.
-        """
+        """Loss, in total and by the schedule's deciles of gamma; decile 0 has the most noise."""
         patches, grid = self.patches(batch), self.batch_grid(batch)
-        # An order, where one is drawn, has a key of its own beside the two.
+        # A random order has a third key of its own.
         order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         gamma_key, noise_key = jax.random.split(key)
         shape = (self.objective.draws, *patches.shape)
@@ -103,7 +99,7 @@ class Diffusion(DARLMethod):
         return loss.compute(), metrics
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
-        """x^0 as the model sees it in one step: from noise alone where it predicts x^0."""
+        """Estimates x^0 in one step: from pure noise if the model predicts x^0."""
         patches, grid = self.patches(batch), self.batch_grid(batch)
         order = model.draw_order(jax.random.fold_in(key, 2), len(patches), grid)
         noise = jax.random.normal(key, (1, *patches.shape), jnp.float32)
@@ -120,11 +116,11 @@ class Diffusion(DARLMethod):
         x_s: Float[Array, "draw batch patch pixel"],
         gamma: Float[Array, "draw batch patch 1"],
     ) -> Float[Array, "draw batch patch pixel"]:
-        """The model's estimate of the clean patches x^0, whatever its decoder predicts, float32."""
+        """Estimate of the clean patches x^0, whatever the decoder predicts; float32."""
         return self.denoiser(model, z)(x_s, gamma)
 
     def denoiser(self, model: DARL, z: Float[Array, "batch patch width"]) -> Denoise:
-        """`denoised` for one z and many levels, with all that is the same each time done."""
+        """`denoised` for one z and many levels; computations on z alone are done once."""
         decode = model.patch_decoder.denoiser(z)
 
         def denoised(x_s: Array, gamma: Array) -> Array:
@@ -148,6 +144,6 @@ def denoise(
     noise: Float[Array, "draw batch patch pixel"],
     gamma: Float[Array, "draw batch patch 1"],
 ) -> Float[Array, "draw batch patch pixel"]:
-    """x^0 from x^s and predicted noise, with gamma clamped to at least 1e-5."""
+    """x^0 from x^s and predicted noise; gamma is clamped to at least 1e-5."""
     gamma = jnp.maximum(gamma, SMALLEST_GAMMA_TO_INVERT)
     return (x_s - jnp.sqrt(1.0 - gamma) * noise) / jnp.sqrt(gamma)

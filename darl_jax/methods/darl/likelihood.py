@@ -1,20 +1,20 @@
-"""The evidence lower bound of patches, in nats (Section 3.2 and Appendix E).
+"""Evidence lower bound of patches, in nats (Section 3.2 and Appendix E).
 
     -log p(x) <= sum_{s=2..T} KL(q(x^(s-1) | x^s, x) || p(x^(s-1) | x^s)) - log p(x | x^1)
 
 The prior's term, KL(q(x^T | x) || p(x^T)), is 0 because gamma_T = 0. p has the posterior's mean,
-with the denoiser's estimate in the place of x, and one of two fixed variances:
+with the denoiser's estimate for x, and one of two fixed variances:
 
-    posterior   that of q (DDPM, arXiv 2006.11239). It does not count what the denoiser does not
-                know: for a Gaussian of unit variance and its optimal denoiser the bound is Euler's
-                constant / 2 = 0.289 nats a dimension too high, however large T is.
+    posterior   that of q (DDPM, arXiv 2006.11239). It ignores the denoiser's uncertainty: for a
+                Gaussian of unit variance and its optimal denoiser the bound is Euler's constant / 2
+                = 0.289 nats a dimension too high, however large T is.
     analytic    that of q, plus of_x0^2 times the denoiser's mean squared error at s, which is the
                 best fixed one (Analytic-DPM, arXiv 2201.06503).
 
 Settled here: at s = 1, where q has no variance, it is 1 - gamma_1 = 1 / T for `posterior`, and for
 `analytic` the mean squared error itself.
 
-Tables are made in float64 on the host, from s itself; what is computed from them is float32.
+Tables are float64 on the host; computations from them are float32.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ from darl_jax.methods.darl.reverse import Posterior
 
 VARIANCES = ("analytic", "posterior")
 
-# Of standardized pixels. A pixel that never differs may be predicted without any error, and a
-# variance of 0 would have no density.
+# Of standardized pixels. A constant pixel may be predicted without error, and a variance of 0 has
+# no density.
 _SMALLEST_ERROR = 1e-10
 
-# (x^s, gamma) -> the denoiser's estimate of x.
+# (x^s, gamma) -> estimate of x.
 Denoise = Callable[
     [Float[Array, "replicate batch patch pixel"], Float[Array, "replicate batch patch 1"]],
     Float[Array, "replicate batch patch pixel"],
 ]
-# One value for each dimension of a patch, or a single one for all. On the host tables are float64.
+# One value for each dimension of a patch, or one for all.
 Variance = Float[np.ndarray | Array, " variance"]
 # (estimate of x from x^1, the variance) -> -log p(x | x^1).
 Reconstruct = Callable[
@@ -52,9 +52,9 @@ Reconstruct = Callable[
 
 
 class Bound(NamedTuple):
-    """The terms of the bound for one reverse variance, as functions of the squared error.
+    """Terms of the bound for one reverse variance, linear in the squared error.
 
-    KL at s, entry s - 2, is the sum over the dimensions of constant + weight * squared error.
+    KL at s, entry s - 2, is the sum over dimensions of constant + weight * squared error.
     """
 
     constant: Float[np.ndarray | Array, "step variance"]  # nats
@@ -63,20 +63,16 @@ class Bound(NamedTuple):
 
 
 def posterior_bound(table: Posterior) -> Bound:
-    """The bound with DDPM's variance: KL = 1/2 (SNR_(s-1) - SNR_s) (x - estimate)^2."""
+    """Bound with DDPM's variance: KL = 1/2 (SNR_(s-1) - SNR_s) (x - estimate)^2."""
     weight = 0.5 * _gain(table)
     return Bound(np.zeros_like(weight), weight, table.noise[:1])
 
 
 def analytic_bound(table: Posterior, error: Float[np.ndarray, "level variance"]) -> Bound:
-    """The bound with Analytic-DPM's variance v = sigma^2 + of_x0^2 m.
+    """Bound with Analytic-DPM's variance v = sigma^2 + of_x0^2 m, `error` being m at each level.
 
     With r = of_x0^2 m / sigma^2, KL = 1/2 [log(v / sigma^2) + (sigma^2 + of_x0^2 e^2) / v - 1] is
-    1/2 [log(1 + r) - r / (1 + r)] + 1/2 of_x0^2 / sigma^2 / (1 + r) e^2, of which nothing cancels.
-
-    Args:
-      table: the posterior of each level.
-      error: the denoiser's mean squared error m at each level.
+    1/2 [log(1 + r) - r / (1 + r)] + 1/2 of_x0^2 / sigma^2 / (1 + r) e^2, without cancellation.
     """
     error = np.maximum(error, _SMALLEST_ERROR)
     gain = _gain(table)
@@ -91,12 +87,10 @@ def _gain(table: Posterior) -> Float[np.ndarray, "step 1"]:
 
 
 def spread_levels(steps: int, number: int) -> Int[np.ndarray, " level"]:
-    """`number` of the levels 1 .. `steps`, with 1, 2 and the last, the others evenly in log s.
-
-    Where whole numbers lie further apart than that they follow each other.
+    """`number` of the levels 1 .. `steps`: 1, 2, the last, and others evenly spaced in log s.
 
     Raises:
-      ValueError: fewer than 3 are asked for where there are more.
+      ValueError: `number` is less than 3 and than `steps`.
     """
     if number >= steps:
         return np.arange(1, steps + 1)
@@ -114,13 +108,13 @@ def interpolate_error(
     levels: Int[np.ndarray, " measured"],
     error: Float[np.ndarray, "measured variance"],
 ) -> Float[np.ndarray, "level variance"]:
-    """The mean squared error at some s: between the measured levels log m is linear in log s.
+    """Mean squared error m at some s; between measured levels log m is linear in log s.
 
-    `s` need not be whole: level s of T is level s K / T of K.
+    `s` need not be an integer: level s of T is level s K / T of K.
     """
     log_error = np.log(np.maximum(error, _SMALLEST_ERROR))
-    places = np.log(s), np.log(levels)
-    return np.exp(np.stack([np.interp(*places, column) for column in log_error.T], axis=1))
+    columns = [np.interp(np.log(s), np.log(levels), column) for column in log_error.T]
+    return np.exp(np.stack(columns, axis=1))
 
 
 def level_groups(steps: int) -> tuple[tuple[int, int], ...]:
@@ -139,23 +133,18 @@ def level_groups(steps: int) -> tuple[tuple[int, int], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class LevelSampler:
-    """Draws s = 2 .. T with a probability like 1 / (s - 1), as the KLs of a good denoiser fall.
+    """Distribution of s = 2 .. T, with probability ~ 1 / (s - 1) as the KLs of a good denoiser."""
 
-    Attributes:
-      edges: of the cumulative distribution between two levels, as float32 has them.
-      probability: of each level, entry s - 2, in accord with these edges.
-    """
-
-    edges: Float[np.ndarray, " edge"]
-    probability: Float[np.ndarray, " step"]
+    edges: Float[np.ndarray, " edge"]  # cumulative probability between levels, rounded to float32
+    probability: Float[np.ndarray, " step"]  # of level s at s - 2, differences of the edges
 
     def sample(self, uniform: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
-        """The level at a quantile in [0, 1]."""
+        """Level at a quantile in [0, 1]."""
         return 2 + jnp.searchsorted(jnp.asarray(self.edges), uniform, side="right")
 
 
 def level_sampler(steps: int) -> LevelSampler:
-    """For the levels 2 .. `steps`."""
+    """Sampler of the levels 2 .. `steps`."""
     share = 1.0 / np.arange(1, steps)
     edges = (np.cumsum(share)[:-1] / np.sum(share)).astype(np.float32)
     ends = np.concatenate([[0.0], edges.astype(np.float64), [1.0]])
@@ -173,16 +162,7 @@ def squared_errors(
     table: Posterior,
     levels: Int[np.ndarray, " measured"],
 ) -> Float[Array, "measured pixel"]:
-    """Sums, over the patches of images that count, of the denoiser's squared error at some levels.
-
-    Args:
-      denoise: the model.
-      patches: x, standardized.
-      mask: which images count.
-      keys: of each image's noise.
-      table: of all levels.
-      levels: at which the error is measured.
-    """
+    """Sums of the denoiser's squared error at some levels, over all patches of unmasked images."""
 
     def at(s: Int[Array, ""]) -> Float[Array, " pixel"]:
         every = jnp.broadcast_to(s, (1, *patches.shape[:2]))
@@ -202,20 +182,20 @@ def patch_bounds(
     *,
     draws: int,
 ) -> Float[Array, "bound share replicate batch patch"]:
-    """Unbiased estimates of each patch's bound, which share noise and levels between bounds.
+    """Unbiased estimates of each patch's bounds; all bounds share noise and levels.
 
     The first share is the reconstruction, which is always evaluated; the others are the KLs of
     `level_groups`. The levels of a patch's draws are stratified: draw k has the k-th part of all
-    probability. One draw is evaluated after the other, so that memory does not grow with them.
+    probability. Draws are evaluated one after another, so that memory does not grow with them.
 
     Args:
       denoise: the model.
       reconstruct: the last term.
       patches: x, standardized.
-      keys: of each estimate of each image.
-      table: of all levels, of which there are at least 2.
-      bounds: with these variances.
-      draws: of s for each patch, in each estimate.
+      keys: noise of each estimate of each image.
+      table: posterior of all levels, at least 2.
+      bounds: terms of each variance.
+      draws: number of levels s per patch and estimate.
     """
     steps = len(table.noise)
     groups, sampler = level_groups(steps), level_sampler(steps)
@@ -227,8 +207,8 @@ def patch_bounds(
 
     def draw(sums: Array, k: Int[Array, ""]) -> tuple[Array, None]:
         level_keys, noise_keys = _folded(_folded(keys, k), 0), _folded(_folded(keys, k), 1)
-        place = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, shape[2:])))(level_keys)
-        s = sampler.sample((k - 1 + place) / draws)
+        uniform = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, shape[2:])))(level_keys)
+        s = sampler.sample((k - 1 + uniform) / draws)
         error = _error_at(denoise, patches, s, noise_keys, table)
         weight = jnp.asarray(1.0 / (draws * sampler.probability), jnp.float32)[s - 2]
         kl = jnp.stack([_divergence(bound, s, error) for bound in bounds]) * weight
@@ -244,7 +224,7 @@ def patch_bounds(
 def _divergence(
     bound: Bound, s: Int[Array, "*shape"], error: Float[Array, "*shape pixel"]
 ) -> Float[Array, "*shape"]:
-    """KL in nats at a level s >= 2 of each patch, from the squared error of each dimension."""
+    """KL in nats at level s >= 2 of each patch, from the squared error of each dimension."""
     constant, weight = (
         jnp.asarray(table, jnp.float32)[s - 2] for table in (bound.constant, bound.weight)
     )
@@ -258,7 +238,7 @@ def _error_at(
     keys: Key[Array, "replicate batch"],
     table: Posterior,
 ) -> Float[Array, "replicate batch patch pixel"]:
-    """The denoiser's squared error, each patch corrupted to a level of its own."""
+    """Squared error of the denoiser, each patch at a level of its own."""
     return jax.lax.square(denoise(*_corrupted(patches, s, keys, table)) - patches)
 
 
@@ -291,13 +271,7 @@ def gaussian_nats(
     mean: Float[Array, "*replicate batch patch pixel"],
     variance: Variance,
 ) -> Float[Array, "*replicate batch patch"]:
-    """-log of a Gaussian's density at each patch x.
-
-    Args:
-      x: patches.
-      mean: of the Gaussian.
-      variance: of each dimension, or one for all.
-    """
+    """-log of a Gaussian's density at each patch x."""
     variance = jnp.asarray(variance, jnp.float32)
     scaled = jax.lax.square(x - mean) / variance
     return 0.5 * jnp.sum(jnp.log(2.0 * jnp.pi * variance) + scaled, axis=-1)
@@ -312,20 +286,18 @@ def discretized_nats(
 ) -> Float[Array, "*replicate batch patch"]:
     """-log of a Gaussian's probability of each patch's 8-bit pixels (DDPM, Section 3.3).
 
-    A pixel's bin reaches half a step of 8 bits to either side; the lowest one is open below and the
-    highest above, so that the probabilities of all 256 add up to 1.
+    A pixel's bin extends half an 8-bit step to either side; the lowest one is open below and the
+    highest above, so that the 256 probabilities add up to 1.
 
     Args:
       x: patches, standardized.
       level: their pixels, 0 to 255.
       half_bin: half a step in standardized units, 1 / (510 std), for each dimension.
-      mean: of the Gaussian.
-      variance: of each dimension, or one for all.
     """
     half, std = jnp.asarray(half_bin, jnp.float32), jnp.sqrt(jnp.asarray(variance, jnp.float32))
     lower = jnp.where(level == 0, -jnp.inf, (x - half - mean) / std)
     upper = jnp.where(level == 255, jnp.inf, (x + half - mean) / std)
-    # In the upper tail both cdfs are 1 in float32: the mirrored bin has the same probability.
+    # In the upper tail both CDFs are 1 in float32; the mirrored bin has the same probability.
     mirrored = lower + upper > 0.0
     lower, upper = jnp.where(mirrored, -upper, lower), jnp.where(mirrored, -lower, upper)
     log_upper = jax.scipy.special.log_ndtr(upper)

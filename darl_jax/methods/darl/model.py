@@ -18,16 +18,13 @@ from darl_jax.nn.vit import ViT, ViTConfig
 
 
 class DARL(nnx.Module):
-    """The model that is pre-trained; transfer keeps its `backbone`.
+    """Pre-training model; transfer keeps its `backbone`.
 
     Args:
-      vit: the backbone's shape.
-      patch_decoder: the decoder's shape.
       denoising: True for the diffusion objective, False for the squared error.
       two_stream: whether patches are predicted from a query stream (Appendix A.5).
       grid: (rows, columns) of patches.
       channels: of an image.
-      rngs: random state for the initial parameters.
     """
 
     def __init__(
@@ -55,14 +52,15 @@ class DARL(nnx.Module):
     ) -> Float[Array, "batch patch width"]:
         """z_t = f(x_{<t}) for every patch x_t, where "<" is the order of the sequence.
 
+        Patches of whole images and outputs are in raster order. A model without two streams only
+        knows its own order.
+
         Args:
-          patches: of whole images, in raster order, as is what is returned.
-          grid: (rows, columns) of them; the trained grid if not given.
-          order: in which they are predicted; the config's if not given. Without two streams a model
-            knows its own order alone.
+          grid: (rows, columns) of patches; the trained grid by default.
+          order: order of prediction; the config's by default.
 
         Raises:
-          ValueError: these are not all the patches of an image.
+          ValueError: the number of patches does not fit the grid.
         """
         grid = grid or self.backbone.grid
         order = self.backbone.order(grid) if order is None else order
@@ -73,6 +71,6 @@ class DARL(nnx.Module):
         return orders.take(z, orders.inverse(order))
 
     def draw_order(self, key: PRNGKeyArray | None, batch: int, grid: Grid | None = None) -> Order:
-        """The order that a batch is predicted in: the config's, or one drawn for each image."""
+        """Order of prediction for a batch: the config's, or a random one per image."""
         config = self.backbone.config.order
         return orders.draw_orders(config, key, batch, grid or self.backbone.grid)

@@ -14,7 +14,7 @@ from darl_jax.nn.patches import normalize_patches, patch_statistics, squared_err
 
 @dataclasses.dataclass(frozen=True)
 class MSEConfig(DARLConfig):
-    """Squared error.
+    """Config of the squared error.
 
     Attributes:
       normalize_target: standardize each patch by its own mean and variance (Table 14).
@@ -43,13 +43,13 @@ class MSE(DARLMethod):
     def loss(
         self, model: DARL, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss; only an order that is drawn for each image is random."""
+        """Loss; `key` draws the orders, if they are random."""
         error = self.predict(model, batch, key).error
         loss = average(error, batch["mask"])
         return loss.compute(), {"loss": loss}
 
     def predict(self, model: DARL, batch: Batch, key: PRNGKeyArray) -> Prediction:
-        """Predictions as standardized pixels, errors against the target that is trained on."""
+        """Predictions as standardized pixels, errors against the (normalized) target."""
         patches, grid = self.patches(batch), self.batch_grid(batch)
         order = model.draw_order(key, len(patches), grid)
         output = model.patch_decoder(model.encode(patches, grid, order))

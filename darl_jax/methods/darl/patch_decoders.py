@@ -1,4 +1,4 @@
-"""Patch decoders: from the backbone's output to pixels (Table 2).
+"""Patch decoders, from the backbone's output to pixels (Table 2).
 
 For the squared error a decoder maps the output z_t to the patch x_t. For diffusion it takes the
 corrupted patch x_t^s beside z_t and returns its estimate of the clean patch (or of the noise).
@@ -26,14 +26,17 @@ Denoise = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class PatchDecoderConfig:
-    """A patch decoder's shape; its width, heads and MLP are the backbone's.
+    """Config of a patch decoder; width, heads and MLP are the backbone's.
 
-    With 0 layers both kinds are a single linear layer.
+    Attributes:
+      kind: 'mlp', or 'transformer' (diffusion only).
+      layers: number of layers or blocks; 0 is a single linear layer.
+      condition_on_gamma: whether gamma is one more channel of the corrupted patch (diffusion only).
     """
 
-    kind: str = "mlp"  # 'mlp', or for diffusion 'transformer' too
+    kind: str = "mlp"
     layers: int = 0
-    condition_on_gamma: bool = False  # diffusion: gamma as one more channel of the corrupted patch
+    condition_on_gamma: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,7 +48,7 @@ class PatchDecoderConfig:
 
 
 class ResidualMlp(nnx.Module):
-    """x + mlp(norm(x)), a Transformer block without its attention."""
+    """x + mlp(norm(x)), a Transformer block without attention."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.norm = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
@@ -56,7 +59,7 @@ class ResidualMlp(nnx.Module):
 
 
 class MlpHead(nnx.Module):
-    """Residual MLP layers, LayerNorm, linear; only the linear without layers."""
+    """Residual MLP layers, LayerNorm, linear; with 0 layers only the linear."""
 
     def __init__(self, vit: ViTConfig, layers: int, patch_dim: int, *, rngs: nnx.Rngs):
         self.layers = layers
@@ -120,11 +123,11 @@ class DenoisingPatchDecoder(nnx.Module):
         x_s: Float[Array, "draw batch patch pixel"],
         gamma: Float[Array, "draw batch patch 1"],
     ) -> Float[Array, "draw batch patch pixel"]:
-        """Denoises several draws for each output of the backbone, which is computed once."""
+        """Denoises several draws per output of the backbone."""
         return self.denoiser(z)(x_s, gamma)
 
     def denoiser(self, z: Float[Array, "batch patch width"]) -> Denoise:
-        """Returns the denoiser of one z, with everything that depends on z alone computed."""
+        """A denoiser for one z and many (x^s, gamma); computations on z alone are done once."""
         if self.layers:
             first, blocks = self.from_backbone(z), unstack_blocks(self.blocks, self.layers)
 
@@ -147,12 +150,12 @@ def two_token_block(
     z: Float[Array, "*batch patch width"],
     x: Float[Array, "draw batch patch width"],
 ) -> tuple[Float[Array, "draw batch patch width"], Float[Array, "draw batch patch width"]]:
-    """A Transformer block over the sequences [z, x] of two tokens, each token an array of its own.
+    """Transformer block over the two-token sequences [z, x], each token an array of its own.
 
-    Work common to all draws is then done once, and the last block's unused output for z is dropped
-    by the compiler. Over two keys the softmax is a sigmoid of the logits'
-    difference: w = sigmoid(q . (k_z - k_x) / sqrt(d)), output = v_x + w (v_z - v_x). That is a few
-    FLOPs for each element, fused, where a general attention kernel would pad 2 tokens to its block.
+    Separate arrays let computations common to all draws be done once, and the last block's on z be
+    dropped. The softmax over two keys is a sigmoid: w = sigmoid(q . (k_z - k_x) / sqrt(d)), output
+    = v_x + w (v_z - v_x), a few fused FLOPs an element; an attention kernel would pad the 2 tokens
+    to its block size.
     """
     attention = block.attention
     heads = attention.num_heads

@@ -1,8 +1,8 @@
-"""The reverse process of one patch, from noise to pixels in T steps (Equation 3, Appendix F).
+"""Reverse process of one patch, from noise to pixels in T steps (Equation 3, Appendix F).
 
-Levels are s = 1 .. T with gamma_s = 1 - s/T, whatever gamma was drawn from in training: level 0 is
-the clean patch, level T is noise alone. In float32 `1 - gamma` loses four digits near the clean
-patch, so everything here is float64 and is formed from s itself:
+Levels are s = 1 .. T with gamma_s = 1 - s/T, whatever the training schedule: level 0 is the clean
+patch, level T is pure noise. In float32 `1 - gamma` loses four digits near the clean patch, so
+everything here is float64 and computed from s itself:
 
     1 - gamma_s = s / T        1 - alpha_s = 1 / (T - s + 1)        alpha_s = gamma_s / gamma_(s-1)
 
@@ -20,28 +20,17 @@ class Posterior:
     """q(x^(s-1) | x^s, x^0), a Gaussian, at levels s = 1 .. T; entry 0 is s = 1.
 
     Its mean is `of_x0` x^0 + `of_x` x^s. At s = 1 that is x^0 itself and the variance is 0.
-
-    Attributes:
-      noise: 1 - gamma_s, the variance of the noise in x^s.
-      signal: gamma_s.
-      of_x0: the mean's coefficient of the clean patch.
-      of_x: the mean's coefficient of the corrupted patch.
-      variance: of each dimension.
     """
 
-    noise: Float[np.ndarray, " level"]
-    signal: Float[np.ndarray, " level"]
+    noise: Float[np.ndarray, " level"]  # 1 - gamma_s, the variance of the noise in x^s
+    signal: Float[np.ndarray, " level"]  # gamma_s
     of_x0: Float[np.ndarray, " level"]
     of_x: Float[np.ndarray, " level"]
-    variance: Float[np.ndarray, " level"]
+    variance: Float[np.ndarray, " level"]  # of each dimension
 
 
 def posterior(steps: int) -> Posterior:
-    """The posterior at the levels 1 .. `steps`.
-
-    Raises:
-      ValueError: there is no step.
-    """
+    """Posterior at the levels 1 .. `steps`. Raises ValueError for less than one step."""
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
     s = np.arange(1, steps + 1)

@@ -1,6 +1,6 @@
-"""Ways to go from noise to a patch: DDPM's, DDIM's, and a second-order multistep solver.
+"""Samplers of a patch from noise: DDPM, DDIM, and a second-order multistep solver.
 
-Each is a table of steps, for whatever of them is taken the next x is the same sum:
+Each is a table of steps, and every step is the same linear update:
 
     x' = of_x x + of_x0 x^0 + of_previous_x0 (the x^0 of the step before) + of_noise eps
 
@@ -25,20 +25,20 @@ VARIANCES = ("posterior", "analytic")
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How a patch is drawn. The defaults are Appendix F's.
+    """Config of a sampler. The defaults are Appendix F's.
 
     Attributes:
       name: 'ddpm', ancestral sampling on linear levels; 'ddim' (Song et al. 2021, arXiv
         2010.02502), which with eta = 0 adds no noise; 'dpm_solver', DPM-Solver++(2M) (Lu et al.
         2022, arXiv 2211.01095), second order and without noise. The last two have circular levels.
-      steps: of the first patch.
-      last_steps: of the last patch, between which the number of steps changes linearly; None for
-        `steps`. What is left to decide falls as the image fills up.
+      steps: steps of the first patch.
+      last_steps: steps of the last patch, linearly interpolated between the two; None for `steps`.
+        Later patches have less left to decide.
       eta: of 'ddim'.
-      variance: of 'ddpm': the posterior's, or 'analytic', which adds the denoiser's own error as it
-        was measured on training images (likelihood.py).
+      variance: of 'ddpm': 'posterior', or 'analytic', which adds the denoiser's error measured on
+        training images (darl/likelihood.py).
       temperature: factor of the noise that the steps add.
-      clip: whether x^0 is kept to what pixels can be.
+      clip: whether x^0 is clipped to the range of pixels.
     """
 
     name: str = "ddpm"
@@ -73,7 +73,7 @@ class SamplerConfig:
             raise ValueError(f"{group}.temperature={self.temperature} must not be negative")
 
     def counts(self, patches: int) -> list[int]:
-        """Steps for each patch, in the order of the sequence."""
+        """Number of steps of each patch, in sequence order."""
         last = self.steps if self.last_steps is None else self.last_steps
         return [round(count) for count in np.linspace(self.steps, last, patches)]
 
@@ -84,7 +84,7 @@ Column = Float[np.ndarray, " step"] | Float[Array, " step"]
 
 
 class Steps(NamedTuple):
-    """A table of steps; entry 0 is the first, from noise alone. `of_noise` may be (step, 1)."""
+    """Coefficients of the update; entry 0 is the first step, from noise. `of_noise` broadcasts."""
 
     gamma: Column
     of_x: Column
@@ -96,31 +96,28 @@ class Steps(NamedTuple):
 def ddpm(steps: int, error: Float[np.ndarray, "step #pixel"] | None = None) -> Steps:
     """Ancestral sampling (Equation 3): the posterior's mean at the estimated x^0, and its variance.
 
-    Args:
-      steps: how many.
-      error: for the analytic variance, the denoiser's mean squared error at the levels 1 .. steps.
+    `error` is the denoiser's mean squared error at levels 1 .. steps, for the analytic variance.
     """
     table = reverse.posterior(steps)
     variance = table.variance[:, None]
     if error is not None:
         variance = variance + np.square(table.of_x0)[:, None] * error
-    # Level 1, the last one, adds nothing whatever the variance.
-    variance[0] = 0.0
+    variance[0] = 0.0  # the last step, to level 0, adds no noise
     return _falling(table.signal, table.of_x, table.of_x0, 0.0 * table.of_x, np.sqrt(variance))
 
 
 def linear_levels(steps: int) -> Levels:
-    """gamma falls linearly from 1 at level 0, as in Appendix F."""
+    """Levels whose gamma falls linearly from 1 at level 0 (Appendix F)."""
     s = np.arange(steps + 1)
     return s / steps, (steps - s) / steps
 
 
 def circular_levels(steps: int) -> Levels:
-    """sqrt(gamma) and sqrt(1 - gamma) go along a quarter of a circle at an even speed.
+    """Levels whose (sqrt(gamma), sqrt(1 - gamma)) are evenly spaced on a quarter circle.
 
-    Settled here, for samplers of few steps: levels are dense at both ends, where a step matters
-    most. With 20 steps the deviation of a Gaussian of standard deviation 0.3 comes out 7% too small
-    by the solver on linear levels, and 1.5% on these.
+    Settled here, for samplers of few steps: levels are dense at both ends, where steps matter most.
+    With 20 steps of the solver a Gaussian of standard deviation 0.3 comes out 7% too narrow on
+    linear levels, and 1.5% on these.
     """
     angle = np.arange(steps + 1) / steps * (np.pi / 2)
     noise, signal = np.sin(angle) ** 2, np.cos(angle) ** 2
@@ -129,11 +126,9 @@ def circular_levels(steps: int) -> Levels:
 
 
 def ddim(levels: Levels, eta: float) -> Steps:
-    """DDIM (arXiv 2010.02502, Equations 12 and 16): eta times the posterior's deviation.
+    """DDIM (arXiv 2010.02502, Equations 12 and 16): noise of eta times the posterior's deviation.
 
-    Args:
-      levels: to step down along.
-      eta: 0 for no noise, 1 for ancestral sampling.
+    `eta` is 0 for no noise, 1 for ancestral sampling.
     """
     (noise_before, noise), (signal_before, signal) = ((x[:-1], x[1:]) for x in levels)
     variance = eta**2 * (noise_before / noise) * (1.0 - signal / signal_before)
@@ -145,16 +140,12 @@ def ddim(levels: Levels, eta: float) -> Steps:
 def dpm_solver(levels: Levels) -> Steps:
     """DPM-Solver++(2M) for a model of x^0 (arXiv 2211.01095, Algorithm 2).
 
-    A step of h in log(sqrt(gamma / (1 - gamma))) extrapolates x^0 by the step before it. The first
-    step comes from no signal and the last one goes to no noise, both an infinite h: settled here,
-    as their limits, without a correction.
-
-    Args:
-      levels: to step down along.
+    A step of h in log(sqrt(gamma / (1 - gamma))) extrapolates x^0 from the step before. The first
+    step starts at no signal and the last one ends at no noise, both an infinite h: settled here, as
+    the limits, without a correction.
     """
     plain = ddim(levels, 0.0)
     with np.errstate(divide="ignore"):
-        # The highest level first, as steps are.
         h = np.diff(0.5 * np.log(levels[1] / levels[0])[::-1])
     extrapolation = np.zeros_like(plain.gamma)
     inner = slice(2, -1)  # the second step follows an infinite one
@@ -167,12 +158,12 @@ def dpm_solver(levels: Levels) -> Steps:
 def make_steps(
     config: SamplerConfig, steps: int, error: Callable[[int], np.ndarray] | None = None
 ) -> Steps:
-    """A sampler's table.
+    """Table of a sampler.
 
     Args:
-      config: which sampler.
-      steps: how many, one of `config.counts`.
-      error: of 'analytic': the denoiser's mean squared error at the levels 1 .. steps.
+      steps: number of steps, one of `config.counts`.
+      error: for variance='analytic': maps the number of steps to the denoiser's mean squared error
+        at levels 1 .. steps.
     """
     if config.name == "ddim":
         table = ddim(circular_levels(steps), config.eta)
@@ -185,7 +176,7 @@ def make_steps(
 
 
 def _falling(*columns: np.ndarray) -> Steps:
-    """Columns that are ordered by level as steps, which go down the levels."""
+    """Reverses columns in order of levels: steps go down the levels."""
     return Steps(*(np.ascontiguousarray(column[::-1]) for column in columns))
 
 
@@ -202,18 +193,18 @@ def run_steps(
     """Draws a patch for each key.
 
     Args:
-      denoise: (x^s, gamma) -> its estimate of x^0.
-      steps: a sampler's table, as arrays of the device; it may be longer than `count`.
-      count: how many of the steps are taken. Where it is a plain number the compiler knows it.
-      keys: one for each patch, so that its noise does not depend on the others.
-      pixels: values of a patch.
-      bounds: the least and the greatest value that a pixel can have; None clips nothing.
+      denoise: (x^s, gamma) -> estimate of x^0.
+      steps: table of the sampler as device arrays; may be longer than `count`.
+      count: number of steps to take; an int is a constant of the compiled program.
+      keys: one per patch, so that its noise does not depend on the others.
+      pixels: values in a patch.
+      bounds: smallest and largest value of each pixel; None for no clipping.
       noisy: whether the steps add noise.
     """
 
     def noise(number: int | Array) -> Float[Array, "batch pixel"]:
-        drawn = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, number), (pixels,)))
-        return drawn(keys)
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        return jax.vmap(lambda key: jax.random.normal(key, (pixels,)))(folded)
 
     def step(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, previous = state

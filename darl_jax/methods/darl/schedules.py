@@ -1,15 +1,13 @@
-"""Noise schedules: the distribution that the diffusion level gamma is drawn from.
+"""Noise schedules: distributions of the diffusion level gamma.
 
 Section 3.3, Figures 2 and 9 of arXiv 2403.05196. A patch is corrupted as
-`x_s = sqrt(gamma) x + sqrt(1 - gamma) noise`, so gamma = 1 is the clean patch and gamma = 0 is
-noise alone. The paper draws gamma directly from Beta(a, b); a schedule that is given as a
-decreasing function gamma(s) of s ~ U[0, 1] is the same thing written differently: its quantile
-function is `gamma(1 - u)`.
+`x_s = sqrt(gamma) x + sqrt(1 - gamma) noise`: gamma = 1 is the clean patch and gamma = 0 is noise
+alone. The paper draws gamma from Beta(a, b); a schedule given as a decreasing function gamma(s) of
+s ~ U[0, 1] has the quantile function `gamma(1 - u)`.
 
-Every sample is float32, whatever the compute dtype and `jax_enable_x64` say. With the paper's
-Beta(0.03, 1) 87% of the draws are below 0.01 and 7% are below the smallest normal float32 and
-come out as 0. Those zeros are right (the patch is noise alone): whoever uses gamma must not divide
-by it, nor take its logarithm, without a clamp of its own.
+Samples are float32, whatever the compute dtype and `jax_enable_x64`. With the paper's Beta(0.03, 1)
+87% of the draws are below 0.01, and 7% are below the smallest normal float32 and become 0. Those
+zeros are right (pure noise): clamp gamma before a division or a logarithm.
 """
 
 import abc
@@ -29,23 +27,22 @@ Values = TypeVar("Values", jax.Array, np.ndarray)
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A distribution of gamma on [0, 1]."""
+    """Distribution of gamma on [0, 1]."""
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
         """Draws independent gammas of the given shape, float32."""
 
     def quantile(self, u: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """The inverse of gamma's cumulative distribution at u in [0, 1], float64."""
+        """Inverse of the cumulative distribution at u in [0, 1], float64."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Which schedule. The default is the paper's for representation learning (Section 4.1).
+    """Config of a schedule. The default is the paper's for representation learning (Section 4.1).
 
     Attributes:
-        name: one of "beta", "ddpm", "cosine", "sigmoid", "linear".
-        a: first parameter of Beta(a, b); read by "beta" only.
-        b: second parameter of Beta(a, b); read by "beta" only.
+      name: one of "beta", "ddpm", "cosine", "sigmoid", "linear".
+      a, b: parameters of "beta", Beta(a, b).
     """
 
     name: str = "beta"
@@ -57,13 +54,13 @@ class ScheduleConfig:
 class Beta:
     """gamma ~ Beta(a, b): density proportional to gamma^(a-1) (1-gamma)^(b-1) (Section 3.3).
 
-    Where a or b is 1 the distribution function inverts in closed form, and a sample is formed in
-    log space from an exponential variate E = -log U: gamma = exp(-E / a) for Beta(a, 1) and
-    1 - gamma = exp(-E / b) for Beta(1, b). Forming U^(1/a) by way of two gamma variates, as a
-    general sampler does, costs a rejection loop for every patch.
+    If a or b is 1 the distribution function inverts in closed form, and a sample is computed in log
+    space from an exponential variate E = -log U: gamma = exp(-E / a) for Beta(a, 1) and
+    1 - gamma = exp(-E / b) for Beta(1, b). A general sampler forms U^(1/a) from two gamma variates,
+    with a rejection loop for every patch.
 
     Raises:
-        ValueError: a or b is not a positive finite number.
+      ValueError: a or b is not a positive finite number.
     """
 
     a: float
@@ -78,7 +75,6 @@ class Beta:
                 )
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Draws independent gammas of the given shape, float32."""
         # float(): a NumPy scalar would promote the float32 sample under jax_enable_x64.
         a, b = float(self.a), float(self.b)
         if b == 1.0:
@@ -88,7 +84,6 @@ class Beta:
         return jax.random.beta(key, a, b, shape, jnp.float32)
 
     def quantile(self, u: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """The inverse of gamma's cumulative distribution at u in [0, 1], float64."""
         u = np.asarray(u, np.float64)
         if self.b == 1.0:
             return np.asarray(u ** (1.0 / self.a))
@@ -99,29 +94,26 @@ class Beta:
 
 
 class FunctionSchedule(abc.ABC):
-    """A schedule given by a decreasing function gamma(s) of s ~ U[0, 1], s = 0 the clean patch."""
+    """Schedule given by a decreasing function gamma(s) of s ~ U[0, 1]; s = 0 is the clean patch."""
 
     @abc.abstractmethod
     def gamma(self, s: Values) -> Values:
-        """The gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
+        """Gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
 
     def sample(self, key: PRNGKeyArray, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Draws independent gammas of the given shape, float32."""
         return self.gamma(jax.random.uniform(key, shape, jnp.float32))
 
     def quantile(self, u: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-        """The inverse of gamma's cumulative distribution at u in [0, 1], float64."""
         return np.asarray(self.gamma(np.asarray(1.0 - np.asarray(u, np.float64))))
 
 
 @dataclasses.dataclass(frozen=True)
 class DDPM(FunctionSchedule):
-    """The linear-beta schedule of DDPM (Ho et al. 2020, Section 4), "DDPM" in Figure 9.
+    """Linear-beta schedule of DDPM (Ho et al. 2020, Section 4), "DDPM" in Figure 9.
 
-    gamma(t / steps) is the running product of 1 - beta over the first t steps, with beta going
-    linearly from beta_start to beta_end. Settled here: between two steps log gamma is interpolated
-    linearly in s (a constant noise rate inside a step), with gamma(0) = 1, so that s is continuous
-    as in the paper's s ~ U[0, 1]; at the steps themselves the values are DDPM's.
+    gamma(t / steps) is the product of 1 - beta over the first t steps, with beta linear from
+    beta_start to beta_end. Settled here: between steps log gamma is interpolated linearly in s,
+    with gamma(0) = 1, so that s is continuous as in the paper's s ~ U[0, 1].
     """
 
     steps: int = 1000
@@ -134,7 +126,6 @@ class DDPM(FunctionSchedule):
         return np.concatenate([np.zeros(1), np.cumsum(np.log1p(-betas))])
 
     def gamma(self, s: Values) -> Values:
-        """The gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
         grid = np.arange(self.steps + 1) / self.steps
         if isinstance(s, np.ndarray):
             return np.exp(np.interp(s, grid, self._log_gamma_at_steps))
@@ -144,7 +135,7 @@ class DDPM(FunctionSchedule):
 
 @dataclasses.dataclass(frozen=True)
 class Cosine(FunctionSchedule):
-    """The cosine schedule of Chen 2023 (arXiv 2301.10972, Algorithm 1), with its defaults.
+    """Cosine schedule of Chen 2023 (arXiv 2301.10972, Algorithm 1), with its defaults.
 
     cos(pi/2 (start + s (end - start)))^(2 tau), shifted and scaled to go from 1 to 0, and clipped
     to [clip_min, 1].
@@ -156,18 +147,17 @@ class Cosine(FunctionSchedule):
     clip_min: float = 1e-9
 
     def gamma(self, s: Values) -> Values:
-        """The gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
         xp = _namespace(s)
         first, last = (math.cos(x * math.pi / 2) ** (2 * self.tau) for x in (self.start, self.end))
         angle = (self.start + s * (self.end - self.start)) * (math.pi / 2)
-        # The cosine of a rounded pi/2 may be a little below zero, which no real power takes.
+        # The cosine of a rounded pi/2 may be slightly negative, which has no real power.
         value = xp.maximum(xp.cos(angle), 0.0) ** (2 * self.tau)
         return xp.clip((value - last) / (first - last), self.clip_min, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sigmoid(FunctionSchedule):
-    """The sigmoid schedule of Chen 2023 (arXiv 2301.10972, Algorithm 1), with its defaults.
+    """Sigmoid schedule of Chen 2023 (arXiv 2301.10972, Algorithm 1), with its defaults.
 
     sigmoid(-(start + s (end - start)) / tau), shifted and scaled to go from 1 to 0, and clipped to
     [clip_min, 1].
@@ -179,7 +169,6 @@ class Sigmoid(FunctionSchedule):
     clip_min: float = 1e-9
 
     def gamma(self, s: Values) -> Values:
-        """The gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
         xp = _namespace(s)
         first, last = (1.0 / (1.0 + math.exp(x / self.tau)) for x in (self.start, self.end))
         value = 1.0 / (1.0 + xp.exp((self.start + s * (self.end - self.start)) / self.tau))
@@ -190,14 +179,13 @@ class Sigmoid(FunctionSchedule):
 class Linear(FunctionSchedule):
     """gamma(s) = 1 - s, the linear decay of l-DAE (Chen et al. 2024, arXiv 2401.14404).
 
-    l-DAE lets the square of its signal coefficient decay linearly from 1 to 0; that square is
-    gamma in this paper's notation. Settled here: taken as l-DAE writes it, which makes gamma
-    uniform, the same distribution as Beta(1, 1). Section B.5 says of its Figure 9 that the linear
-    schedule "samples mostly from very small noise regions", which a uniform gamma does not.
+    The square of l-DAE's signal coefficient, gamma here, decays linearly from 1 to 0. Settled here:
+    taken as l-DAE writes it, which makes gamma uniform, that is Beta(1, 1). Section B.5 says of the
+    linear schedule of Figure 9 that it "samples mostly from very small noise regions", which a
+    uniform gamma does not.
     """
 
     def gamma(self, s: Values) -> Values:
-        """The gamma at s in [0, 1]: in JAX for a JAX array, in float64 NumPy for a NumPy array."""
         return 1.0 - s
 
 
@@ -210,10 +198,10 @@ FUNCTIONS: dict[str, FunctionSchedule] = {
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule that a config names.
+    """Schedule of a config.
 
     Raises:
-        ValueError: the name is unknown, or a parameter of Beta(a, b) is not positive.
+      ValueError: the name is unknown, or a parameter of Beta(a, b) is not positive.
     """
     if config.name == "beta":
         return Beta(config.a, config.b)

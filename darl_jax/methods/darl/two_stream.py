@@ -1,12 +1,12 @@
-"""Two streams: prediction of a patch from its position (Section 4.4, Appendix A.5).
+"""Two-stream backbone: predicts patches at given positions (Section 4.4, Appendix A.5).
 
-XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the unchanged causal
-backbone. The query stream has a token for each patch to predict, with the patch's position but not
-its content: it attends to the content stream strictly before itself, the start token included.
-So any patch may come next, and each image may have its own order.
+XLNet's scheme (Yang et al. 2020, arXiv 1906.08237). The content stream is the causal backbone. The
+query stream has a token for each patch to predict, with the patch's position but not its content;
+it attends to the content stream strictly before itself, the start token included. So any patch can
+be the next one, and each image can have its own order.
 
-RoPE encodes positions only relative to each other: the first target of a sequence, which attends to
-the start token alone, does not know its position.
+RoPE encodes relative positions only: the first query of a sequence, which sees the start token
+alone, has no information on its position.
 """
 
 from typing import Any
@@ -25,10 +25,10 @@ from darl_jax.nn.vit import ViT, ViTConfig
 
 
 class QueryStream(nnx.Module):
-    """Parameters of the query stream beside the backbone's.
+    """Query stream; its parameters are a token and a query projection for each block.
 
-    Settled here: one learned token for all positions, to which the target's position is added, or
-    which is rotated like the content; a query projection of its own for each block ("an additional
+    Settled here: one learned token for all positions, to which the target's position is added or by
+    which it is rotated, as the content is; its own query projection in each block ("an additional
     query head"); everything else, norms and output projections included, is the backbone's.
     """
 
@@ -49,13 +49,10 @@ class QueryStream(nnx.Module):
         grid: Grid,
         order: Order,
     ) -> Float[Array, "batch patch width"]:
-        """z_t = f(x_{<t}, position of x_t) for all patches, in the order of the sequence.
+        """z_t = f(x_{<t}, position of x_t) for all patches, in sequence order.
 
-        Args:
-          backbone: the content stream.
-          patches: standardized patches of whole images, in raster order.
-          grid: (rows, columns) of them.
-          order: of prediction.
+        `backbone` is the content stream; `patches` are standardized, of whole images, in raster
+        order.
         """
         content, content_angles = backbone.sequence(patches, grid, order, without_last=True)
         queries, query_angles = self.queries(backbone, len(patches), grid, order)
@@ -66,7 +63,7 @@ class QueryStream(nnx.Module):
             block, query = nnx.merge(graphdef, parameters)
             attention, normed = block.attention, block.norm_attention(content)
             targets = attention.heads(query(block.norm_attention(queries)), query_angles)
-            # The start token shifts the content by one, so "strictly before" is the causal mask.
+            # The start token shifts the content by one: "strictly before" is the causal mask.
             keys, values = attention.keys_values(normed, content_angles)
             attended = attention.attend(targets, keys, values, mask="causal")
             own = attention.attend(
@@ -81,7 +78,7 @@ class QueryStream(nnx.Module):
     def queries(
         self, backbone: ViT, batch: int, grid: Grid, order: Order
     ) -> tuple[Float[Array, "batch patch width"], Angles]:
-        """Query tokens in the order of the sequence, and their rotation angles."""
+        """Query tokens in sequence order, and their RoPE angles."""
         token = self.token[...].astype(DTYPES[backbone.config.dtype])
         queries = jnp.broadcast_to(token, (batch, order.shape[-1], len(token)))
         table = backbone.position_table(grid)

@@ -20,11 +20,11 @@ from darl_jax.nn.readout import POOLINGS
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationConfig(LabelConfig):
-    """Classification; the defaults are Table 9's without its mixing of images.
+    """Config of classification; the defaults are Table 9's without mixing of images.
 
     Attributes:
       mask: attention, 'full' or 'causal' (Table 3).
-      pooling: read-out of the 'last' token or the 'mean' over the patches (Table 3).
+      pooling: readout of the 'last' token or the 'mean' over the patches (Table 3).
       mixing: Mixup, CutMix and random erasing in training.
     """
 
@@ -45,13 +45,12 @@ class ClassificationConfig(LabelConfig):
 class Classification(LabelMethod[Classifier]):
     """Mean cross-entropy of soft labels in training; top-1 and top-5 accuracy in validation.
 
-    Examples without a label (-1) count nothing.
+    Examples without a label (-1) are ignored.
     """
 
     objective: ClassificationConfig
 
     def init(self, rngs: nnx.Rngs) -> Classifier:
-        """The backbone and a linear head."""
         return Classifier(
             self.model,
             num_classes=self.num_classes,
@@ -61,13 +60,12 @@ class Classification(LabelMethod[Classifier]):
         )
 
     def flops(self) -> int:
-        """Three times the forward pass."""
         return 3 * (self.backbone_flops() + linear(self.model.width, self.num_classes))
 
     def loss(
         self, model: Classifier, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Smooths the labels, erases, mixes and drops paths, as the config says."""
+        """Applies label smoothing, random erasing, mixup, CutMix and drop path."""
         augment_key, drop_key = jax.random.split(key)
         images = standardize(batch["image"], self.data.mean, self.data.std)
         targets = soft_labels(batch["label"], self.num_classes, self.objective.label_smoothing)
@@ -78,7 +76,7 @@ class Classification(LabelMethod[Classifier]):
         return loss.compute(), {"loss": loss}
 
     def validate(self, model: Classifier, batch: Batch, key: PRNGKeyArray) -> Metrics:
-        """Cross-entropy of the labels themselves, accuracy, and top-5 accuracy of many classes."""
+        """Cross-entropy without smoothing, accuracy, and (with many classes) top-5 accuracy."""
         del key
         logits = self.logits(model, self.patches(batch), batch, None)
         return classification_metrics(logits, batch)
@@ -86,14 +84,7 @@ class Classification(LabelMethod[Classifier]):
     def logits(
         self, model: Classifier, patches: Array, batch: Batch, key: PRNGKeyArray | None
     ) -> Float[Array, "batch class"]:
-        """Logits of a batch's images, whose patches may have been altered.
-
-        Args:
-          model: the classifier.
-          patches: of the images, (batch, patch, pixel).
-          batch: with `image`.
-          key: of drop path in training; None otherwise.
-        """
+        """Logits of a batch with augmented patches; `key` is drop path's, None in validation."""
         return model(
             patches,
             mask=cast(Mask, self.objective.mask),
@@ -113,9 +104,9 @@ def cross_entropy(
 def correct_within(
     logits: Float[Array, "*shape batch class"], labels: Int[Array, " batch"], k: int
 ) -> Float[Array, "*shape batch"]:
-    """1 where fewer than k other classes have a logit that is not below the label's, else 0.
+    """1 if fewer than k other classes have a logit not below the label's, else 0.
 
-    Ties count against the model, and so do logits that are not numbers.
+    Ties and NaN logits count against the model.
     """
     index = jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:-1])[..., None]
     own = jnp.take_along_axis(logits, index, axis=-1)

@@ -1,4 +1,4 @@
-"""A classifier on a backbone: for fine-tuning, and for supervised training from nothing."""
+"""Classifier on a backbone, for fine-tuning and supervised training."""
 
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -10,17 +10,10 @@ from darl_jax.nn.vit import ViT, ViTConfig
 
 
 class Classifier(nnx.Module):
-    """Backbone, read-out and one linear layer (Section 4.1, Appendix A.2).
+    """Backbone, readout and one linear layer (Section 4.1, Appendix A.2).
 
-    Settled here: the read-out takes tokens after the final norm, the linear layer computes in
-    float32 and starts at 0, as in the original ViT.
-
-    Args:
-      vit: the backbone's shape.
-      num_classes: of the labels.
-      grid: (rows, columns) of patches of the images that positions are counted on.
-      channels: of an image.
-      rngs: random state for the initial parameters.
+    Settled here: the readout takes tokens after the final norm; the linear layer computes in
+    float32 and starts at 0, as in the original ViT. `grid` is the trained (rows, columns).
     """
 
     def __init__(
@@ -40,14 +33,14 @@ class Classifier(nnx.Module):
         grid: Grid,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "batch class"]:
-        """Logits of images whose every patch is an input.
+        """Logits of whole images; no patch is left out of the input.
 
         Args:
-          patches: standardized, all of an image's, in raster order.
+          patches: standardized, in raster order.
           mask: 'causal' or 'full' attention.
           pooling: 'last' or 'mean' (nn/readout.py).
           grid: (rows, columns) of patches.
-          key: draws which branches drop path leaves out; None outside training.
+          key: of drop path; None outside training.
         """
         tokens = self.backbone(patches, mask=mask, grid=grid, key=key).tokens
         return self.head(readout(tokens, pooling))

@@ -1,12 +1,14 @@
-"""The part that methods that learn labels of images share."""
+"""Base of the methods that learn labels of images."""
 
 import dataclasses
 
+import jax
+import numpy as np
 from jaxtyping import Array, Bool
 
 from darl_jax.data.base import Features, Split
 from darl_jax.methods.base import Batch, Model, ObjectiveConfig
-from darl_jax.methods.images import ImageMethod, label_feature
+from darl_jax.methods.images import ImageMethod
 
 MASKS = ("causal", "full")
 
@@ -16,10 +18,9 @@ class LabelConfig(ObjectiveConfig):
     """Keys about labels.
 
     Attributes:
-      name: of the objective.
       num_classes: number of classes; None counts those of the training split.
       class_names: names of the classes in order; empty takes those of the training split.
-      label_smoothing: share of the target that is spread over all classes in training.
+      label_smoothing: share of the target spread over all classes in training.
     """
 
     num_classes: int | None = None
@@ -38,7 +39,7 @@ class LabelConfig(ObjectiveConfig):
             )
 
     def resolved(self, train: Split) -> "LabelConfig":
-        """The config with the number and the names of the split's classes."""
+        """Fills in the number and the names of the split's classes."""
         names = tuple(train.class_names)
         if not names:
             raise ValueError(
@@ -66,18 +67,18 @@ class LabelConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LabelMethod(ImageMethod[Model]):
-    """A method on images with labels."""
+    """Method on labeled images."""
 
     objective: LabelConfig
 
     @property
     def inputs(self) -> Features:
-        """8-bit images and class numbers, -1 for none."""
-        return {**super().inputs, "label": label_feature()}
+        """Images, and labels as class numbers (-1 for none)."""
+        return {**super().inputs, "label": jax.ShapeDtypeStruct((), np.int32)}
 
     @property
     def num_classes(self) -> int:
-        """Number of classes. Raises ValueError where nobody has counted them."""
+        """Number of classes. Raises ValueError if it is not known yet."""
         if self.objective.num_classes is None:
             raise ValueError(
                 "config.objective.num_classes is not given, and no dataset is here to count them"
@@ -86,5 +87,5 @@ class LabelMethod(ImageMethod[Model]):
 
 
 def labeled(batch: Batch) -> Bool[Array, " batch"]:
-    """Which examples count: those that are no padding and have a label."""
+    """Mask of the examples that have a label and are not padding."""
     return batch["mask"] & (batch["label"] >= 0)

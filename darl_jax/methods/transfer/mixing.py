@@ -2,12 +2,11 @@
 
 mixup: Zhang et al., 2018 (arXiv:1710.09412); CutMix: Yun et al., 2019 (arXiv:1905.04899); random
 erasing: Zhong et al., 2020 (arXiv:1708.04896); all three with the details of timm, whose recipes
-fine-tuning follows. Everything is drawn over global arrays, so that nothing depends on the number
-of devices. Images are standardized ones.
+fine-tuning follows. Random numbers are drawn over global arrays, so that nothing depends on the
+number of devices. Images are standardized.
 
-Settled here: one share and one box are drawn for a whole batch, and an image's partner is the one
-that stands as far from the batch's other end, timm's mode 'batch'. Labels are weighted by the
-areas that are really seen, where a box reaches beyond the image.
+Settled here: one share and one box are drawn per batch, and images are mixed with the batch in
+reverse, timm's mode 'batch'. Labels are weighted by visible areas, with boxes cut at the border.
 """
 
 import dataclasses
@@ -22,14 +21,14 @@ _ERASING_TRIES = 10
 
 @dataclasses.dataclass(frozen=True)
 class MixingConfig:
-    """How images of a batch are erased in part and mixed with each other; nothing by default.
+    """Config of random erasing, mixup and CutMix; all are off by default.
 
     Attributes:
-      mixup: alpha of the Beta(alpha, alpha) that mixup's share is drawn from; 0 for no mixup.
+      mixup: alpha of the Beta(alpha, alpha) distribution of mixup's share; 0 for no mixup.
       cutmix: the same for the area that CutMix keeps; 0 for no CutMix.
-      switch_probability: of CutMix, where both are on.
-      probability: that a batch is mixed at all.
-      erasing_probability: that an image loses a box to noise; 0 for no erasing.
+      switch_probability: probability of CutMix rather than mixup, if both are on.
+      probability: probability that a batch is mixed at all.
+      erasing_probability: probability that a box of an image is erased; 0 for no erasing.
       erasing_area: smallest and largest area of the box, as a fraction of the image's.
       erasing_aspect: smallest and largest ratio of its height to its width.
     """
@@ -54,18 +53,16 @@ class MixingConfig:
                 raise ValueError(
                     f"objective.mixing.{key} is {getattr(self, key)}; it must be in [0, 1]"
                 )
-        low, high = self.erasing_area
-        if not 0 < low <= high < 1:
-            raise ValueError(
-                f"objective.mixing.erasing_area is {self.erasing_area}; it must be (smallest, "
-                "largest) between 0 and 1"
-            )
-        low, high = self.erasing_aspect
-        if not 0 < low <= high < math.inf:
-            raise ValueError(
-                f"objective.mixing.erasing_aspect is {self.erasing_aspect}; it must be (smallest, "
-                "largest) above 0"
-            )
+        for key, limit, range_ in (
+            ("erasing_area", 1, "between 0 and 1"),
+            ("erasing_aspect", math.inf, "above 0"),
+        ):
+            low, high = getattr(self, key)
+            if not 0 < low <= high < limit:
+                raise ValueError(
+                    f"objective.mixing.{key} is {(low, high)}; it must be (smallest, largest) "
+                    f"{range_}"
+                )
 
 
 def soft_labels(
@@ -87,7 +84,7 @@ def augment(
     targets: Float[Array, "batch class"],
     config: MixingConfig,
 ) -> tuple[Float[Array, "batch height width channel"], Float[Array, "batch class"]]:
-    """Erases and then mixes, the order of the recipes: erased boxes are mixed as noise."""
+    """Erases, then mixes, in the order of timm's recipes: erased boxes are mixed as noise."""
     erasing_key, mixing_key = jax.random.split(key)
     return mix(mixing_key, erase(erasing_key, images, config), targets, config)
 
@@ -98,11 +95,7 @@ def mix(
     targets: Float[Array, "batch class"],
     config: MixingConfig,
 ) -> tuple[Float[Array, "batch height width channel"], Float[Array, "batch class"]]:
-    """Each image with its partner, and their labels with the shares that are seen.
-
-    Returns:
-      images and targets; the very same ones where mixup and CutMix are off.
-    """
+    """Mixes images with the batch in reverse, and labels by visible shares (mixup, CutMix)."""
     if (config.mixup == 0 and config.cutmix == 0) or config.probability == 0:
         return images, targets
     height, width = images.shape[1:3]
@@ -114,7 +107,7 @@ def mix(
     alpha = jnp.where(is_cutmix, config.cutmix, config.mixup)
     happens = jax.random.bernoulli(happens_key, config.probability)
     share = jnp.where(happens, jax.random.beta(share_key, alpha, alpha), 1.0)
-    # How much of the image itself is seen at each pixel.
+    # Weight of the image itself at each pixel.
     own = share
     if config.cutmix:
         box = _cutmix_box(box_key, share, height, width)
@@ -128,7 +121,7 @@ def mix(
 def _cutmix_box(
     key: PRNGKeyArray, share: Float[Array, ""], height: int, width: int
 ) -> Bool[Array, "{height} {width}"]:
-    """A box of 1 - share of the area about a pixel drawn at random; what is outside is lost."""
+    """Mask of a box of 1 - share of the area around a random pixel, cut at the border."""
     side = jnp.sqrt(1 - share)
     keys = jax.random.split(key)
     rows, columns = (
@@ -141,9 +134,9 @@ def _cutmix_box(
 
 
 def _around(center: Int[Array, ""], length: Int[Array, ""], size: int) -> Bool[Array, " {size}"]:
-    """Which of `size` places are among the `length` ones about the center."""
-    place = jnp.arange(size)
-    return (place >= center - length // 2) & (place < center + (length + 1) // 2)
+    """Mask of the `length` of `size` pixels around the center."""
+    x = jnp.arange(size)
+    return (x >= center - length // 2) & (x < center + (length + 1) // 2)
 
 
 def erase(
@@ -151,13 +144,10 @@ def erase(
     images: Float[Array, "batch height width channel"],
     config: MixingConfig,
 ) -> Float[Array, "batch height width channel"]:
-    """Fills a box of some images with noise from N(0, 1), each image on its own.
+    """Fills a box of some images with noise from N(0, 1), each image independently.
 
-    Area and aspect ratio (log-uniform) are drawn ten times and the first box that is smaller than
-    the image counts; where none is, the image stays whole.
-
-    Returns:
-      the images; the very same ones where erasing is off.
+    Area and aspect ratio (log-uniform) are drawn ten times, and the first box smaller than the
+    image is erased, if any.
     """
     if config.erasing_probability == 0:
         return images
@@ -178,8 +168,8 @@ def erase(
     for axis, size, lengths in ((0, height, heights), (1, width, widths)):
         length = jnp.take_along_axis(lengths, first, axis=1)
         start = jnp.floor(corners[axis] * (size - length + 1))
-        place = jnp.arange(size)
-        within = (place >= start) & (place < start + length)
+        x = jnp.arange(size)
+        within = (x >= start) & (x < start + length)
         inside = inside & jnp.expand_dims(within, 2 - axis)
     noise = jax.random.normal(keys[4], images.shape, images.dtype)
     return jnp.where(inside[..., None], noise, images)

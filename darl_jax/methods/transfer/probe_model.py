@@ -22,14 +22,14 @@ BATCH_NORM_EPSILON = 1e-6  # as in MAE's linear evaluation and AIM's attentive o
 
 @dataclasses.dataclass(frozen=True)
 class ProbesConfig(LabelConfig):
-    """Probes at every depth; the defaults are the linear evaluation's (Table 13).
+    """Config of probes at every depth; the defaults are the linear evaluation's (Table 13).
 
     Attributes:
       kind: 'linear' on pooled tokens, or 'attentive' on all patches' tokens (AIM).
       mask: the backbone's attention, 'causal' or 'full'.
       pooling: of tokens before a linear probe, 'mean' or 'last' (nn/readout.py).
-      average_blocks: outputs that a probe sees the mean of, those of its own block and of the ones
-        below it, fewer where there are fewer; AIM has 6.
+      average_blocks: number of blocks' outputs that a probe reads the mean of, its own and those
+        below it (as many as there are); AIM has 6.
     """
 
     name: str = "probes"
@@ -51,13 +51,13 @@ class ProbesConfig(LabelConfig):
 class BatchNorm(nnx.Module):
     """Batch normalization without scale and bias.
 
-    Running statistics are parameters, so that no step has other state to carry. What moves them is
-    a term of the loss, 0.5 |running - batch's|^2, with no gradient to anything else and no value:
-    its gradient is (running - batch's), and a plain step of 0.1 times that, which
-    `optimizers.make_optimizer` makes, is torch's running average with its default momentum.
+    Running statistics are parameters, so that a step carries no other state. They are updated by a
+    term of the loss, 0.5 |running - batch's|^2, of value 0 and without other gradients: its
+    gradient is (running - batch's), and the SGD step of 0.1 times that in
+    `optimizers.make_optimizer` is torch's running average with its default momentum.
 
-    In training statistics are those of the global batch, whatever number of devices has it, or of
-    a micro-batch. The running variance is the unbiased one, as torch's.
+    Training uses the statistics of the global batch (or micro-batch), for any number of devices.
+    The running variance is unbiased, as torch's.
     """
 
     def __init__(self, width: int):
@@ -71,10 +71,8 @@ class BatchNorm(nnx.Module):
     ) -> tuple[Float32[Array, "batch *token width"], Float32[Array, ""]]:
         """Normalized features, and the term of the loss, which is 0.
 
-        Args:
-          x: features; statistics are over examples and tokens.
-          counts: in training, which examples there are; the others give 0 and no more. None
-            normalizes by the running statistics.
+        `counts` is the mask of examples in training, where masked features become 0; None
+        normalizes by the running statistics. Batch statistics are over examples and tokens.
         """
         running = jnp.stack([self.running_mean[...], self.running_var[...]])
         if counts is None:
@@ -83,7 +81,7 @@ class BatchNorm(nnx.Module):
         axes = tuple(range(x.ndim - 1))
         there = counts.reshape(-1, *(1,) * (x.ndim - 1))
         number = jnp.sum(counts, dtype=jnp.float32) * math.prod(x.shape[1:-1])
-        # `where`, not a product: what a padded example gives may be non-finite.
+        # `where`, not a product: padding may be non-finite.
         mean = jnp.sum(jnp.where(there, x, 0.0), axis=axes) / jnp.maximum(number, 1.0)
         centered = jnp.where(there, x - mean, 0.0)
         squares = jnp.sum(jnp.square(centered), axis=axes)
@@ -101,7 +99,7 @@ def _classifier(width: int, num_classes: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 class LinearProbe(nnx.Module):
-    """Batch normalization and one linear layer on a vector for each image (Table 13)."""
+    """Batch normalization and a linear layer on a vector for each image (Table 13)."""
 
     def __init__(self, width: int, num_classes: int, *, rngs: nnx.Rngs):
         self.norm = BatchNorm(width)
@@ -117,13 +115,12 @@ class LinearProbe(nnx.Module):
 class AttentiveProbe(nnx.Module):
     """AIM's probe: one learned query attends to all tokens (arXiv 2401.08541, Section 4).
 
-    Batch normalization, then multi-head attention of a query, which is not projected, to keys and
-    values without bias, then one linear layer. There is no output projection.
+    Batch normalization, multi-head attention of an unprojected query to keys and values without
+    bias, and a linear layer; no output projection.
 
-    A query that is the same for all images can meet the key's matrix first, and the average over
-    tokens can be taken before the value's: q'(K x) = (K'q)' x and sum_t a_t (V x_t) =
-    V (sum_t a_t x_t). So no key or value of a token is ever computed: width x heads
-    multiplications for each token in place of 2 width^2.
+    The query is the same for all images, so q'(K x) = (K'q)' x and sum_t a_t (V x_t) =
+    V (sum_t a_t x_t): no key or value of a token is computed, which takes width x heads
+    multiplications per token instead of 2 width^2.
     """
 
     def __init__(self, width: int, num_heads: int, num_classes: int, *, rngs: nnx.Rngs):
@@ -132,14 +129,9 @@ class AttentiveProbe(nnx.Module):
         self.query = nnx.Param(
             nnx.initializers.normal(TOKEN_STDDEV)(rngs.params(), (width,), jnp.float32)
         )
+        xavier = nnx.initializers.xavier_uniform()
         self.key, self.value = (
-            nnx.Linear(
-                width,
-                width,
-                use_bias=False,
-                kernel_init=nnx.initializers.xavier_uniform(),
-                rngs=rngs,
-            )
+            nnx.Linear(width, width, use_bias=False, kernel_init=xavier, rngs=rngs)
             for _ in range(2)
         )
         self.classifier = _classifier(width, num_classes, rngs)
@@ -161,21 +153,11 @@ class AttentiveProbe(nnx.Module):
 
 
 class Probes(nnx.Module):
-    """A backbone that is not trained, and a probe on the output of each of its blocks.
+    """Frozen backbone with a probe on the output of each block.
 
-    All of a step comes from one forward pass of the backbone, and its backward pass does not exist.
-    Outputs are taken raw, before any norm, and probes compute in float32. All blocks' outputs are
-    kept at once, in the backbone's dtype: they leave its scan together. A linear probe's are pooled
-    behind that, an attentive one's are read block by block. One probe's intermediate values are
-    there at a time.
-
-    Args:
-      vit: the backbone's shape.
-      config: the probes' kind.
-      num_classes: of the labels.
-      grid: (rows, columns) of patches of the images that positions are counted on.
-      channels: of an image.
-      rngs: random state for the initial parameters.
+    A step has one forward pass of the backbone and no backward pass. Probes read outputs before any
+    norm and compute in float32. All blocks' outputs, in the backbone's dtype, are held at once, as
+    they leave its scan; probes run one after another. `grid` is the trained (rows, columns).
     """
 
     def __init__(
@@ -207,16 +189,16 @@ class Probes(nnx.Module):
         grid: Grid,
         counts: Bool[Array, " batch"] | None = None,
     ) -> tuple[Float32[Array, "depth batch class"], Float32[Array, ""]]:
-        """Every probe's logits, and the loss's term of their `BatchNorm`s, which is 0.
+        """Logits of every probe, and the term of the loss of their `BatchNorm`s, which is 0.
 
         Args:
-          patches: standardized, all of an image's, in raster order.
+          patches: standardized, of whole images, in raster order.
           mask: 'causal' or 'full' attention of the backbone.
           grid: (rows, columns) of patches.
-          counts: in training, which examples there are; None outside training.
+          counts: mask of examples in training; None outside training.
         """
         graphdef, frozen = nnx.split(self.backbone)
-        # Before the backbone and not behind it, so that nothing is kept for a backward pass.
+        # On the parameters and not on the outputs: nothing is stored for a backward pass.
         backbone = nnx.merge(graphdef, jax.lax.stop_gradient(frozen))
         blocks = backbone(patches, mask=mask, grid=grid).blocks
         if self.config.kind == "linear":
@@ -225,7 +207,7 @@ class Probes(nnx.Module):
             inputs = blocks[:, :, 1:]  # without the start token
         probe_graphdef, stacked = nnx.split(self.probes)
 
-        # Checkpointed: of each probe only its input, which is there anyway, is kept.
+        # Checkpointed: only a probe's input, which is in memory anyway, is stored.
         @jax.checkpoint
         def probe(of_block: tuple[Array, nnx.State]) -> tuple[Array, Array]:
             index, parameters = of_block
@@ -239,7 +221,7 @@ class Probes(nnx.Module):
 def _mean_of_last(
     blocks: Float[Array, "depth batch *token width"], index: Int[Array, ""], number: int
 ) -> Float32[Array, "batch *token width"]:
-    """The mean of block `index` and of those below it, `number` at most."""
+    """Mean of block `index` and those below it, `number` at most."""
     total = blocks[index].astype(jnp.float32)
     for below in range(1, number):
         block = blocks[jnp.maximum(index - below, 0)].astype(jnp.float32)

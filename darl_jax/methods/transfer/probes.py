@@ -1,4 +1,4 @@
-"""Probes at every depth: how much each block of a frozen backbone knows of the labels (Fig. 8b)."""
+"""Probes at every depth of a frozen backbone (Figure 8b)."""
 
 import dataclasses
 from typing import ClassVar
@@ -18,7 +18,7 @@ __all__ = ["ProbeMethod", "ProbesConfig", "block_name"]
 
 
 def block_name(metric: str, block: int) -> str:
-    """What a block's metric is called; blocks are counted from 1."""
+    """Name of a block's metric; blocks are counted from 1."""
     return f"{metric}/block_{block:02d}"
 
 
@@ -26,9 +26,8 @@ def block_name(metric: str, block: int) -> str:
 class ProbeMethod(LabelMethod[Probes]):
     """Cross-entropy of all probes in training; accuracy of each in validation.
 
-    The loss is the sum over probes of their means over examples, so that each has the gradient that
-    it would have alone. Reported is the mean over probes. Examples without a label (-1) count
-    nothing, nor in the statistics of batch normalization.
+    The loss is the sum over probes, so that each has the gradient it would have alone; the metric
+    is the mean. Examples without a label (-1) are ignored, in batch normalization too.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ("backbone",)
@@ -37,7 +36,6 @@ class ProbeMethod(LabelMethod[Probes]):
     objective: ProbesConfig
 
     def init(self, rngs: nnx.Rngs) -> Probes:
-        """The backbone and a probe for each block."""
         return Probes(
             self.model,
             self.objective,
@@ -48,7 +46,7 @@ class ProbeMethod(LabelMethod[Probes]):
         )
 
     def flops(self) -> int:
-        """The backbone forward, and three times the forward passes of the probes."""
+        """Forward pass of the backbone, and three times those of the probes."""
         probe = probe_flops(
             kind=self.objective.kind,
             width=self.model.width,
@@ -61,7 +59,7 @@ class ProbeMethod(LabelMethod[Probes]):
     def loss(
         self, model: Probes, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """The loss of smoothed labels; nothing is random, so the key is not used."""
+        """Loss of smoothed labels; nothing is random."""
         del key
         counts = labeled(batch)
         logits, term = model(
@@ -76,11 +74,7 @@ class ProbeMethod(LabelMethod[Probes]):
         return len(logits) * loss.compute() + term, {"loss": loss, "accuracy": accuracy}
 
     def validate(self, model: Probes, batch: Batch, key: PRNGKeyArray) -> Metrics:
-        """Loss of the labels themselves, and accuracy, by block, with the running statistics.
-
-        Of the loss there is a mean over blocks too. Which block is best is not told here: it is
-        known when all examples have been counted.
-        """
+        """Loss (without smoothing) and accuracy by block, with running statistics; mean loss."""
         del key
         counts, labels = labeled(batch), batch["label"]
         logits, _ = model(
