@@ -130,7 +130,7 @@ def check_shared_memory(
     free = state.f_bavail * state.f_frsize
     if needed > free:
         raise ValueError(
-            f"data.num_workers={training[1].num_workers} needs {needed / 1e6:.0f} MB of shared "
+            f"data.num_workers={_workers(*training)} needs {needed / 1e6:.0f} MB of shared "
             f"memory, for training and evaluation at once, and {_SHARED_MEMORY} has "
             f"{free / 1e6:.0f} MB free: give the container more (docker run --shm-size=2g), or set "
             "fewer workers; 0 needs none"

@@ -107,13 +107,6 @@ def test_global_batches_are_the_same_for_any_number_of_processes(train, process_
         assert_equal(together, alone[step])
 
 
-def test_batch_size_changes_neither_order_nor_augmentation(train) -> None:
-    large = take(train_batches(train, DIGITS, batch_size=120, seed=1, start_step=0), 1)
-    small = take(train_batches(train, DIGITS, batch_size=30, seed=1, start_step=0), 4)
-    for key in ("index", "label", "image"):
-        np.testing.assert_array_equal(joined(large, key), joined(small, key))
-
-
 def test_another_seed_gives_another_order_and_another_epoch_another_crop(train) -> None:
     one = take(train_batches(train, DIGITS, batch_size=1297, seed=0, start_step=0), 2)
     other = take(train_batches(train, DIGITS, batch_size=1297, seed=1, start_step=0), 1)

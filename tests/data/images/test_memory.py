@@ -5,11 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 
 from darl_jax.data.base import some_records
-from darl_jax.data.images import memory
 from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.memory import MemorySplit
 from darl_jax.data.images.split import ImageSplit
@@ -21,17 +19,6 @@ from darl_jax.data.sources.tfds import TfdsSource
 DIGITS = ImagesConfig(source="digits", image_size=8, channels=1, mean=(0.5,), std=(0.5,))
 
 
-def test_pixels_and_labels_are_those_of_the_records() -> None:
-    source = DigitsSource("validation")
-    held = MemorySplit(ImageSplit(source, DIGITS))
-    records = source.read(range(len(source)))
-    np.testing.assert_array_equal(held.labels(np.arange(500)), [record.label for record in records])
-    np.testing.assert_array_equal(held.images[:, 0, :, :, None], [r.image for r in records])
-    assert not held.bad.any()
-    assert len(held) == 500 and held.class_names == tuple("0123456789")
-
-
-# The fast resizer's weights are of 16 bits, and move one value of a few hundred by a level.
 @pytest.mark.parametrize(("resizer", "mean"), [("pillow", 0.001), ("simd", 0.01)])
 @pytest.mark.parametrize("image_size", [32, 20])
 def test_batches_equal_those_that_are_made_record_by_record(
@@ -94,16 +81,6 @@ def test_images_of_different_sizes_are_an_error_that_names_the_key(
     with pytest.raises(ValueError, match=r"data\.in_memory=True.*8 x 9") as caught:
         MemorySplit(ImageSplit(FolderSource(str(tmp_path), "train"), ImagesConfig()))
     assert "data.in_memory=False" in str(caught.value)
-
-
-def test_long_decoding_says_how_far_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(memory, "_SECONDS_BETWEEN_LINES", -1.0)
-    logging.set_verbosity(logging.INFO)
-    with caplog.at_level("INFO", logger="absl"):
-        MemorySplit(ImageSplit(DigitsSource("train"), DIGITS))
-    assert "256 of 1297 images" in caplog.text
 
 
 def test_one_channel_and_no_augmentation_give_the_stored_digits() -> None:

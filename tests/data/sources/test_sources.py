@@ -50,12 +50,6 @@ def test_tfds_slices_are_the_same_records_as_in_the_whole_split(tfds_dir: str) -
     assert [r.name for r in both.read([4, 0])] == [whole[14], whole[10]]
 
 
-def test_source_goes_to_a_worker_and_reads_the_same(tfds_dir: str) -> None:
-    source = TfdsSource("imagenet2012", "train[5:9]", tfds_dir)
-    copy = pickle.loads(pickle.dumps(source))
-    assert [r.image for r in copy.read([0, 3])] == [r.image for r in source.read([0, 3])]
-
-
 def test_wrong_name_split_and_folder_are_errors_that_name_the_key(tfds_dir: str) -> None:
     assert "data.dataset is empty" in message_of("", "train", tfds_dir)
     assert "data.data_dir is empty" in message_of("cifar10", "train", "")
@@ -229,14 +223,6 @@ def test_fingerprint_follows_the_records_and_not_the_folder(
     }
 
 
-def test_files_are_the_shards_that_records_are_read_from(prepared: pathlib.Path) -> None:
-    source = TfdsSource("colors", "train[5:]", str(prepared.parents[1]))
-    shards = sorted(path.name for path in prepared.glob("*train*"))
-    assert source.files([0, 4]) == shards[:1]
-    assert source.files([5, 4, 34]) == [shards[0], shards[1], shards[3]]
-    assert DigitsSource("train").files([0]) == []
-
-
 def test_bad_record_error_survives_the_way_back_from_a_worker() -> None:
     error = BadRecordError("animals", "train[:9]", 3, "cat/1.jpg", "it is empty")
     assert str(error).endswith("record 3 (cat/1.jpg) cannot be decoded: it is empty")
@@ -267,14 +253,6 @@ def test_digits_splits_are_disjoint_complete_and_hold_all_classes() -> None:
     assert records[0].label == original.target[number]
     share = np.bincount([r.label for r in validation.read(range(500))], minlength=10) / 500
     assert share.min() > 0.07 and share.max() < 0.13
-
-
-def test_digits_slices_are_parts_of_their_split() -> None:
-    whole = [r.name for r in DigitsSource("validation").read(range(500))]
-    assert [r.name for r in DigitsSource("validation[:10]").read(range(10))] == whole[:10]
-    assert [r.name for r in DigitsSource("validation[98%:]").read(range(10))] == whole[490:]
-    with pytest.raises(ValueError, match=r"data.train_split='test'.*train \(1297 records\)"):
-        DigitsSource("test")
 
 
 def test_slices_equal_tfds_own(tfds_dir: str) -> None:
