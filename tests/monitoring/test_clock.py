@@ -79,11 +79,6 @@ def test_inner_time_does_not_count_for_the_outer_and_failing_time_counts():
     assert (found["evaluation"], found["compile"], found["productive"]) == (101, 30, 2)
 
 
-def test_unknown_category_is_named():
-    with pytest.raises(ValueError, match="'inptu'; choose from"), Clock()("inptu"):
-        pass
-
-
 def test_categories_sum_to_the_wall_time_over_any_attempts():
     draw = random.Random(0)
     now, history = Time(), []

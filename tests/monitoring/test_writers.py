@@ -71,11 +71,6 @@ def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):
     assert math.isnan(events(tmp_path)[0].summary.value[0].simple_value)
 
 
-def test_reserved_names_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="cannot be called 'time'"):
-        MetricWriter(tmp_path).scalars(1, {"time": 1.0})
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_are_the_same_in_tensorboard_and_as_files(tmp_path, channels):
     image = np.random.default_rng(0).integers(0, 256, (4, 6, channels), np.uint8)
@@ -88,15 +83,6 @@ def test_pictures_are_the_same_in_tensorboard_and_as_files(tmp_path, channels):
     for png in (value.image.encoded_image_string, file.read_bytes()):
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         np.testing.assert_array_equal(pixels, np.broadcast_to(image, (4, 6, 3)))
-
-
-def test_arrays_are_in_a_file_of_their_step(tmp_path):
-    arrays = {"bits": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "bc"])}
-    MetricWriter(tmp_path).arrays(12, "likelihood", arrays)
-    with np.load(tmp_path / "likelihood_00000012.npz") as found:
-        assert set(found) == set(arrays)
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(found[name], array, strict=True)
 
 
 def test_resumed_run_supersedes_lines_of_the_killed_one_beyond_its_checkpoint(tmp_path):
@@ -125,15 +111,6 @@ def test_resumed_run_supersedes_lines_of_the_killed_one_beyond_its_checkpoint(tm
             shown = [(step, value) for step, value in shown if step < event.step]
         shown += [(event.step, value.simple_value) for value in event.summary.value]
     assert shown == expected
-
-
-def test_nothing_is_superseded_without_a_purge_step(tmp_path):
-    for value in (1, 2):
-        writer = MetricWriter(tmp_path)
-        writer.scalars(1, {"loss": value})
-        writer.close()
-    assert values(read_metrics(tmp_path), "loss") == [(1, 1), (1, 2)]
-    assert not any(event.HasField("session_log") for event in events(tmp_path))
 
 
 @pytest.mark.parametrize("cut", range(1, 30, 7))

@@ -118,11 +118,10 @@ class Checkpointer:
             train_records: number and fingerprint of the training records.
 
         Raises:
-            ValueError: a later checkpoint exists, which a resumed run would prefer to this one;
-                or `config` has a value that JSON cannot hold.
+            ValueError: a later checkpoint exists, which a resumed run would prefer to this one.
             OSError: as `wait`, for this save or the previous one.
         """
-        config = _as_json(config)
+        config = json.loads(json.dumps(dict(config)))
         latest = self.latest_step()
         if latest == step:
             return
@@ -301,13 +300,6 @@ class Checkpointer:
         if damaged:
             _together(self._folder, move)
             self._manager.reload()
-
-
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(dict(config)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the config cannot be kept as JSON: {error}") from error
 
 
 def _together(path: epath.Path, action: Callable[[], None]) -> None:

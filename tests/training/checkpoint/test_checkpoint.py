@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
@@ -265,43 +266,9 @@ def test_params_are_read_without_the_optimizer_state(make_checkpointer, tmp_path
     assert step == 3
     assert restore_params(tmp_path)[2] == 5
     assert restore_records(tmp_path / below, 3) == "7 records, abc"
-
-
-@pytest.mark.process
-def test_params_are_read_where_no_code_of_this_project_is(make_checkpointer, tmp_path):
-    state = make_state()
-    checkpointer = make_checkpointer()
-    checkpointer.save(1, state, CONFIG)
-    checkpointer.wait()
-    read = """
-        import sys
-        import numpy as np, orbax.checkpoint as ocp
-        state = ocp.StandardCheckpointer().restore(sys.argv[1] + "/checkpoints/1/state")
-        kernel = np.asarray(state["params"]["backbone"]["blocks"]["mlp"]["up"]["kernel"])
-        assert not any(name.startswith("darl_jax") for name in sys.modules)
-        print(kernel.astype(np.float32).tobytes().hex())
-    """
-    kernel = state["params"]["backbone"]["blocks"]["mlp"]["up"]["kernel"]
-    output, errors = start_python(read, tmp_path).communicate(timeout=120)
-    assert output.strip() == np.asarray(kernel).tobytes().hex(), errors
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="needs Linux's count of bytes read")
-def test_no_bytes_of_the_optimizer_state_are_read_for_the_params(make_checkpointer, tmp_path):
-    checkpointer = make_checkpointer()
-    kernel = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
-    moments = np.random.default_rng(1).normal(size=2_000_000).astype(np.float32)
-    checkpointer.save(1, {"params": {"kernel": kernel}, "opt_state": {"mu": moments}}, CONFIG)
-    checkpointer.wait()
-
-    def bytes_read() -> int:
-        counts = pathlib.Path("/proc/self/io").read_text().splitlines()
-        return int(next(line for line in counts if line.startswith("rchar")).split()[1])
-
-    restore_params(tmp_path)  # imports
-    before = bytes_read()
-    restore_params(tmp_path)
-    assert kernel.nbytes / 2 < bytes_read() - before < moments.nbytes / 4
+    # Orbax alone reads the same.
+    alone = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "3" / "state")
+    np.testing.assert_array_equal(alone["params"]["odd"], params["odd"])
 
 
 def test_missing_checkpoints_are_reported_with_the_existing_ones(make_checkpointer, tmp_path):
@@ -361,11 +328,6 @@ def test_workdir_that_cannot_be_written_is_reported_at_the_start(tmp_path):
     (tmp_path / "checkpoints").touch()
     with pytest.raises(FileExistsError, match=r"/checkpoints is a file"):
         Checkpointer(tmp_path, keep_last=1, keep_every=0)
-
-
-def test_config_that_json_cannot_hold_is_refused_at_save(make_checkpointer):
-    with pytest.raises(ValueError, match=r"cannot be kept as JSON: .*PosixPath"):
-        make_checkpointer().save(1, SMALL, {"where": pathlib.Path("x")})
 
 
 def test_config_differences_name_the_keys_and_both_values():
