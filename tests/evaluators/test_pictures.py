@@ -8,7 +8,6 @@ import pytest
 from darl_jax.evaluators import pictures as pictures_lib
 from darl_jax.evaluators.pictures import (
     Pictures,
-    draw_error_by_position,
     draw_predictions,
     mean_errors,
 )
@@ -126,13 +125,6 @@ def test_run_gives_both_pictures_in_color(tiny):
         assert picture.dtype == np.uint8
         assert picture.ndim == 3
         assert picture.shape[-1] == 3
-
-
-@pytest.mark.parametrize("error", [np.zeros((4, 4)), np.full((1, 1), 2.0), np.ones((16, 16))])
-def test_any_grid_of_errors_can_be_drawn(error):
-    assert draw_error_by_position(
-        error, error.ravel(), order="raster", examples=3, step=0
-    ).shape == (420, 1100, 3)
 
 
 def test_no_image_is_an_error(tiny):

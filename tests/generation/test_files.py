@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from darl_jax.generation.files import SampleFolder
-from darl_jax.generation.image_grid import image_grid, near_square
+from darl_jax.generation.image_grid import image_grid
 from darl_jax.generation.request import Request, from_nothing
 
 
@@ -68,10 +68,3 @@ def test_small_images_are_magnified_without_smoothing():
     grid = image_grid(image)
     assert grid.shape == (72, 72, 3)
     np.testing.assert_array_equal(grid[4:68:16, 4:68:16, 0], image[0, 0, ..., 0])
-
-
-def test_any_number_of_images_fills_a_square():
-    rows = near_square(numbered(5))
-    assert rows.shape == (2, 3, 4, 4, 3)
-    assert (rows[1, 2] == 255).all()
-    assert near_square(numbered(9)).shape[:2] == (3, 3)

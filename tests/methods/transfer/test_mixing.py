@@ -187,15 +187,6 @@ def test_whole_batch_shares_one_share_and_one_box() -> None:
         np.testing.assert_allclose(labels, expected, atol=1e-6)
 
 
-def test_labels_stay_distributions() -> None:
-    images, _ = marked()
-    targets = soft_labels(jnp.arange(BATCH) % 4, 4, 0.1)
-    for key in keys(20):
-        labels = jitted_augment(key, images, targets, BOTH)[1]
-        np.testing.assert_allclose(jnp.sum(labels, axis=-1), np.ones(BATCH), rtol=1e-6)
-        assert (labels >= 0.1 / 4 - 1e-7).all()
-
-
 # --- erasing -------------------------------------------------------------------------------------
 
 ERASING = MixingConfig(erasing_probability=0.6)

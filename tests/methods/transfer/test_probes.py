@@ -213,18 +213,3 @@ def test_validation_has_each_blocks_accuracy_over_all_examples_once(batch_size):
         assert found[f"top5_accuracy/{block}"] == pytest.approx(top_5)
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert len(found) == 1 + 3 * VIT.depth
-
-
-def test_of_five_classes_there_is_no_top_5():
-    graphdef, params = make_model(classes=5)
-    batch = make_batch() | {"label": jnp.minimum(make_batch()["label"], 4)}
-    model = nnx.merge(graphdef, params)
-    names = jax.eval_shape(lambda: make_objective().validate(model, batch, KEY)).keys()
-    assert not [name for name in names if name.startswith("top5")]
-
-
-def test_an_image_of_another_size_has_a_grid_of_its_own():
-    graphdef, params = make_model()
-    batch = make_batch() | {"image": jnp.zeros((8, 12, 6, 1), jnp.uint8)}
-    model = nnx.merge(graphdef, params)
-    assert "loss" in jax.eval_shape(lambda: make_objective().validate(model, batch, KEY))
