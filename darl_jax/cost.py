@@ -6,8 +6,7 @@
 One row for each config. FLOPs are those of the model, forward and backward, by the convention of
 darl_jax/nn/flops.py; plan.py counts those of the compiled step. Hours are those of one accelerator
 at half of its dense bfloat16 peak, without evaluation: divide by the number of accelerators. No
-accelerator is needed, and no dataset that is well known. Exit codes: 0; 2 for a config that cannot
-be used.
+accelerator is needed, and no well-known dataset. Exit codes: 0; 2 for a config that cannot be used.
 """
 
 import math
@@ -71,13 +70,7 @@ def header(chips: Sequence[str]) -> list[str]:
 
 
 def row(name: str, config: TrainConfig, records: int | None, chips: Sequence[str]) -> list[str]:
-    """Returns the costs of a config as cells of a table.
-
-    Args:
-      name: of the config.
-      config: with everything that the training split decides.
-      records: of the training split; None for those of a known or present dataset.
-      chips: names in CHIPS.
+    """Returns the costs of a config as cells of a table; `records` None counts the dataset's.
 
     Raises:
       ValueError: the number of records is not known.

@@ -2,10 +2,9 @@
 
     python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16
 
-The step is the one that train.py runs. With --sweep several meshes and rematerialization policies
-are compared. Exit codes: 0 a plan that fits; 1 the step does not fit the memory of the chips, or it
-could not be compiled; 2 a config or topology that cannot be used. docs/planning.md lists the
-assumptions.
+The step is train.py's. With --sweep several meshes and rematerialization policies are compared.
+Exit codes: 0 a plan that fits; 1 the step does not fit the memory of the chips, or compiling it
+failed; 2 a config or topology that cannot be used. docs/planning.md lists the assumptions.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ _RECORDS = flags.DEFINE_integer(
 )
 _SWEEP = flags.DEFINE_bool("sweep", False, "Compare meshes and rematerialization policies.")
 _COMPILE_TOP = flags.DEFINE_integer(
-    "compile_top", 3, "With --sweep: number of meshes that are compiled.", lower_bound=1
+    "compile_top", 3, "With --sweep: number of meshes to compile.", lower_bound=1
 )
 _ACCUMULATIONS = flags.DEFINE_list(
     "accumulations", [], "With --sweep: values of accumulation_steps, separated by commas."
@@ -59,8 +58,7 @@ def main() -> None:
     with cli.one_line_errors(cli.EXIT_ERROR, DoesNotFitError):
         if _SWEEP.value:
             plans = sweep.run(
-                config,
-                topology,
+                *(config, topology),
                 records=records,
                 accumulations=accumulations,
                 compile_top=_COMPILE_TOP.value,
@@ -88,12 +86,8 @@ def as_json(plan: StepPlan) -> dict[str, Any]:
     """Returns a plan as JSON values: bytes, FLOPs and seconds, unrounded."""
     values = dataclasses.asdict(plan)
     if plan.times is not None:
-        values["times"] |= {
-            "step": plan.times.step,
-            "step_without_overlap": plan.times.step_without_overlap,
-            "bound": plan.times.bound,
-            "compute_fraction": plan.times.compute_fraction,
-        }
+        derived = ("step", "step_without_overlap", "bound", "compute_fraction")
+        values["times"] |= {name: getattr(plan.times, name) for name in derived}
         values["examples_per_second"] = plan.config.batch_size / plan.times.step
         values["hours"] = plan.total_steps * plan.times.step / 3600
     return values
@@ -105,11 +99,11 @@ def table(plan: StepPlan) -> str:
     axes = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     remat = getattr(config.model, "remat", None)
     chosen = ({"remat": remat} if remat else {}) | plan.kernels
+    kernels = "".join(f", {operation} {name}" for operation, name in chosen.items())
     head = [
         f"{plan.topology}: {plan.devices} devices, {axes}",
-        f"batch {config.batch_size} in {config.accumulation_steps} micro-batches"
-        f"{''.join(f', {operation} {name}' for operation, name in chosen.items())}; compiled in "
-        f"{plan.compile_seconds:.0f} s",
+        f"batch {config.batch_size} in {config.accumulation_steps} micro-batches{kernels}; "
+        f"compiled in {plan.compile_seconds:.0f} s",
         *(f"note: {note}" for note in plan.notes),
     ]
     parts = [head, _memory(plan), _work(plan), _collectives(plan)]
@@ -136,15 +130,13 @@ def _memory(plan: StepPlan) -> list[str]:
 
 
 def _work(plan: StepPlan) -> list[str]:
-    ratio = plan.work.executed_flops / plan.work.model_flops
+    work = plan.work
+    ratio = work.executed_flops / work.model_flops
+    least, uncached = gib(work.memory_traffic), gib(work.memory_traffic_uncached)
     rows = [
-        ("model FLOPs", f"{plan.work.model_flops / 1e12:.4g} T"),
-        ("executed FLOPs", f"{plan.work.executed_flops / 1e12:.4g} T ({ratio:.3f} of the model's)"),
-        (
-            "memory traffic",
-            f"{gib(plan.work.memory_traffic)} at least, {gib(plan.work.memory_traffic_uncached)} "
-            "if nothing stays on the chip",
-        ),
+        ("model FLOPs", f"{work.model_flops / 1e12:.4g} T"),
+        ("executed FLOPs", f"{work.executed_flops / 1e12:.4g} T ({ratio:.3f} of the model's)"),
+        ("memory traffic", f"{least} at least, {uncached} if nothing stays on the chip"),
     ]
     return ["Work of each device in a step", *align(rows)]
 
@@ -155,31 +147,22 @@ def _collectives(plan: StepPlan) -> list[str]:
     rows = [("kind", "axes", "devices", "count", "bytes", "time")]
     for each in plan.work.collectives:
         seconds = each.interconnect_seconds + each.network_seconds
-        rows.append(
-            (
-                each.kind,
-                "+".join(each.axes) or "-",
-                str(each.group_size),
-                str(each.count),
-                gib(each.bytes),
-                milliseconds(seconds) if plan.times else "-",
-            )
-        )
+        numbers = str(each.group_size), str(each.count), gib(each.bytes)
+        took = milliseconds(seconds) if plan.times else "-"
+        rows.append((each.kind, "+".join(each.axes) or "-", *numbers, took))
     return ["Collectives in a step (bytes of the whole arrays)", *align(rows)]
 
 
 def _time(plan: StepPlan, times: Roofline) -> list[str]:
     hours = plan.total_steps * times.step / 3600
+    duration = f"{hours:.1f} hours, {hours * plan.devices:,.0f} device-hours"
     rows = [(name, milliseconds(seconds)) for name, seconds in times.parts.items()]
     rows += [
         ("step, all at once", f"{milliseconds(times.step)}, bound by {times.bound}"),
         ("step, one after the other", milliseconds(times.step_without_overlap)),
         ("model FLOPs at peak rate", f"{times.compute_fraction:.2f} of the step"),
         ("examples/s", f"{plan.config.batch_size / times.step:,.0f}"),
-        (
-            f"{plan.total_steps} steps",
-            f"{hours:.1f} hours, {hours * plan.devices:,.0f} device-hours",
-        ),
+        (f"{plan.total_steps} steps", duration),
     ]
     return ["Time of a step, at least", *align(rows)]
 

@@ -38,12 +38,11 @@ def choose_implementation(
         raise ValueError(
             f"attention={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
-    platform = device.platform
     cudnn_fits = dtype in ("bfloat16", "float16") and _cudnn_takes(device, head_dim)
     if implementation == "auto":
         if cudnn_fits:
             return "cudnn"
-        if platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS:
+        if device.platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS:
             return "splash"
         return "xla"
     if implementation == "cudnn" and not cudnn_fits:
@@ -52,8 +51,8 @@ def choose_implementation(
             "dtype and a head_dim that is a multiple of 8 and at most 128 (256 from 9.0 on); here "
             f"are {device.device_kind}, {dtype} and head_dim {head_dim}"
         )
-    if implementation == "splash" and platform != "tpu":
-        raise ValueError(f"attention='splash' needs a TPU, not platform {platform}")
+    if implementation == "splash" and device.platform != "tpu":
+        raise ValueError(f"attention='splash' needs a TPU, not platform {device.platform}")
     return implementation
 
 
@@ -76,20 +75,13 @@ def attention(
 ) -> Float[Array, "batch token head channel"]:
     """softmax(q k' / sqrt(channel) + mask) v, with logits and softmax in float32.
 
-    Args:
-      query: queries; keys and values have the same shape.
-      key: keys.
-      value: values.
-      mask: 'causal', 'full', or prefix lengths.
-      implementation: one of IMPLEMENTATIONS.
-
     Raises:
       ValueError: a prefix mask for splash attention, whose masks are the same for all examples, or
         an unknown implementation.
     """
     if implementation == "auto":
         implementation = choose_implementation(
-            implementation,
+            "auto",
             device=jax.devices()[0],
             dtype=query.dtype.name,
             head_dim=query.shape[-1],
@@ -174,13 +166,10 @@ def _splash(
     segment_ids = splash_attention_kernel.SegmentIds(q=segments, kv=segments)
 
     def on_device(q: Array, k: Array, v: Array) -> Array:
-        one = (
-            splash_attention_mask.CausalMask((padded, padded))
-            if causal
-            else splash_attention_mask.FullMask((padded, padded))
-        )
+        masks = splash_attention_mask
+        one = (masks.CausalMask if causal else masks.FullMask)((padded, padded))
         kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([one] * q.shape[1]),
+            masks.MultiHeadMask([one] * q.shape[1]),
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,

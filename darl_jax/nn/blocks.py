@@ -20,7 +20,6 @@ LAYER_NORM_EPSILON = 1e-6
 TOKEN_STDDEV = 0.02  # Learned tokens and positions start as N(0, 0.02), as in MAE.
 
 _PROJECTION = "projection"
-
 REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
     "none": None,
     # Keeps the outputs of projections and recomputes the rest, attention included.
@@ -131,12 +130,9 @@ class LayerNorm(nnx.LayerNorm):
 
 def layer_norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with epsilon 1e-6; statistics are float32 and two-pass."""
+    epsilon = LAYER_NORM_EPSILON
     return LayerNorm(
-        features,
-        epsilon=LAYER_NORM_EPSILON,
-        use_fast_variance=False,
-        dtype=DTYPES[dtype],
-        rngs=rngs,
+        features, epsilon=epsilon, use_fast_variance=False, dtype=DTYPES[dtype], rngs=rngs
     )
 
 
@@ -293,11 +289,8 @@ def scan_blocks(
 ) -> tuple[Any, Any]:
     """Applies stacked blocks one after the other, with the config's `remat` and `unroll`.
 
-    Args:
-      block: (carry, one block's share of `per_block`) to (carry, output to stack).
-      x: the first block's carry.
-      per_block: arrays with the block as their first dimension.
-      config: of the blocks.
+    `block` maps (carry, its share of `per_block`) to (carry, output to stack); the arrays of
+    `per_block` have the block as their first dimension.
     """
     policy = REMAT_POLICIES[config.remat]
     if policy is not None:

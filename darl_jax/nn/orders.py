@@ -26,18 +26,15 @@ ORDERS = (*FIXED, "random")
 class OrderConfig:
     """An order of the patches.
 
-    Attributes:
-      name: 'raster'; 'nested_raster', block after block, each in raster order; 'round_robin', the
-        first patch of each block, then the second of each, and so on; 'spiral', from the upper left
-        corner clockwise inwards; 'checkerboard', the fields of one color, then the others;
-        'permutation', drawn once; 'random', drawn anew for each image, which needs two streams.
-      block: rows and columns of patches in a block; read by 'nested_raster' and 'round_robin'.
-      seed: of 'permutation'.
+    The names: 'raster'; 'nested_raster', block after block, each in raster order; 'round_robin',
+    the first patch of each block, then the second of each, and so on; 'spiral', from the upper left
+    corner clockwise inwards; 'checkerboard', the fields of one color, then the others;
+    'permutation', drawn once; 'random', drawn anew for each image, which needs two streams.
     """
 
     name: str = "raster"
-    block: int = 2
-    seed: int = 0
+    block: int = 2  # rows and columns of patches in a block of 'nested_raster' and 'round_robin'
+    seed: int = 0  # of 'permutation'
 
     def __post_init__(self) -> None:
         if self.name not in ORDERS:
@@ -75,10 +72,10 @@ def fixed_order(config: OrderConfig, grid: Grid) -> Int[np.ndarray, " patch"]:
     raster = np.arange(rows * columns).reshape(grid)
     if config.name == "raster":
         return raster.ravel()
-    if config.name == "nested_raster":
-        return einops.rearrange(raster, "(h p) (w q) -> (h w p q)", p=config.block, q=config.block)
-    if config.name == "round_robin":
-        return einops.rearrange(raster, "(h p) (w q) -> (p q h w)", p=config.block, q=config.block)
+    if config.name in BLOCKED:
+        order = "h w p q" if config.name == "nested_raster" else "p q h w"
+        block = {"p": config.block, "q": config.block}
+        return einops.rearrange(raster, f"(h p) (w q) -> ({order})", **block)
     if config.name == "spiral":
         return _spiral(raster)
     if config.name == "checkerboard":
@@ -99,16 +96,10 @@ def _spiral(raster: np.ndarray) -> Int[np.ndarray, " patch"]:
 
 
 def draw_orders(config: OrderConfig, key: PRNGKeyArray | None, batch: int, grid: Grid) -> Order:
-    """The fixed order, or a permutation for each image, uniform over all of them.
-
-    Args:
-      config: of the order.
-      key: draws the permutations; only 'random' reads it.
-      batch: number of images.
-      grid: (rows, columns) of their patches.
+    """The fixed order, or for 'random' a uniform permutation for each image, drawn by `key`.
 
     Raises:
-      ValueError: 'random' without a key.
+      ValueError: 'random' without a key, or blocks that do not divide the grid.
     """
     if config.name != "random":
         return fixed_order(config, grid)
@@ -122,12 +113,7 @@ def take(
     values: Shaped[Array, "*batch patch channel"] | Shaped[np.ndarray, "patch channel"],
     order: Order,
 ) -> Any:
-    """Reorders `values` of patches from raster order to the order of the sequence.
-
-    Args:
-      values: of the patches of one image, or of a batch of them.
-      order: shared, or one for each image.
-    """
+    """Reorders values of patches from raster order to the order of the sequence."""
     if isinstance(order, np.ndarray) and np.array_equal(order, np.arange(len(order))):
         # A slice: sharded over devices, a gather would not be simplified by the compiler.
         return values[..., : len(order), :]

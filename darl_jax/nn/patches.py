@@ -49,14 +49,8 @@ def unpatchify(
     patches: Shaped[Array, "batch patch pixel"], patch_size: int, grid: tuple[int, int]
 ) -> Shaped[Array, "batch height width channel"]:
     """The inverse of `patchify` for a grid of (rows, columns) patches."""
-    return einops.rearrange(
-        patches,
-        "b (h w) (p q c) -> b (h p) (w q) c",
-        h=grid[0],
-        w=grid[1],
-        p=patch_size,
-        q=patch_size,
-    )
+    sizes = {"h": grid[0], "w": grid[1], "p": patch_size, "q": patch_size}
+    return einops.rearrange(patches, "b (h w) (p q c) -> b (h p) (w q) c", **sizes)
 
 
 def patch_statistics(

@@ -8,6 +8,7 @@ At another resolution than the trained one, coordinates are scaled back onto the
 (14/24 from 224 to 384 px with patches of 16), and learned positions are resampled bicubically.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -48,19 +49,18 @@ def rope_angles(
     Args:
       kind: 'rope2d' rotates the first half of the pairs by x and the second by y; 'rope1d' rotates
         all of them by the position in the sequence, 1 for the first patch.
-      grid: (rows, columns) of the image's patches.
-      trained_grid: (rows, columns) of patches of the images that the model was trained on.
+      grid: of the image.
+      trained_grid: of the images that the model was trained on.
       head_dim: channels of a head; a multiple of 4 for 'rope2d' and of 2 for 'rope1d'.
-      max_wavelength: the base of the frequencies.
+      max_wavelength: base of the frequencies.
       y_first: 'rope2d' with the axes exchanged, the library's natural order.
 
     Returns:
       Radians in float32, computed in float64: (1 + rows * columns, head_dim / 2).
     """
     if kind == "rope1d":
-        patches = grid[0] * grid[1]
-        position = np.arange(1, patches + 1) * (trained_grid[0] * trained_grid[1] / patches)
-        axes = [position]
+        patches = math.prod(grid)
+        axes = [np.arange(1, patches + 1) * (math.prod(trained_grid) / patches)]
     elif kind == "rope2d":
         x, y = grid_coordinates(grid, trained_grid).T
         axes = [y, x] if y_first else [x, y]
@@ -84,10 +84,7 @@ def rotate(
 
     Halves instead of the paper's adjacent pairs (x_2i, x_2i+1): the same rotation on permuted
     channels (`halves_from_pairs`), and one split and one concatenation, which fuse everywhere.
-
-    Args:
-      x: queries or keys.
-      angles: in radians; shared by all examples, or one set for each.
+    Angles are in radians, shared by all examples or one set for each.
     """
     xp: Any = np if isinstance(angles, np.ndarray) else jnp
     cos, sin = (f(angles)[..., None, :] for f in (xp.cos, xp.sin))
@@ -113,11 +110,9 @@ def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "
     if width % 4:
         raise ValueError(f"sincos2d needs a width that is a multiple of 4, not {width}")
     frequencies = 10_000.0 ** (-np.arange(width // 4) / (width / 4))
-    halves = []
-    for axis in grid_coordinates(grid, trained_grid).T:
-        angles = np.outer(axis, frequencies)
-        halves += [np.sin(angles), np.cos(angles)]
-    return np.concatenate(halves, axis=-1).astype(np.float32)
+    angles = [np.outer(axis, frequencies) for axis in grid_coordinates(grid, trained_grid).T]
+    waves = [wave(each) for each in angles for wave in (np.sin, np.cos)]
+    return np.concatenate(waves, axis=-1).astype(np.float32)
 
 
 def resample_positions(

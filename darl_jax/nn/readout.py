@@ -11,10 +11,8 @@ def readout(
 ) -> Float32[Array, "*batch width"]:
     """Input of a head: the pooled tokens of a whole image, in float32.
 
-    Args:
-      tokens: the start token, then one for each patch in the order of the sequence.
-      pooling: 'mean' over the patches without the start token, or the 'last' patch's token, which
-        attends to the whole image under a causal mask.
+    'mean' averages all tokens but the first, the start token's; 'last' is the last patch's token,
+    which attends to the whole image under a causal mask.
 
     Raises:
       ValueError: the pooling is unknown.

@@ -78,11 +78,7 @@ class Features(NamedTuple):
 class ViT(nnx.Module):
     """[SOS, p_1 .. p_T] -> features; in pre-training without p_T, which nothing is predicted from.
 
-    Args:
-      config: the backbone's shape.
-      patch_dim: pixel values of a patch.
-      grid: (rows, columns) of patches of the images that it is trained on.
-      rngs: random state for the initial parameters; none is kept.
+    `patch_dim` counts the pixel values of a patch; `grid` is that of the training images.
     """
 
     def __init__(self, config: ViTConfig, *, patch_dim: int, grid: positions.Grid, rngs: nnx.Rngs):
@@ -145,11 +141,7 @@ class ViT(nnx.Module):
         return Features(self.final_norm(x), blocks)
 
     def order(self, grid: positions.Grid) -> Int[np.ndarray, " patch"]:
-        """The config's order on a grid; raster order where training draws one for each image.
-
-        Raises:
-          ValueError: its blocks do not divide the grid.
-        """
+        """The config's order on a grid; raster order where training draws one for each image."""
         if self.config.order.name == "random":
             return np.arange(math.prod(grid))
         return orders.fixed_order(self.config.order, grid)
@@ -197,10 +189,7 @@ class ViT(nnx.Module):
         if not config.positions.startswith("rope"):
             return None
         angles = positions.rope_angles(
-            config.positions,
-            grid,
-            self.grid,
-            config.head_dim,
+            *(config.positions, grid, self.grid, config.head_dim),
             max_wavelength=config.rope_max_wavelength,
             y_first=config.rope_y_first,
         )

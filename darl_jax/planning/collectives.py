@@ -59,11 +59,8 @@ _Computation = Mapping[str, _Instruction]
 def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
     """Returns all collectives of a step, equal ones merged, the most bytes first.
 
-    Loop bodies count once for each trip; of a conditional the branch with the most bytes counts.
-
-    Args:
-      hlo_text: `compiled.as_text()` of a function compiled for the devices of `mesh`.
-      mesh: position i of its flat devices is the HLO's device i.
+    `hlo_text` is `compiled.as_text()`, whose device i is the flat mesh's. Loop bodies count once
+    for each trip; of a conditional the branch with the most bytes counts.
 
     Raises:
       ValueError: the text has a kind of collective, group or loop that is not known.
@@ -158,7 +155,8 @@ def _read(
     if kind not in _KINDS or _continues(computation, instruction):
         return None
     if kind == "collective-permute":
-        pairs = np.array(_integers(_attribute(instruction, "source_target_pairs"))).reshape(-1, 2)
+        text = instruction.attributes.partition("source_target_pairs=")[2].partition("}}")[0]
+        pairs = np.array(_integers(text)).reshape(-1, 2)
         axes = _crossed_axes(slices[:, pairs[:, 0]], slices[:, pairs[:, 1]], mesh)
         group_size = math.prod(mesh.shape[axis] for axis in axes)
     else:
@@ -173,7 +171,7 @@ def _read(
 
 
 def _continues(computation: _Computation, instruction: _Instruction) -> bool:
-    """Whether this continues a collective that the TPU overlaps with a chain of fusions.
+    """True where this continues a collective that the TPU overlaps with a chain of fusions.
 
     Each fusion of the chain repeats the instruction; the first one ends in AsyncCollectiveStart.
     """
@@ -184,7 +182,7 @@ def _continues(computation: _Computation, instruction: _Instruction) -> bool:
 
 
 def _is_scattered(computation: _Computation, reduced: _Instruction) -> bool:
-    """Whether the fusion of an all-reduce keeps one device's slice: the TPU's reduce-scatter."""
+    """True where an all-reduce's fusion keeps one device's slice: the TPU's reduce-scatter."""
     root = next(each for each in computation.values() if each.is_root)
     kept = _without_layout(computation, root)
     return (
@@ -219,7 +217,7 @@ def _slices(text: str, mesh: Mesh) -> np.ndarray:
 def _between_slices(
     computation: _Computation, instruction: _Instruction, mesh: Mesh, slices: np.ndarray
 ) -> Collective:
-    """Returns what the TPU's runtime sends to the same device of other slices."""
+    """Returns the collective of a send of the TPU's runtime to the same device of other slices."""
     transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
     kind = transfer[1].lower().replace("_", "-") if transfer else ""
     if kind not in _KINDS:
@@ -268,21 +266,16 @@ def _crossed_axes(sources: np.ndarray, targets: np.ndarray, mesh: Mesh) -> tuple
 
 
 def _replica_groups(attributes: str, devices: int) -> np.ndarray:
-    """Reads the groups of a collective, one a row, in any of XLA's notations.
+    """Reads the groups of a collective, one a row, from the text behind its operands.
 
-    {{0,1},{2,3}}; {} for all; [groups,size]<=[reshape]T(transpose);
+    XLA's notations: {{0,1},{2,3}}; {} for all; [groups,size]<=[reshape]T(transpose);
     mesh['a'=2,'b'=4], device_ids=([reshape]T(transpose)) {'a','b':(1)2}.
-
-    Args:
-      attributes: text behind the operands of the instruction.
-      devices: that run the program.
 
     Raises:
       ValueError: another notation, or groups of other devices.
     """
     text = attributes.partition("replica_groups=")[2]
-    # https://openxla.org/xla/operation_semantics: without a channel groups are of replicas, of
-    # which jax.jit makes one.
+    # Without a channel groups are of replicas, and jax.jit makes one.
     if "channel_id=" not in attributes:
         groups = np.arange(devices)[:, None]
     elif match := re.match(r"\[([\d,]+)\]<=(\S+)", text):
@@ -325,12 +318,9 @@ def _iota(text: str) -> np.ndarray:
     """Reads [4,2]T(1,0): 0, 1, 2 ... in this shape, transposed, flat."""
     match = _IOTA.match(text)
     assert match is not None, text
-    numbers = np.arange(math.prod(_integers(match[1]))).reshape(_integers(match[1]))
+    shape = _integers(match[1])
+    numbers = np.arange(math.prod(shape)).reshape(shape)
     return numbers.transpose(_integers(match[2]) if match[2] else None).ravel()
-
-
-def _attribute(instruction: _Instruction, name: str) -> str:
-    return instruction.attributes.partition(f"{name}=")[2].partition("}}")[0]
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -15,26 +15,18 @@ from jax.interpreters import partial_eval
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Counts FLOPs (2 for a multiply-add) of all dot_generals that function(*args) needs.
 
-    Equations with unused results are dropped first, as by the compiler. Recomputation by
-    jax.checkpoint counts like any other work.
-
-    Args:
-      function: is traced, not run.
-      *args: arrays or jax.ShapeDtypeStructs.
+    The function is traced, not run. Equations with unused results are dropped first, as by the
+    compiler. Recomputation by jax.checkpoint counts like any other work.
 
     Raises:
       ValueError: a convolution, or a while loop around a multiplication: neither is counted.
     """
     closed = jax.make_jaxpr(function)(*args)
     jaxpr, _ = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
-    return _count(jaxpr)
+    return sum(map(_count, jaxpr.eqns))
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
-
-
-def _count_equation(equation: core.JaxprEqn) -> int:
+def _count(equation: core.JaxprEqn) -> int:
     name = equation.primitive.name
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -43,7 +35,7 @@ def _count_equation(equation: core.JaxprEqn) -> int:
         return 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
         raise ValueError("a convolution is not counted; write it as a matrix multiplication")
-    inner = [_count(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    inner = [sum(map(_count, jaxpr.eqns)) for jaxpr in _inner_jaxprs(equation)]
     if name == "scan":
         return equation.params["length"] * sum(inner)
     if name == "cond":
@@ -56,7 +48,5 @@ def _count_equation(equation: core.JaxprEqn) -> int:
 def _inner_jaxprs(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                yield item if isinstance(item, core.Jaxpr) else item.jaxpr

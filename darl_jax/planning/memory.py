@@ -38,7 +38,7 @@ class Memory:
 
 
 def shard_bytes(tree: PyTree) -> int:
-    """Returns the bytes of a tree of shapes with shardings on one device."""
+    """Returns the bytes on one device of a tree of shapes with shardings."""
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
         for leaf in jax.tree.leaves(tree)

@@ -16,11 +16,7 @@ KNOWN_DATASETS = {
 
 
 def training_records(config: TrainConfig, given: int | None) -> tuple[int, str]:
-    """Returns (records of the training split, origin of the number).
-
-    Args:
-      config: of a run.
-      given: by the user, or None.
+    """Returns (records of the training split, origin of the number); the `given` number wins.
 
     Raises:
       ValueError: the number is not known, or `config.data` names a dataset or split that is absent.

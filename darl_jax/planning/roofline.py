@@ -73,31 +73,24 @@ def collective_seconds(
     receives; between m islands each device brings 1 / j of what its island lacks, (m - 1) / m of
     the array, and shares it there. A reduce-scatter is the same backwards, an all-reduce both.
 
-    Args:
-      collective: kind, bytes and count.
-      group: positions of the devices of one group.
-      chip: their rates.
-      torus: devices along each axis of an island's torus; empty for a switch.
+    `group` are the positions of one group's devices; `torus` counts the devices along each axis of
+    an island's torus, and is empty for a switch.
 
     Raises:
       ValueError: the kind of collective is unknown.
     """
-    islands = {position.island for position in group}
-    size = len(group)
-    inside, m = size / len(islands), len(islands)
+    by_island: dict[int, list[Position]] = {}
+    for position in group:
+        by_island.setdefault(position.island, []).append(position)
+    size, m = len(group), len(by_island)
+    inside = size / m
     if size == 1:
         return 0.0, 0.0
     total = float(collective.bytes * collective.count)
-    rate = min(
-        group_rate(
-            [position for position in group if position.island == island], chip.interconnect, torus
-        )
-        for island in islands
-    )
+    rate = min(group_rate(each, chip.interconnect, torus) for each in by_island.values())
     gather = total * (inside - 1) / inside / rate if inside > 1 else 0.0
     network = total * (m - 1) / m / (inside * chip.network_bytes_per_second)
-    if collective.kind in _PASSES:
-        passes = _PASSES[collective.kind]
+    if passes := _PASSES.get(collective.kind):
         return passes * gather, passes * network
     if collective.kind == "all-to-all":
         # Each device sends its own part, 1 / size of the array, of which on a torus a quarter of

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from darl_jax.config import TrainConfig
@@ -69,12 +70,7 @@ class StepPlan:
 
 
 def compile_plan(config: TrainConfig, topology: Topology, *, records: int) -> StepPlan:
-    """Compiles the step that train.py runs, and reads the plan from it.
-
-    Args:
-      config: of the run; its mesh must suit the topology.
-      topology: the devices.
-      records: of the training split.
+    """Compiles the step that train.py runs on `records` training records, and reads the plan.
 
     Raises:
       DoesNotFitError: the step needs more memory than the chips have.
@@ -86,14 +82,15 @@ def compile_plan(config: TrainConfig, topology: Topology, *, records: int) -> St
     config.method.check_mesh(mesh)
     compiled_config, notes = with_kernels(config, topology)
     step, *args = step_and_arguments(compiled_config, mesh, records)
-    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    remat = f", remat {config.model.remat}" if hasattr(config.model, "remat") else ""
-    what = (
-        f"Compiling the step for {topology.name}, {shape}{remat}, batch {config.batch_size} in "
-        f"{config.accumulation_steps}"
+    remat = getattr(config.model, "remat", None)
+    title = ", ".join(
+        [f"Compiling the step for {topology.name}"]
+        + [f"{axis} {size}" for axis, size in mesh.shape.items()]
+        + ([f"remat {remat}"] if remat else [])
+        + [f"batch {config.batch_size} in {config.accumulation_steps}"]
     )
     began = time.monotonic()
-    with jax.set_mesh(mesh), progress(what), advice_on_refusal():
+    with jax.set_mesh(mesh), progress(title), advice_on_refusal():
         compiled = lower_step(step, *args).compile()
     seconds = time.monotonic() - began
     memory = read_memory(compiled, args[0], topology)
@@ -146,16 +143,14 @@ def with_kernels(config: TrainConfig, topology: Topology) -> tuple[TrainConfig, 
     Raises:
       ValueError: a kernel that the config names does not run on the topology.
     """
-    model = config.model
     on_gpus = topology.chip is not None and topology.compiler == "CPU"
-    wanted = getattr(model, "attention", None)
-    if on_gpus and wanted in ("auto", "cudnn") and model.dtype == "bfloat16":
+    wanted = getattr(config.model, "attention", None)
+    if on_gpus and wanted in ("auto", "cudnn") and config.model.dtype == "bfloat16":
         return with_model(config, attention="xla"), [
             "a GPU runs cuDNN's attention; compiled is XLA's, which keeps a token x token matrix "
             "for each head and block that cuDNN's does not"
         ]
-    chosen = config.method.kernels(topology.devices[0])
-    return with_model(config, **chosen), []
+    return with_model(config, **config.method.kernels(topology.devices[0])), []
 
 
 def step_and_arguments(config: TrainConfig, mesh: Mesh, records: int) -> tuple[Any, ...]:
@@ -233,7 +228,7 @@ def collective_times(
     found: Sequence[Collective], mesh: Mesh, topology: Topology
 ) -> list[CollectiveTime]:
     """Sums collectives by kind and axes, the longest first."""
-    lines: dict[tuple[str, tuple[str, ...], int], list[float]] = {}
+    lines: dict[tuple[str, tuple[str, ...], int], np.ndarray] = {}
     for each in found:
         seconds = (0.0, 0.0)
         if topology.chip is not None and each.group_size > 1:
@@ -246,11 +241,11 @@ def collective_times(
                 ),
                 key=sum,
             )
-        line = lines.setdefault((each.kind, each.axes, each.group_size), [0, 0, 0.0, 0.0])
-        for i, value in enumerate((each.bytes * each.count, each.count, *seconds)):
-            line[i] += value
+        values = np.array([each.bytes * each.count, each.count, *seconds])
+        key = (each.kind, each.axes, each.group_size)
+        lines[key] = lines.get(key, 0.0) + values
     result = [
-        CollectiveTime(kind, axes, size, int(total), int(count), inside, network)
+        CollectiveTime(kind, axes, size, int(total), int(count), float(inside), float(network))
         for (kind, axes, size), (total, count, inside, network) in lines.items()
     ]
     return sorted(
@@ -259,13 +254,13 @@ def collective_times(
 
 
 @contextlib.contextmanager
-def progress(what: str, every: float = 15.0) -> Iterator[None]:
-    """Prints on stderr that work is under way, again and again, and its duration at the end."""
+def progress(title: str) -> Iterator[None]:
+    """Prints on stderr that work is under way, every 15 s, and its duration at the end."""
     began, done = time.monotonic(), threading.Event()
-    print(f"{what} ...", file=sys.stderr, flush=True)
+    print(f"{title} ...", file=sys.stderr, flush=True)
 
     def tick() -> None:
-        while not done.wait(every):
+        while not done.wait(15.0):
             print(f"... {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tick, daemon=True)

@@ -35,7 +35,7 @@ def run(
       topology: the devices.
       records: of the training split.
       accumulations: values of `accumulation_steps`.
-      compile_top: number of meshes.
+      compile_top: number of meshes to compile.
 
     Raises:
       ValueError: the topology has no rates, or no mesh suits it.
@@ -44,7 +44,10 @@ def run(
     if topology.chip is None:
         raise ValueError(f"--sweep ranks by time, and --topology={topology.name} has no rates")
     policies = list(REMAT_POLICIES) if _remat(config) else [""]
-    meshes = sorted(_meshes(config, topology, max(accumulations)), key=_inequality)
+    meshes = sorted(
+        _meshes(config, topology, max(accumulations)),
+        key=lambda mesh: abs(math.log(mesh.data / mesh.fsdp)),
+    )
     if not meshes:
         raise ValueError(
             f"no mesh of {len(topology.devices)} devices divides config.batch_size="
@@ -85,10 +88,6 @@ def _meshes(
         except (ValueError, NotImplementedError):
             continue  # The slices or the torus cannot be cut like this.
         yield mesh_config
-
-
-def _inequality(mesh: MeshConfig) -> float:
-    return abs(math.log(mesh.data / mesh.fsdp))
 
 
 def _seconds(plan: StepPlan) -> float:

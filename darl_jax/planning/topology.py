@@ -1,7 +1,6 @@
 """Machines for which a step can be compiled without their presence."""
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import re
@@ -90,13 +89,12 @@ def _tpus(name: str, chip: Chip, shape: str, slices: int) -> Topology:
     jax.config.update("jax_enable_compilation_cache", False)
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
-    describe = functools.partial(topologies.get_topology_desc, shape, platform="tpu")
-    if slices > 1:
-        describe = functools.partial(describe, num_slices=slices)
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if chip.name == "v4":  # Its two cores are one device, as on a v4 host by default.
-        describe = functools.partial(describe, chip_config_name="megacore")
+        options["chip_config_name"] = "megacore"
     try:
-        devices: list[Any] = describe().devices
+        description = topologies.get_topology_desc(shape, platform="tpu", **options)
+        devices: list[Any] = description.devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         raise ValueError(
