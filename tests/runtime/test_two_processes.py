@@ -50,7 +50,7 @@ def start(workdir: pathlib.Path, *more: str, last: tuple[str, ...] = ()) -> list
 
 
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    errors = [process.communicate(timeout=200)[1] for process in processes]
+    errors = [process.communicate(timeout=280)[1] for process in processes]
     return [process.returncode for process in processes], errors
 
 
