@@ -5,7 +5,7 @@ import sys
 import warnings
 
 import pytest
-from absl import flags
+from absl import app, flags  # noqa: F401 (app defines flags, which must outlive a call)
 
 
 def call(program: str, *arguments: object) -> int:
