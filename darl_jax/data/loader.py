@@ -159,7 +159,7 @@ class _Feed:
     def close(self) -> None:
         """Ends the thread and the workers; leaves behind a thread that is stuck."""
         self._closed.set()
-        self._thread.join(2 * _CLOSE_SECONDS if self._num_workers else _CLOSE_SECONDS)
+        self._thread.join(_CLOSE_SECONDS * (3 if self._num_workers else 1))
 
     def _run(self) -> None:
         # Workers inherit the mask from their start on: Ctrl-C and a scheduler's SIGTERM go to the
