@@ -1,15 +1,39 @@
 """Programs, run in this process as a shell would start them: a start of JAX takes seconds."""
 
+import contextlib
+import importlib
 import runpy
 import sys
 import warnings
+from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 from absl import app, flags  # noqa: F401 (app defines flags, which must outlive a call)
 
 
+def imported(program: str) -> ModuleType:
+    """A program's module, for tests of its functions; its flags may be another program's too."""
+    with _own_flags():
+        return importlib.import_module(f"darl_jax.{program}")
+
+
 def call(program: str, *arguments: object) -> int:
     """Runs `python -m darl_jax.PROGRAM ARGUMENTS`; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), _own_flags():
+        # It is imported already, by a test of its functions.
+        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
+        patch.setattr(sys, "argv", [program, *map(str, arguments)])
+        try:
+            runpy.run_module(f"darl_jax.{program}", run_name="__main__", alter_sys=False)
+        except SystemExit as left:
+            return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+    return 0
+
+
+@contextlib.contextmanager
+def _own_flags() -> Iterator[None]:
+    """Hides the flags of other programs, and removes new ones at the end."""
     defined = {name: flags.FLAGS.find_module_defining_flag(name) for name in flags.FLAGS}
     # Flags of programs that tests have imported; those that come back here belong to no module.
     hidden = {
@@ -19,20 +43,13 @@ def call(program: str, *arguments: object) -> int:
     }
     for name in hidden:
         delattr(flags.FLAGS, name)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        # It is imported already, by a test of its functions.
-        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
-        patch.setattr(sys, "argv", [program, *map(str, arguments)])
-        try:
-            runpy.run_module(f"darl_jax.{program}", run_name="__main__", alter_sys=False)
-        except SystemExit as left:
-            return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-        finally:
-            for name in {*flags.FLAGS} - (defined.keys() - hidden.keys()):
-                delattr(flags.FLAGS, name)
-            for name, flag in hidden.items():
-                flags.FLAGS[name] = flag
-    return 0
+    try:
+        yield
+    finally:
+        for name in {*flags.FLAGS} - (defined.keys() - hidden.keys()):
+            delattr(flags.FLAGS, name)
+        for name, flag in hidden.items():
+            flags.FLAGS[name] = flag
 
 
 def refusal(capsys: pytest.CaptureFixture, program: str, *arguments: object) -> str:

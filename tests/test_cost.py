@@ -3,10 +3,12 @@ import sys
 
 import pytest
 
-from darl_jax import cost
 from darl_jax.config import default_config, load
 from darl_jax.planning import records
 from darl_jax.planning.tables import si
+from tests.programs import imported
+
+cost = imported("cost")
 
 WIDTH, DEPTH, MLP, PATCH, TOKENS = 32, 2, 64, 16, 196
 
