@@ -24,6 +24,8 @@ def call(program: str, *arguments: object) -> int:
         # It is imported already, by a test of its functions.
         warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning)
         patch.setattr(sys, "argv", [program, *map(str, arguments)])
+        # JAX looks for other processes before its first computation only, and tests have computed.
+        patch.setenv("JAX_NUM_PROCESSES", "1")
         try:
             runpy.run_module(f"darl_jax.{program}", run_name="__main__", alter_sys=False)
         except SystemExit as left:
