@@ -44,7 +44,7 @@ class Split(Protocol):
 
     @property
     def in_memory(self) -> bool:
-        """Whether examples are made from arrays in memory, which workers would only copy."""
+        """True where examples are made from arrays in memory, which workers would only copy."""
         ...
 
     def __len__(self) -> int: ...
@@ -149,7 +149,7 @@ class Subset:
 
     @property
     def in_memory(self) -> bool:
-        """Whether examples are made from arrays in memory."""
+        """True where examples are made from arrays in memory."""
         return self.whole.in_memory
 
     def __len__(self) -> int:

@@ -253,7 +253,7 @@ class _Feed:
         return list(_NOTE.iter_unpack(self._notes.buf[: self._num_workers * _NOTE.size]))
 
     def _starting(self) -> bool:
-        """Whether a worker has not begun its first chunk."""
+        """True while a worker has not begun its first chunk."""
         return any(chunk < 0 or not pid for pid, chunk in self._worker_notes())
 
     def _stuck(self, seconds: float) -> str:

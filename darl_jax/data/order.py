@@ -1,4 +1,4 @@
-"""Which record stands where, and with which random numbers: pure functions of integers.
+"""Order of the records, and their random numbers: pure functions of integers.
 
 Nothing here keeps state, so that any step of a run is reached at once: the order of an epoch is a
 Feistel permutation that is evaluated only at the positions that somebody asks for, and a random
@@ -70,7 +70,7 @@ def permute(
     length: int,
     *key: int | np.ndarray,
 ) -> Int64[np.ndarray, " n"]:
-    """Where a keyed pseudo-random permutation of 0 .. length-1 sends each position.
+    """Image of each position under a keyed pseudo-random permutation of 0 .. length-1.
 
     A Feistel network over Z_a x Z_b with a*b just above `length`; what lands outside is sent
     through again until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite

@@ -55,7 +55,7 @@ def test_dead_process_of_this_host_keeps_nobody_out(tmp_path, short_waits):
 def test_number_of_a_dead_process_that_is_used_again_keeps_nobody_out(tmp_path, short_waits):
     left_by(tmp_path, started=psutil.Process().create_time() - 100)
     with lock.held(epath.Path(tmp_path)):
-        pass
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
 
 def test_other_host_counts_while_its_file_changes(tmp_path, short_waits):
@@ -100,4 +100,4 @@ def test_of_two_that_take_over_one_file_one_wins(tmp_path, short_waits):
 def test_file_that_is_cut_off_keeps_nobody_out(tmp_path, short_waits):
     (tmp_path / lock.FILE).write_text('{"host": "vm", "pi')
     with lock.held(epath.Path(tmp_path)):
-        pass
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()

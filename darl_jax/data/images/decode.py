@@ -1,4 +1,4 @@
-"""From an encoded image to the pixels that the model sees, in one pass on the host.
+"""Decodes an image to the model's pixels, in one pass on the host.
 
 An image is decoded, turned upright, cropped and resized with one antialiased bicubic filter
 (Table 8: random resized crop with bicubic interpolation, horizontal flip). What comes out is always
@@ -246,7 +246,7 @@ def random_resized_crops(
 
 
 def random_flips(uniforms: Float64[np.ndarray, "n draws"]) -> Bool[np.ndarray, " n"]:
-    """Which images are mirrored: each with probability 1/2."""
+    """Mask of the mirrored images, each with probability 1/2."""
     return uniforms[:, -1] < 0.5
 
 

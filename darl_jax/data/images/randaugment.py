@@ -35,7 +35,7 @@ Fill = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class RandAugmentConfig:
-    """How strongly training images are distorted; magnitude 9 is the recipe of fine-tuning.
+    """Strength of the distortion of training images; fine-tuning has magnitude 9.
 
     Attributes:
       magnitude: the mean strength, of 10; 0 leaves RandAugment out.
@@ -142,7 +142,7 @@ def draw(
     epoch: Int64[np.ndarray, " n"],
     index: Int64[np.ndarray, " n"],
 ) -> list[list[Operation]]:
-    """What is to be done to each record: a pure function of (seed, epoch, record).
+    """Operations on each record: a pure function of (seed, epoch, record).
 
     Returns:
       for each record the operations in their order, fewer than `num_ops` where the dice say so,

@@ -106,7 +106,7 @@ class FolderSource:
         return [_text(self._path(number)) for number in index]
 
     def fingerprint(self) -> str:
-        """Of the relative paths in their order and of the classes' names."""
+        """Hash of the relative paths in their order and of the classes' names."""
         return fingerprint_of(
             self._paths.dtype.str, self._paths.tobytes(), self._files.tobytes(), *self._number
         )

@@ -63,7 +63,7 @@ def list_images(directory: epath.Path, *, log: bool) -> list[str]:
 
 
 def holds_images(directory: epath.Path) -> bool:
-    """Whether there is an image below a folder; stops at the first."""
+    """True where there is an image below a folder; stops at the first."""
     return any(
         os.path.splitext(path)[1].lower() in EXTENSIONS and path.rpartition("/")[2][0] != "."
         for path in _files(directory, Counter())

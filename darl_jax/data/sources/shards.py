@@ -1,4 +1,4 @@
-"""Whether all files of a dataset are there and whole, found out before a run begins."""
+"""Checks that all files of a dataset are present and whole, before a run begins."""
 
 from collections.abc import Mapping
 from concurrent import futures

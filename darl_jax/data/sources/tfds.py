@@ -101,7 +101,7 @@ class TfdsSource:
         return sorted({self._place(i)[0] for i in index})
 
     def fingerprint(self) -> str:
-        """Of the dataset's name and version and of the lengths of the split's shards."""
+        """Hash of the dataset's name and version and of the lengths of the split's shards."""
         shards = [
             f"{epath.Path(part.filename).name} {part.skip} {part.take} {part.examples_in_shard}"
             for part in self._instructions
