@@ -33,7 +33,6 @@ from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.generation.generator import Generator, make_tables, patch_drawer
 from darl_jax.methods.darl.diffusion import Diffusion
-from darl_jax.methods.darl.flops import sampling_flops
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn.patches import patchify, standardize
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, USER_ERRORS, one_line_errors
@@ -129,17 +128,7 @@ class PrefixAnew(Sampling):
 
 def image_flops(method: Diffusion, counts: list[int]) -> int:
     """Counted FLOPs of one image."""
-    model, decoder = method.model, method.objective.patch_decoder
-    return sampling_flops(
-        width=model.width,
-        depth=model.depth,
-        mlp_dim=model.mlp_dim,
-        patch_dim=method.patch_dim,
-        steps=counts,
-        decoder_kind=decoder.kind,
-        decoder_layers=decoder.layers,
-        condition_on_gamma=decoder.condition_on_gamma,
-    )
+    return method.forward_flops(counts)
 
 
 def load_config(path: str, dtype: str | None) -> TrainConfig:

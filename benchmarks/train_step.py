@@ -33,7 +33,8 @@ from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
 from darl_jax.data.images.config import ImagesConfig
 from darl_jax.nn.attention import IMPLEMENTATIONS
-from darl_jax.nn.blocks import DTYPES, REMAT_POLICIES
+from darl_jax.nn.blocks import REMAT_POLICIES
+from darl_jax.nn.dtypes import DTYPES
 from darl_jax.runtime.cli import EXIT_BAD_INPUT, EXIT_ERROR, USER_ERRORS, one_line_errors
 from darl_jax.training.sharding import MeshConfig
 

@@ -49,7 +49,7 @@ class KnnConfig(EvaluatorConfig):
       temperature: a neighbor's vote is exp(cosine similarity / temperature).
       max_bank: number of training records in the bank, the first of a fixed permutation. Host
         memory holds their features of every block, each device those of one block.
-      pooling: of a block's tokens, 'mean' or 'last' (nn/readout.py).
+      pooling: of a block's tokens, one of readout.POOLINGS.
       mask: the backbone's attention, 'causal' or 'full'.
     """
 
@@ -126,7 +126,7 @@ class Knn(Evaluator):
         def rows(params: PyTree, batch: Batch) -> tuple[Array, Array, Array, Array]:
             backbone = nnx.merge(graphdef, params).backbone
             blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
-            features = readout(blocks, config.pooling)
+            features = readout(blocks, config.pooling, start_tokens=backbone.config.start_tokens)
             return features, batch["label"], batch["index"], batch["mask"]
 
         self._config = config

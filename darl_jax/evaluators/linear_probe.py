@@ -47,7 +47,7 @@ class LinearProbeConfig(EvaluatorConfig):
     Attributes:
       labels_per_class: training examples of each class.
       seeds: number of disjoint training sets.
-      pooling: of the tokens, 'mean' or 'last' (nn/readout.py).
+      pooling: of the tokens, one of readout.POOLINGS.
       mask: the backbone's attention, 'causal' or 'full'.
       relative_depth: depth of the block to read, 1 for the last one. Settled here: the middle one,
         near the peak of Figure 8b.
@@ -162,7 +162,9 @@ class LinearProbe(Evaluator):
         def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
             backbone = nnx.merge(graphdef, params).backbone
             blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
-            return readout(blocks[block_index(config.relative_depth, len(blocks))], config.pooling)
+            block = blocks[block_index(config.relative_depth, len(blocks))]
+            start_tokens = backbone.config.start_tokens
+            return readout(block, config.pooling, start_tokens=start_tokens)
 
         def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
             del params

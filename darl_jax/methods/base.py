@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from darl_jax.data.base import Features, Split
+from darl_jax.nn.dtypes import at_least_float32
 
 # Parameters are sharded by the table in training/sharding.py, not by Flax at initialization.
 nnx.use_eager_sharding(False)
@@ -158,5 +159,5 @@ def average(
     if where is not None:
         weight = weight & where
     # `where`, not a product: padding may give non-finite values.
-    total = jnp.sum(jnp.where(weight, values, 0.0), dtype=jnp.float32)
-    return Average(total=total, count=jnp.sum(weight, dtype=jnp.float32))
+    total = jnp.sum(jnp.where(weight, at_least_float32(values), 0.0))
+    return Average(total=total, count=jnp.sum(weight, dtype=total.dtype))

@@ -77,8 +77,8 @@ class ImageMethod(Method[Model], abc.ABC):
 
     @property
     def tokens(self) -> int:
-        """Sequence length: the start token and all patches."""
-        return 1 + math.prod(self.grid)
+        """Sequence length: the start token, if any, and all patches."""
+        return self.model.start_tokens + math.prod(self.grid)
 
     def patches(self, batch: Batch) -> Float[Array, "batch patch pixel"]:
         """Standardized patches of a batch's images."""
@@ -103,13 +103,7 @@ class ImageMethod(Method[Model], abc.ABC):
 
     def backbone_flops(self) -> int:
         """FLOPs of the backbone's forward pass on an image."""
-        return backbone_flops(
-            width=self.model.width,
-            depth=self.model.depth,
-            mlp_dim=self.model.mlp_dim,
-            patches=math.prod(self.grid),
-            patch_dim=self.patch_dim,
-        )
+        return backbone_flops(self.model, patches=math.prod(self.grid), patch_dim=self.patch_dim)
 
     def check_mesh(self, mesh: Mesh) -> None:
         if self.model.num_heads % mesh.shape["tensor"]:

@@ -120,7 +120,7 @@ def plain_attention(
     of_bfloat16 = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
     einsum = functools.partial(
         jnp.einsum,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
         precision=of_bfloat16 if query.dtype == jnp.bfloat16 else None,
     )
     logits = einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5

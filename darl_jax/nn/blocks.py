@@ -14,9 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.nn import attention as attention_lib
 from darl_jax.nn import positions
+from darl_jax.nn.dtypes import DTYPES, at_least_float32
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-LAYER_NORM_EPSILON = 1e-6
+MLPS = ("gelu", "swiglu")
+NORMS = ("layer", "rms")
+QK_NORMS = ("none", "plain", "scale")
 TOKEN_STDDEV = 0.02  # Learned tokens and positions start as N(0, 0.02), as in MAE.
 
 _PROJECTION = "projection"
@@ -28,7 +30,7 @@ REMAT_POLICIES: dict[str, Callable[..., Any] | None] = {
 }
 
 # Rotation angles, shared by all examples or one set for each; None without rotation.
-Angles = Float[np.ndarray, "token pair"] | Float[Array, "*batch token pair"] | None
+Angles = Float[np.ndarray, "token pair"] | Float[Array, "*set token pair"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,14 @@ class TransformerConfig:
     width: int = 768
     depth: int = 12
     num_heads: int = 12
-    mlp_dim: int = 3072
+    mlp_dim: int = 3072  # of the hidden layer, gated or not
+    mlp: str = "gelu"  # 'gelu', or 'swiglu': down(silu(gate(x)) * up(x))
+    mlp_bias: bool = True
+    attention_bias: bool = True  # of query, key, value and output projections
+    norm: str = "layer"  # 'layer' or 'rms'
+    norm_epsilon: float = 1e-6
+    qk_norm: str = "none"  # LayerNorm of a head's queries and keys: 'plain', or with a 'scale'
+    layer_scale: float = 0.0  # initial factor of both branches (LayerScale); 0 for none
     drop_path: float = 0.0  # of the last block; linear from 0 at the first; in training only
     fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
     dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
@@ -51,9 +60,20 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         self.check_names(
-            dtype=DTYPES, attention=attention_lib.IMPLEMENTATIONS, remat=REMAT_POLICIES
+            dtype=DTYPES,
+            attention=attention_lib.IMPLEMENTATIONS,
+            remat=REMAT_POLICIES,
+            mlp=MLPS,
+            norm=NORMS,
+            qk_norm=QK_NORMS,
         )
+        if self.dtype == "float64" and jnp.result_type(float) != jnp.float64:
+            raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
         self.check_positive("width", "depth", "num_heads", "mlp_dim", "unroll")
+        if self.norm_epsilon <= 0.0:
+            raise ValueError(f"model.norm_epsilon={self.norm_epsilon} must be positive")
+        if self.layer_scale < 0.0:
+            raise ValueError(f"model.layer_scale={self.layer_scale} must be at least 0")
         if not 0.0 <= self.drop_path < 1.0:
             raise ValueError(f"model.drop_path={self.drop_path} must be in [0, 1)")
         if self.width % self.num_heads:
@@ -100,12 +120,14 @@ def linear(
     *,
     dtype: str,
     rngs: nnx.Rngs,
+    use_bias: bool = True,
     kernel_init: nnx.Initializer | None = None,
 ) -> nnx.Linear:
     """A projection with Xavier-uniform weights and zero bias (Table 8; MAE's initialization)."""
     return nnx.Linear(
         in_features,
         out_features,
+        use_bias=use_bias,
         dtype=DTYPES[dtype],
         kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
         dot_general=flat_dot_general,
@@ -128,11 +150,24 @@ class LayerNorm(nnx.LayerNorm):
         return recompute(super().__call__)(x, mask=mask)
 
 
-def layer_norm(features: int, *, dtype: str, rngs: nnx.Rngs) -> LayerNorm:
-    """LayerNorm with epsilon 1e-6; statistics are float32 and two-pass."""
-    epsilon = LAYER_NORM_EPSILON
-    return LayerNorm(
-        features, epsilon=epsilon, use_fast_variance=False, dtype=DTYPES[dtype], rngs=rngs
+class RMSNorm(nnx.RMSNorm):
+    """RMSNorm (arXiv 1910.07467) that keeps only its input for the backward pass."""
+
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        return recompute(super().__call__)(x, mask)
+
+
+def make_norm(
+    config: TransformerConfig, *, rngs: nnx.Rngs, kind: str | None = None, width: int | None = None
+) -> LayerNorm | RMSNorm:
+    """Norm over channels, the config's unless given; statistics are float32 and two-pass."""
+    make = {"layer": LayerNorm, "rms": RMSNorm}[kind or config.norm]
+    return make(
+        width or config.width,
+        epsilon=config.norm_epsilon,
+        use_fast_variance=False,
+        dtype=DTYPES[config.dtype],
+        rngs=rngs,
     )
 
 
@@ -149,11 +184,31 @@ class Attention(nnx.Module):
 
         def project(kernel_init: nnx.Initializer | None = None) -> nnx.Linear:
             return linear(
-                config.width, config.width, dtype=config.dtype, rngs=rngs, kernel_init=kernel_init
+                config.width,
+                config.width,
+                use_bias=config.attention_bias,
+                dtype=config.dtype,
+                rngs=rngs,
+                kernel_init=kernel_init,
             )
 
         self.query, self.key, self.value = (project(init) for _ in range(3))
         self.out = project()
+
+        def head_norm() -> LayerNorm | None:
+            if config.qk_norm == "none":
+                return None
+            return LayerNorm(
+                config.head_dim,
+                epsilon=config.norm_epsilon,
+                use_scale=config.qk_norm == "scale",
+                use_bias=False,
+                use_fast_variance=False,
+                dtype=DTYPES[config.dtype],
+                rngs=rngs,
+            )
+
+        self.query_norm, self.key_norm = head_norm(), head_norm()
 
     def __call__(
         self, x: Float[Array, "batch token width"], *, mask: attention_lib.Mask, angles: Angles
@@ -161,23 +216,31 @@ class Attention(nnx.Module):
         return self.attend(self.queries(x, angles), *self.keys_values(x, angles), mask=mask)
 
     def heads(
-        self, y: Float[Array, "batch token width"], angles: Angles = None
-    ) -> Float[Array, "batch token head channel"]:
-        """Splits a projection into heads, and rotates them where there are angles."""
-        y = y.reshape(*y.shape[:2], self.num_heads, -1)
+        self,
+        y: Float[Array, "*batch width"],
+        norm: LayerNorm | None = None,
+        angles: Angles = None,
+    ) -> Float[Array, "*batch head channel"]:
+        """Splits a projection into heads; norms and rotates them where there is a norm, angles."""
+        y = y.reshape(*y.shape[:-1], self.num_heads, -1)
+        if norm is not None:
+            y = norm(y)
         return y if angles is None else positions.rotate(y, angles)
 
     def queries(
-        self, x: Float[Array, "batch token width"], angles: Angles
-    ) -> Float[Array, "batch token head channel"]:
-        """Query projection."""
-        return self.heads(self.query(x), angles)
+        self,
+        x: Float[Array, "*batch width"],
+        angles: Angles = None,
+        project: nnx.Linear | None = None,
+    ) -> Float[Array, "*batch head channel"]:
+        """Query projection, the block's own or another."""
+        return self.heads((project or self.query)(x), self.query_norm, angles)
 
     def keys_values(
-        self, x: Float[Array, "batch token width"], angles: Angles
-    ) -> tuple[Float[Array, "batch token head channel"], Float[Array, "batch token head channel"]]:
+        self, x: Float[Array, "*batch width"], angles: Angles = None
+    ) -> tuple[Float[Array, "*batch head channel"], Float[Array, "*batch head channel"]]:
         """Key and value projections."""
-        return self.heads(self.key(x), angles), self.heads(self.value(x))
+        return self.heads(self.key(x), self.key_norm, angles), self.heads(self.value(x))
 
     def attend(
         self,
@@ -195,14 +258,24 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """width -> mlp_dim -> exact GELU -> width."""
+    """width -> mlp_dim -> width: down(gelu(up(x))), or SwiGLU's down(silu(gate(x)) * up(x)).
 
-    def __init__(self, width: int, mlp_dim: int, *, dtype: str, rngs: nnx.Rngs):
-        self.up = linear(width, mlp_dim, dtype=dtype, rngs=rngs)
-        self.down = linear(mlp_dim, width, dtype=dtype, rngs=rngs)
+    SwiGLU: Shazeer 2020, arXiv 2002.05202.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        def project(*sizes: int) -> nnx.Linear:
+            return linear(*sizes, use_bias=config.mlp_bias, dtype=config.dtype, rngs=rngs)
+
+        self.gate = project(config.width, config.mlp_dim) if config.mlp == "swiglu" else None
+        self.up = project(config.width, config.mlp_dim)
+        self.down = project(config.mlp_dim, config.width)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        return recompute(lambda hidden: self.down(gelu(hidden)))(self.up(x))
+        if self.gate is None:
+            return recompute(lambda hidden: self.down(gelu(hidden)))(self.up(x))
+        gated = recompute(lambda gate, hidden: self.down(silu(gate) * hidden))
+        return gated(self.gate(x), self.up(x))
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -211,19 +284,32 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     Written with erf: `jax.nn.gelu(approximate=False)` goes through erfc and takes 2.6 times as long
     on a CPU for relative accuracy where the value is below 1e-6.
     """
-    x32 = x.astype(jnp.float32)
+    x32 = at_least_float32(x)
     cdf = 0.5 * (1.0 + jax.lax.erf(x32 * math.sqrt(0.5)))
     return (x32 * cdf).astype(x.dtype)
 
 
+def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x sigmoid(x), computed in float32."""
+    return jax.nn.silu(at_least_float32(x)).astype(x.dtype)
+
+
 class Block(nnx.Module):
-    """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    With LayerScale (arXiv 2103.17239) each branch is multiplied by a learned vector.
+    """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.norm_attention = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+        self.norm_attention = make_norm(config, rngs=rngs)
         self.attention = Attention(config, rngs=rngs)
-        self.norm_mlp = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
-        self.mlp = Mlp(config.width, config.mlp_dim, dtype=config.dtype, rngs=rngs)
+        self.norm_mlp = make_norm(config, rngs=rngs)
+        self.mlp = Mlp(config, rngs=rngs)
+        self.layer_scale = (
+            nnx.Param(jnp.full((2, config.width), config.layer_scale, jnp.float32))
+            if config.layer_scale
+            else None
+        )
 
     def __call__(
         self,
@@ -239,16 +325,18 @@ class Block(nnx.Module):
 
     def finish(
         self,
-        x: Float[Array, "batch token width"],
-        attended: Float[Array, "batch token width"],
-        branch_scales: Float[Array, "2 batch"] | None = None,
-    ) -> Float[Array, "batch token width"]:
+        x: Float[Array, "*#batch width"],
+        attended: Float[Array, "*#batch width"],
+        branch_scales: Float[Array, "2 image"] | None = None,
+    ) -> Float[Array, "*#batch width"]:
         """The block's output from its input and the attention's output."""
 
         def scaled(branch: Array, index: int) -> Array:
-            if branch_scales is None:
-                return branch
-            return branch * branch_scales[index][:, None, None].astype(branch.dtype)
+            if self.layer_scale is not None:
+                branch = branch * self.layer_scale[...][index].astype(branch.dtype)
+            if branch_scales is not None:
+                branch = branch * branch_scales[index][:, None, None].astype(branch.dtype)
+            return branch
 
         x = x + scaled(attended, 0)
         return x + scaled(self.mlp(self.norm_mlp(x)), 1)

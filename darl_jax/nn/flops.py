@@ -29,12 +29,31 @@ with one Transformer block in its decoder and one noise draw):
 | ViT-H/14 | 1.001 | 1.040 |
 """
 
+from darl_jax.nn.blocks import TransformerConfig
+from darl_jax.nn.vit import ViTConfig
 
-def backbone_flops(*, width: int, depth: int, mlp_dim: int, patches: int, patch_dim: int) -> int:
-    """FLOPs of the backbone's forward pass over the start token and `patches` patches."""
-    tokens = patches + 1
-    token = 4 * linear(width, width) + 2 * linear(width, tokens) + 2 * linear(width, mlp_dim)
-    return patches * linear(patch_dim, width) + depth * tokens * token
+
+def backbone_flops(
+    model: ViTConfig, *, patches: int, patch_dim: int, depth: int | None = None
+) -> int:
+    """FLOPs of the backbone's forward pass over the start token, if any, and `patches` patches.
+
+    `depth` counts the blocks that run, all of them by default.
+    """
+    tokens = patches + model.start_tokens
+    blocks = model.depth if depth is None else depth
+    return patches * linear(patch_dim, model.width) + blocks * block_flops(model, tokens)
+
+
+def block_flops(model: TransformerConfig, tokens: int) -> int:
+    """FLOPs of a block on a sequence."""
+    attention = 4 * linear(model.width, model.width) + 2 * linear(model.width, tokens)
+    return tokens * (attention + mlp_flops(model))
+
+
+def mlp_flops(model: TransformerConfig) -> int:
+    """FLOPs of a block's MLP on a token; SwiGLU has three matrices."""
+    return (3 if model.mlp == "swiglu" else 2) * linear(model.width, model.mlp_dim)
 
 
 def linear(fan_in: int, fan_out: int) -> int:

@@ -1,4 +1,4 @@
-"""The five positional encodings of Table 1, at the trained and at other resolutions.
+"""Positional encodings, those of Table 1 and others, at the trained and at other resolutions.
 
 A token has the coordinates of its own content, patch p_i at its (x, y) = (column, row), never those
 of the patch that it predicts (settled here). The start token precedes the sequence: it is not
@@ -6,6 +6,8 @@ rotated, which is the same as the coordinates (0, 0), and has no position but it
 
 At another resolution than the trained one, coordinates are scaled back onto the trained grid
 (14/24 from 224 to 384 px with patches of 16), and learned positions are resampled bicubically.
+Those of 'sincos2d_native' (AIMv2) count the patches of whatever grid there is; those of
+'rope_dinov3' run from -1 to 1 over it.
 """
 
 import math
@@ -14,10 +16,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-POSITIONS = ("none", "sincos2d", "learnable", "rope1d", "rope2d")
-ABSOLUTE = ("sincos2d", "learnable", "rope2d")  # encode a patch's position in the image
+from darl_jax.nn.dtypes import at_least_float32
+
+POSITIONS = (
+    "none",
+    "sincos2d",
+    "sincos2d_native",
+    "learnable",
+    "rope1d",
+    "rope2d",
+    "rope_dinov3",
+)
+# Those that encode a patch's position in the image.
+ABSOLUTE = tuple(kind for kind in POSITIONS if kind not in ("none", "rope1d"))
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -37,6 +50,7 @@ def rope_angles(
     *,
     max_wavelength: float = 10_000.0,
     y_first: bool = False,
+    dtype: type[np.floating] = np.float32,
 ) -> Float[np.ndarray, "token pair"]:
     """Rotation angles of each token and channel pair of a head, the start token's (0) first.
 
@@ -48,15 +62,17 @@ def rope_angles(
 
     Args:
       kind: 'rope2d' rotates the first half of the pairs by x and the second by y; 'rope1d' rotates
-        all of them by the position in the sequence, 1 for the first patch.
+        all of them by the position in the sequence, 1 for the first patch; 'rope_dinov3' is
+        DINOv3's, with y first, 2 pi, and the centers of patches on [-1, 1] along each axis.
       grid: of the image.
       trained_grid: of the images that the model was trained on.
       head_dim: channels of a head; a multiple of 4 for 'rope2d' and of 2 for 'rope1d'.
       max_wavelength: base of the frequencies.
       y_first: 'rope2d' with the axes exchanged, the library's natural order.
+      dtype: of the result, which is computed in float64.
 
     Returns:
-      Radians in float32, computed in float64: (1 + rows * columns, head_dim / 2).
+      Radians: (1 + rows * columns, head_dim / 2).
     """
     if kind == "rope1d":
         patches = math.prod(grid)
@@ -64,8 +80,11 @@ def rope_angles(
     elif kind == "rope2d":
         x, y = grid_coordinates(grid, trained_grid).T
         axes = [y, x] if y_first else [x, y]
+    elif kind == "rope_dinov3":
+        centers = (2.0 * np.pi * (2.0 * (np.arange(n) + 0.5) / n - 1.0) for n in grid)
+        axes = [axis.ravel() for axis in np.meshgrid(*centers, indexing="ij")]
     else:
-        raise ValueError(f"{kind!r} is no rotary encoding; choose 'rope1d' or 'rope2d'")
+        raise ValueError(f"{kind!r} is no rotary encoding")
     channels = head_dim // len(axes)
     if channels * len(axes) != head_dim or channels % 2:
         raise ValueError(
@@ -73,7 +92,16 @@ def rope_angles(
         )
     frequencies = max_wavelength ** (-np.arange(0, channels, 2) / channels)
     angles = np.concatenate([np.outer(axis, frequencies) for axis in axes], axis=-1)
-    return np.pad(angles, ((1, 0), (0, 0))).astype(np.float32)
+    return np.pad(angles, ((1, 0), (0, 0))).astype(dtype)
+
+
+def random_scale(key: PRNGKeyArray, largest: float) -> Float[Array, ""]:
+    """Draws a factor of RoPE's coordinates, log-uniform between 1 / largest and largest.
+
+    As in DINOv3 and NEPA; settled here: one factor for the whole batch.
+    """
+    bound = math.log(largest)
+    return jnp.exp(jax.random.uniform(key, minval=-bound, maxval=bound))
 
 
 def rotate(
@@ -88,7 +116,7 @@ def rotate(
     """
     xp: Any = np if isinstance(angles, np.ndarray) else jnp
     cos, sin = (f(angles)[..., None, :] for f in (xp.cos, xp.sin))
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(at_least_float32(x), 2, axis=-1)
     rotated = [first * cos - second * sin, first * sin + second * cos]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
@@ -102,7 +130,9 @@ def halves_from_pairs(head_dim: int) -> Int[np.ndarray, " channel"]:
     return np.arange(head_dim).reshape(-1, 2).T.ravel()
 
 
-def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "patch width"]:
+def sincos_2d(
+    grid: Grid, trained_grid: Grid, width: int, *, dtype: type[np.floating] = np.float32
+) -> Float[np.ndarray, "patch width"]:
     """Fixed sine-cosine positions as in MAE: x in the first half of the channels, y in the second.
 
     Each half holds the sines, then the cosines, of coordinate * 10000^(-i / (width / 4)).
@@ -112,7 +142,7 @@ def sincos_2d(grid: Grid, trained_grid: Grid, width: int) -> Float[np.ndarray, "
     frequencies = 10_000.0 ** (-np.arange(width // 4) / (width / 4))
     angles = [np.outer(axis, frequencies) for axis in grid_coordinates(grid, trained_grid).T]
     waves = [wave(each) for each in angles for wave in (np.sin, np.cos)]
-    return np.concatenate(waves, axis=-1).astype(np.float32)
+    return np.concatenate(waves, axis=-1).astype(dtype)
 
 
 def resample_positions(

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -12,18 +13,22 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from darl_jax.nn import attention as attention_lib
 from darl_jax.nn import orders, positions
 from darl_jax.nn.blocks import (
+    NORMS,
     TOKEN_STDDEV,
     Angles,
     Block,
     TransformerConfig,
     drop_path_scales,
-    layer_norm,
     linear,
+    make_norm,
     scan_blocks,
     stack_blocks,
 )
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order, OrderConfig
+
+PATCH_NORMS = ("none", *NORMS)
+START_TOKENS = ("learned", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +40,9 @@ class ViTConfig(TransformerConfig):
     positions: str = "rope2d"  # one of positions.POSITIONS (Table 1)
     rope_max_wavelength: float = 10_000.0
     rope_y_first: bool = False
+    rope_rescale: float = 1.0  # 'rope_dinov3': largest random factor of coordinates in training
+    patch_norm: str = "none"  # norm of the embedded patches: 'none', 'layer' or 'rms'
+    start_token: str = "learned"  # 'learned' (a class token under full attention) or 'none'
     # Rows and columns of the images on whose grid positions are counted: those of pre-training,
     # where a model goes on at another resolution. None: data.image_size.
     trained_image_size: int | None = None
@@ -42,7 +50,9 @@ class ViTConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_names(positions=positions.POSITIONS)
+        self.check_names(
+            positions=positions.POSITIONS, patch_norm=PATCH_NORMS, start_token=START_TOKENS
+        )
         self.check_positive("patch_size")
         if self.trained_image_size is not None and (
             self.trained_image_size < 1 or self.trained_image_size % self.patch_size
@@ -51,32 +61,46 @@ class ViTConfig(TransformerConfig):
                 f"model.trained_image_size={self.trained_image_size} must be a multiple of "
                 f"model.patch_size={self.patch_size}"
             )
-        if self.positions == "sincos2d" and self.width % 4:
+        if self.positions.startswith("sincos2d") and self.width % 4:
             raise ValueError(
-                f"model.positions='sincos2d' needs a width that is a multiple of 4, not "
+                f"model.positions={self.positions!r} needs a width that is a multiple of 4, not "
                 f"{self.width}"
+            )
+        if self.rope_rescale < 1.0 or (
+            self.rope_rescale != 1.0 and self.positions != "rope_dinov3"
+        ):
+            raise ValueError(
+                f"model.rope_rescale={self.rope_rescale} must be 1, or larger with "
+                "config.model.positions='rope_dinov3'"
             )
         if self.rope_max_wavelength <= 0:
             raise ValueError(
                 f"model.rope_max_wavelength={self.rope_max_wavelength} must be positive"
             )
-        multiple = {"rope1d": 2, "rope2d": 4}.get(self.positions, 1)
+        multiple = {"rope1d": 2, "rope2d": 4, "rope_dinov3": 4}.get(self.positions, 1)
         if self.head_dim % multiple:
             raise ValueError(
                 f"model.positions={self.positions!r} needs a head_dim (width / num_heads) that is "
                 f"a multiple of {multiple}, not {self.head_dim}"
             )
 
+    @property
+    def start_tokens(self) -> int:
+        """Start tokens of a sequence: 1 or 0."""
+        return int(self.start_token == "learned")
+
 
 class Features(NamedTuple):
-    """Outputs of a backbone; the first token is the start of the sequence."""
+    """Outputs of a backbone; the first token is the start token, if there is one."""
 
     tokens: Float[Array, "batch token width"]  # the last block's output after the final norm
-    blocks: Float[Array, "depth batch token width"]  # every block's output, before any norm
+    blocks: Float[Array, "depth batch token width"]  # outputs of the blocks, before any norm
 
 
 class ViT(nnx.Module):
     """[SOS, p_1 .. p_T] -> features; in pre-training without p_T, which nothing is predicted from.
+
+    A backbone without a start token has features of the patches alone.
 
     `patch_dim` counts the pixel values of a patch; `grid` is that of the training images.
     """
@@ -86,7 +110,16 @@ class ViT(nnx.Module):
         self.grid = grid
         token = nnx.initializers.normal(TOKEN_STDDEV)
         self.patch_embedding = linear(patch_dim, config.width, dtype=config.dtype, rngs=rngs)
-        self.sos = nnx.Param(token(rngs.params(), (config.width,), jnp.float32))
+        self.patch_norm = (
+            None
+            if config.patch_norm == "none"
+            else make_norm(config, kind=config.patch_norm, rngs=rngs)
+        )
+        self.sos = (
+            nnx.Param(token(rngs.params(), (config.width,), jnp.float32))
+            if config.start_tokens
+            else None
+        )
         if config.positions == "learnable":
             self.positions = nnx.Param(
                 token(rngs.params(), (math.prod(grid), config.width), jnp.float32)
@@ -94,7 +127,7 @@ class ViT(nnx.Module):
         self.blocks = stack_blocks(
             lambda key: Block(config, rngs=nnx.Rngs(key)), config.depth, rngs.params()
         )
-        self.final_norm = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
+        self.final_norm = make_norm(config, rngs=rngs)
 
     def __call__(
         self,
@@ -104,6 +137,7 @@ class ViT(nnx.Module):
         grid: positions.Grid | None = None,
         order: Order | None = None,
         without_last: bool = False,
+        depth: int | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Features:
         """Features of the start token and of an image's patches, as they stand in the sequence.
@@ -113,21 +147,30 @@ class ViT(nnx.Module):
           mask: 'causal', 'full', or for each example the number of tokens, the start token
             included, in the prefix that all tokens attend to.
           grid: (rows, columns) of the patches; the trained grid if not given.
-          order: of the patches in the sequence; the config's if not given.
+          order: of the patches in the sequence, which need not hold all of them; the config's if
+            not given.
           without_last: whether to leave out the sequence's last patch, as in pre-training.
-          key: draws the branches that drop path leaves out; None outside training.
+          depth: number of blocks to run; all of them if not given.
+          key: draws the branches that drop path leaves out, and RoPE's scale; None outside
+            training.
 
         Raises:
           ValueError: these are not all the patches of an image, or the order does not fit them.
         """
+        config = self.config
         grid = grid or self.grid
         order = self.order(grid) if order is None else order
         x, angles = self.sequence(patches, grid, order, without_last=without_last)
-        config = self.config
         scales = None
-        if key is not None and config.drop_path:
-            scales = drop_path_scales(key, config.drop_path, config.depth, len(x))
+        if key is not None:
+            drop_key, rope_key = jax.random.split(key)
+            if config.drop_path:
+                scales = drop_path_scales(drop_key, config.drop_path, config.depth, len(x))
+            if angles is not None and config.rope_rescale > 1.0:
+                angles = angles * positions.random_scale(rope_key, config.rope_rescale)
         graphdef, stacked = nnx.split(self.blocks)
+        if depth is not None:
+            stacked, scales = jax.tree.map(lambda each: each[:depth], (stacked, scales))
 
         def block(x: Array, per_block: tuple[nnx.State, Array | None]) -> tuple[Array, Array]:
             parameters, branch_scales = per_block
@@ -163,25 +206,32 @@ class ViT(nnx.Module):
             raise ValueError(f"{patches.shape[1]} patches do not fill the grid of {grid}")
         kept = order[..., :-1] if without_last else order
         x = self.patch_embedding(orders.take(patches, kept))
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
         table = self.position_table(grid)
         if table is not None:
             x = x + orders.take(table, kept).astype(x.dtype)
-        sos = jnp.broadcast_to(self.sos[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        if self.sos is not None:
+            sos = jnp.broadcast_to(self.sos[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            x = jnp.concatenate([sos, x], axis=1)
         angles = self.angles(grid, order)
         if angles is not None and without_last:
             angles = angles[..., :-1, :]
-        return pin_batch(jnp.concatenate([sos, x], axis=1)), angles
+        return pin_batch(x), angles
 
     def position_table(self, grid: positions.Grid) -> Any:
         """Positions added to embedded patches, in raster order; None without any."""
-        if self.config.positions == "sincos2d":
-            return positions.sincos_2d(grid, self.grid, self.config.width)
+        if self.config.positions.startswith("sincos2d"):
+            trained_grid = grid if self.config.positions == "sincos2d_native" else self.grid
+            return positions.sincos_2d(
+                grid, trained_grid, self.config.width, dtype=self._wide_dtype
+            )
         if self.config.positions == "learnable":
             return positions.resample_positions(self.positions[...], self.grid, grid)
         return None
 
     def angles(self, grid: positions.Grid, order: Order) -> Angles:
-        """Rotation angles of the start token (0) and the patches, in the order of the sequence.
+        """Rotation angles of the start token (0), if any, and the patches, in sequence order.
 
         1D RoPE counts positions in the sequence, whatever patch is there.
         """
@@ -192,19 +242,25 @@ class ViT(nnx.Module):
             *(config.positions, grid, self.grid, config.head_dim),
             max_wavelength=config.rope_max_wavelength,
             y_first=config.rope_y_first,
+            dtype=self._wide_dtype,
         )
+        start = config.start_tokens
         if config.positions == "rope1d":
-            return angles
+            return angles[1 - start : 1 + order.shape[-1]]
         if order.ndim == 1:
-            return angles[np.concatenate([[0], 1 + order])]
-        return orders.take(angles, jnp.pad(1 + order, ((0, 0), (1, 0))))
+            return angles[np.pad(1 + order, (start, 0))]
+        return orders.take(angles, jnp.pad(1 + order, ((0, 0), (start, 0))))
+
+    @property
+    def _wide_dtype(self) -> type[np.floating]:
+        return np.float64 if self.config.dtype == "float64" else np.float32
 
 
 def layer_of(path: tuple[str, ...], depth: int) -> int | tuple[int, ...]:
     """Layer of a parameter of a ViT, for layer-wise decay as in BEiT and MAE.
 
-    0 for the embedding, the start token and learned positions; i + 1 for block i, one for each
-    entry of the first axis of stacked blocks; depth + 1 for the final norm.
+    0 for the embedding, its norm, the start token and learned positions; i + 1 for block i, one for
+    each entry of the first axis of stacked blocks; depth + 1 for the final norm.
     """
     if path[0] == "blocks":
         return tuple(range(1, depth + 1))

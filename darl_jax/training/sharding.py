@@ -31,8 +31,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
         PartitionSpec(None, "tensor"),
     ),
     (r"blocks/attention/out/kernel$", PartitionSpec(None, "tensor", "fsdp")),
-    (r"blocks/mlp/up/kernel$", PartitionSpec(None, "fsdp", "tensor")),
-    (r"blocks/mlp/up/bias$", PartitionSpec(None, "tensor")),
+    (r"blocks/mlp/(up|gate)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/mlp/(up|gate)/bias$", PartitionSpec(None, "tensor")),
     (r"blocks/mlp/down/kernel$", PartitionSpec(None, "tensor", "fsdp")),
 )
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from darl_jax.config import VIT_SIZES
 from darl_jax.methods.darl.diffusion import DiffusionConfig
-from darl_jax.methods.darl.flops import forward_flops, sampling_flops
+from darl_jax.methods.darl.flops import forward_flops
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
@@ -62,6 +62,18 @@ def test_a_step_is_three_times_the_multiplications_of_the_loss(objective) -> Non
     assert BATCH * of.flops() == 3 * traced(of)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mlp": "swiglu", "norm": "rms", "patch_norm": "rms", "start_token": "none"},
+        {"qk_norm": "scale", "layer_scale": 0.1, "attention_bias": False},
+    ],
+)
+def test_other_backbones_multiply_what_is_counted(keys) -> None:
+    of = method(ClassificationConfig(num_classes=CLASSES), VIT, RGB, **keys)
+    assert BATCH * of.flops() == 3 * traced(of)
+
+
 @pytest.mark.parametrize("order", ["raster", "random"])
 def test_two_streams_multiply_what_is_counted(order: str) -> None:
     objective = MSEConfig(two_stream=True)
@@ -90,17 +102,15 @@ def test_backbones_cost_what_the_literature_says(size: str, patch_size: int, gma
     assert counted / 6e9 == pytest.approx(gmac, rel=0.01)
 
 
-VIT_L8: dict[str, Any] = {"width": 1024, "depth": 24, "mlp_dim": 4096, "patch_dim": 192}
-DECODER: dict[str, Any] = {
-    "decoder_kind": "transformer",
-    "decoder_layers": 8,
-    "condition_on_gamma": True,
-}
+VIT_L8 = ViTConfig(width=1024, depth=24, num_heads=16, mlp_dim=4096, patch_size=8)
 
 
 def test_the_generators_decoder_costs_what_one_of_its_evaluations_should() -> None:
-    plain = forward_flops(**VIT_L8, tokens=64, denoising=False) - 64 * 2 * 1024 * 192
-    whole = forward_flops(**VIT_L8, tokens=64, denoising=True, **DECODER)
+    shape = {"tokens": 64, "patch_dim": 192}
+    plain = forward_flops(VIT_L8, PatchDecoderConfig(), **shape, denoising=False)
+    plain -= 64 * 2 * 1024 * 192
+    decoder = PatchDecoderConfig("transformer", 8, condition_on_gamma=True)
+    whole = forward_flops(VIT_L8, decoder, **shape, denoising=True)
     # Appendix F: two tokens through eight blocks of 12 width^2 weights, less the share of the last
     # block that is not read (10 width^2), and the layers around them.
     weights = 2 * 8 * 12 * 1024**2 - 10 * 1024**2 + 1024**2 + 193 * 1024 + 1024 * 192
@@ -112,7 +122,9 @@ def test_the_generators_decoder_costs_what_one_of_its_evaluations_should() -> No
     [("mlp", 0, False), ("mlp", 2, True), ("transformer", 1, False), ("transformer", 3, True)],
 )
 def test_making_an_image_costs_a_forward_pass_with_as_many_draws_as_steps(kind, layers, gamma):
-    decoder = {"decoder_kind": kind, "decoder_layers": layers, "condition_on_gamma": gamma}
-    made = sampling_flops(**VIT_L8, **decoder, steps=[5] * 64)
-    assert made == forward_flops(**VIT_L8, tokens=64, **decoder, denoising=True, noise_draws=5)
-    assert made == sampling_flops(**VIT_L8, **decoder, steps=[3, 7, *[5] * 62])
+    decoder = PatchDecoderConfig(kind, layers, condition_on_gamma=gamma)
+    each, same, mixed = (
+        forward_flops(VIT_L8, decoder, tokens=64, patch_dim=192, denoising=True, draws=draws)
+        for draws in (5, [5] * 64, [3, 7, *[5] * 62])
+    )
+    assert each == same == mixed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from flax import nnx
@@ -42,6 +43,11 @@ class DARLMethod(PatchMethod[DARL]):
     def __post_init__(self) -> None:
         super().__post_init__()
         model = self.model
+        if model.start_token == "none":
+            raise ValueError(
+                "model.start_token='none' leaves nothing that the first patch could be predicted "
+                "from; choose 'learned'"
+            )
         if model.order.name == "random" and not self.objective.two_stream:
             raise ValueError(
                 "model.order.name='random' needs config.objective.two_stream=True: without a query "
@@ -76,17 +82,16 @@ class DARLMethod(PatchMethod[DARL]):
         return 1
 
     def flops(self) -> int:
-        decoder = self.objective.patch_decoder
-        return 3 * forward_flops(
-            width=self.model.width,
-            depth=self.model.depth,
-            mlp_dim=self.model.mlp_dim,
+        return 3 * self.forward_flops(self.draws)
+
+    def forward_flops(self, draws: int | Sequence[int]) -> int:
+        """FLOPs of an image's forward pass with so many corrupted patches for each output."""
+        return forward_flops(
+            self.model,
+            self.objective.patch_decoder,
             tokens=self.tokens,
             patch_dim=self.patch_dim,
             denoising=self.denoising,
-            decoder_kind=decoder.kind,
-            decoder_layers=decoder.layers,
-            condition_on_gamma=decoder.condition_on_gamma,
-            noise_draws=self.draws,
+            draws=draws,
             two_stream=self.objective.two_stream,
         )

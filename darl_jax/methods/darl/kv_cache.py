@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from darl_jax.methods.darl.model import DARL
 from darl_jax.nn import orders
 from darl_jax.nn.attention import plain_attention
-from darl_jax.nn.blocks import DTYPES, Angles
+from darl_jax.nn.blocks import Angles
+from darl_jax.nn.dtypes import DTYPES
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order
 from darl_jax.nn.positions import Grid
@@ -63,6 +64,7 @@ class SequenceDecoder:
         """
         model, backbone = self._model, self._model.backbone
         embedded = backbone.patch_embedding(previous) + self._embedding(position - 1)
+        assert backbone.sos is not None  # DARLMethod asks for it.
         sos = jnp.broadcast_to(backbone.sos[...].astype(embedded.dtype), embedded.shape)
         content = jnp.where(position == 0, sos, embedded)[:, None]
         content_angles = self._angle(position)
@@ -91,7 +93,7 @@ class SequenceDecoder:
                 return attention.out(attended.reshape(*attended.shape[:2], -1))
 
             if query is not None:
-                own = attention.heads(query(block.norm_attention(queries)), query_angles)
+                own = attention.queries(block.norm_attention(queries), query_angles, query)
                 queries = block.finish(queries, attend(own))
             content = block.finish(content, attend(attention.queries(normed, content_angles)))
             return (content, queries), Cache(keys, values)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from darl_jax.nn.blocks import Block, Mlp, layer_norm, linear, stack_blocks, unstack_blocks
+from darl_jax.nn.blocks import Block, Mlp, linear, make_norm, stack_blocks, unstack_blocks
+from darl_jax.nn.dtypes import at_least_float32
 from darl_jax.nn.vit import ViTConfig
 
 KINDS = ("mlp", "transformer")
@@ -51,15 +52,15 @@ class ResidualMlp(nnx.Module):
     """x + mlp(norm(x)), a Transformer block without attention."""
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        self.norm = layer_norm(config.width, dtype=config.dtype, rngs=rngs)
-        self.mlp = Mlp(config.width, config.mlp_dim, dtype=config.dtype, rngs=rngs)
+        self.norm = make_norm(config, rngs=rngs)
+        self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         return x + self.mlp(self.norm(x))
 
 
 class MlpHead(nnx.Module):
-    """Residual MLP layers, LayerNorm, linear; with 0 layers only the linear."""
+    """Residual MLP layers, norm, linear; with 0 layers only the linear."""
 
     def __init__(self, vit: ViTConfig, layers: int, patch_dim: int, *, rngs: nnx.Rngs):
         self.layers = layers
@@ -67,7 +68,7 @@ class MlpHead(nnx.Module):
             self.blocks = stack_blocks(
                 lambda key: ResidualMlp(vit, rngs=nnx.Rngs(key)), layers, rngs.params()
             )
-            self.norm = layer_norm(vit.width, dtype=vit.dtype, rngs=rngs)
+            self.norm = make_norm(vit, rngs=rngs)
         self.to_pixels = linear(vit.width, patch_dim, dtype=vit.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch pixel"]:
@@ -95,7 +96,7 @@ class DenoisingPatchDecoder(nnx.Module):
 
     'transformer': blocks with full attention over two tokens, z through a linear layer of its own
     and the embedded corrupted patch; settled here: the output is read at the corrupted patch's
-    token, then LayerNorm and linear. 'mlp': residual MLP layers on z + embed(x^s). With 0 layers
+    token, then norm and linear. 'mlp': residual MLP layers on z + embed(x^s). With 0 layers
     both are linear(z + embed(x^s)).
     """
 
@@ -112,7 +113,7 @@ class DenoisingPatchDecoder(nnx.Module):
             self.blocks = stack_blocks(
                 lambda key: Block(vit, rngs=nnx.Rngs(key)), self.layers, rngs.params()
             )
-            self.norm = layer_norm(vit.width, dtype=vit.dtype, rngs=rngs)
+            self.norm = make_norm(vit, rngs=rngs)
             self.to_pixels = linear(vit.width, patch_dim, dtype=vit.dtype, rngs=rngs)
         else:
             self.head = MlpHead(vit, config.layers, patch_dim, rngs=rngs)
@@ -158,23 +159,16 @@ def two_token_block(
     to its block size.
     """
     attention = block.attention
-    heads = attention.num_heads
-
-    def split(y: Array) -> Array:
-        return y.reshape(*y.shape[:-1], heads, -1)
-
     normed = block.norm_attention(z), block.norm_attention(x)
-    key_z, key_x = (split(attention.key(y)) for y in normed)
-    value_z, value_x = (split(attention.value(y)) for y in normed)
-    key_difference = (key_z - key_x).astype(jnp.float32) * key_z.shape[-1] ** -0.5
+    (key_z, value_z), (key_x, value_x) = (attention.keys_values(y) for y in normed)
+    key_difference = at_least_float32(key_z - key_x) * key_z.shape[-1] ** -0.5
     value_difference = value_z - value_x
 
     def update(token: Array, norm: Array) -> Array:
-        query = split(attention.query(norm)).astype(jnp.float32)
+        query = at_least_float32(attention.queries(norm))
         logit = jnp.sum(query * key_difference, axis=-1, keepdims=True)
         weight_of_z = jax.nn.sigmoid(logit).astype(value_x.dtype)
         mixed = value_x + weight_of_z * value_difference
-        token = token + attention.out(mixed.reshape(*mixed.shape[:-2], -1))
-        return token + block.mlp(block.norm_mlp(token))
+        return block.finish(token, attention.out(mixed.reshape(*mixed.shape[:-2], -1)))
 
     return update(z, normed[0]), update(x, normed[1])

@@ -17,7 +17,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from darl_jax.nn import orders
-from darl_jax.nn.blocks import DTYPES, TOKEN_STDDEV, Angles, linear, scan_blocks, stack_blocks
+from darl_jax.nn.blocks import TOKEN_STDDEV, Angles, linear, scan_blocks, stack_blocks
+from darl_jax.nn.dtypes import DTYPES
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.nn.orders import Order
 from darl_jax.nn.positions import Grid
@@ -62,7 +63,7 @@ class QueryStream(nnx.Module):
             content, queries = streams
             block, query = nnx.merge(graphdef, parameters)
             attention, normed = block.attention, block.norm_attention(content)
-            targets = attention.heads(query(block.norm_attention(queries)), query_angles)
+            targets = attention.queries(block.norm_attention(queries), query_angles, query)
             # The start token shifts the content by one: "strictly before" is the causal mask.
             keys, values = attention.keys_values(normed, content_angles)
             attended = attention.attend(targets, keys, values, mask="causal")

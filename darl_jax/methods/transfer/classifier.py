@@ -38,9 +38,9 @@ class Classifier(nnx.Module):
         Args:
           patches: standardized, in raster order.
           mask: 'causal' or 'full' attention.
-          pooling: 'last' or 'mean' (nn/readout.py).
+          pooling: one of readout.POOLINGS.
           grid: (rows, columns) of patches.
           key: of drop path; None outside training.
         """
         tokens = self.backbone(patches, mask=mask, grid=grid, key=key).tokens
-        return self.head(readout(tokens, pooling))
+        return self.head(readout(tokens, pooling, start_tokens=self.backbone.config.start_tokens))

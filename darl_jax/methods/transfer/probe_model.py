@@ -27,7 +27,7 @@ class ProbesConfig(LabelConfig):
     Attributes:
       kind: 'linear' on pooled tokens, or 'attentive' on all patches' tokens (AIM).
       mask: the backbone's attention, 'causal' or 'full'.
-      pooling: of tokens before a linear probe, 'mean' or 'last' (nn/readout.py).
+      pooling: of tokens before a linear probe, one of readout.POOLINGS.
       average_blocks: number of blocks' outputs that a probe reads the mean of, its own and those
         below it (as many as there are); AIM has 6.
     """
@@ -201,10 +201,11 @@ class Probes(nnx.Module):
         # On the parameters and not on the outputs: nothing is stored for a backward pass.
         backbone = nnx.merge(graphdef, jax.lax.stop_gradient(frozen))
         blocks = backbone(patches, mask=mask, grid=grid).blocks
+        start_tokens = self.backbone.config.start_tokens
         if self.config.kind == "linear":
-            inputs = readout(blocks, self.config.pooling)
+            inputs = readout(blocks, self.config.pooling, start_tokens=start_tokens)
         else:
-            inputs = blocks[:, :, 1:]  # without the start token
+            inputs = blocks[:, :, start_tokens:]
         probe_graphdef, stacked = nnx.split(self.probes)
 
         # Checkpointed: only a probe's input, which is in memory anyway, is stored.

@@ -1,6 +1,7 @@
 """Probes at every depth of a frozen backbone (Figure 8b)."""
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ class ProbeMethod(LabelMethod[Probes]):
             kind=self.objective.kind,
             width=self.model.width,
             num_heads=self.model.num_heads,
-            patches=self.tokens - 1,
+            patches=math.prod(self.grid),
             num_classes=self.num_classes,
         )
         return self.backbone_flops() + 3 * self.model.depth * probe

@@ -80,7 +80,7 @@ def test_an_output_knows_the_place_of_its_target(encoding, seen):
         found.append(np.asarray(model.encode(patches, GRID, order))[0, target])
     distances = np.abs(np.array(found)[:, None] - np.array(found)).max(axis=-1)
     others = distances[~np.eye(len(found), dtype=bool)]
-    if encoding == "rope2d" and seen == 0:
+    if encoding.startswith("rope") and seen == 0:
         assert (others == 0).all()
     else:
         assert (others > 1e-5).all()
@@ -122,7 +122,7 @@ def plain(model: DARL, patches: np.ndarray, order: np.ndarray) -> np.ndarray:
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), parameters(model))
     backbone, stream = params["backbone"], params["query_stream"]
     config, table, angles = model.backbone.config, np.zeros((PATCHES, WIDTH)), None
-    if config.positions == "sincos2d":
+    if config.positions.startswith("sincos2d"):
         table = positions.sincos_2d(GRID, GRID, WIDTH)
     if config.positions == "learnable":
         table = backbone["positions"]
@@ -130,8 +130,8 @@ def plain(model: DARL, patches: np.ndarray, order: np.ndarray) -> np.ndarray:
     content = np.concatenate([backbone["sos"][None], content])
     queries = stream["token"] + table[order]
     of_content = of_queries = None
-    if config.positions == "rope2d":
-        angles = positions.rope_angles("rope2d", GRID, GRID, config.head_dim)
+    if config.positions.startswith("rope"):
+        angles = positions.rope_angles(config.positions, GRID, GRID, config.head_dim)
         of_content, of_queries = angles[np.append(0, 1 + order[:-1])], angles[1 + order]
 
     def heads(x: np.ndarray) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_the_content_stream_is_the_plain_causal_backbone():
     for i, content in enumerate([start, *blocks[:-1]]):
         block, query = nnx.merge(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], stacked))
         attention = block.attention
-        looking = attention.heads(query(block.norm_attention(x)), query_angles)
+        looking = attention.queries(block.norm_attention(x), query_angles, query)
         found = attention.keys_values(block.norm_attention(content), angles)
         x = block.finish(x, attention.attend(looking, *found, mask="causal"))
     z = orders.take(model.encode(patches, GRID, order), order)
