@@ -2,13 +2,14 @@
 
     python -m darl_jax.plan --config=configs/darl_vit_b16_mse.py --topology=v5e:16x16
 
-The step is train.py's.
+The step is train.py's. With --sweep several meshes and rematerialization policies are compared.
 Exit codes: 0 a plan that fits; 1 the step does not fit the memory of the chips, or compiling it
 failed; 2 a config or topology that cannot be used. docs/planning.md lists the assumptions.
 """
 
 import dataclasses
 import json
+import re
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
+from darl_jax.planning import sweep
 from darl_jax.planning.memory import DoesNotFitError
 from darl_jax.planning.records import training_records, with_classes
 from darl_jax.planning.roofline import Roofline
@@ -34,6 +36,13 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, f"Devices: {VALID_FORMS}.")
 _RECORDS = flags.DEFINE_integer(
     "records", None, "Number of training records, where the dataset is absent.", lower_bound=1
 )
+_SWEEP = flags.DEFINE_bool("sweep", False, "Compare meshes and rematerialization policies.")
+_COMPILE_TOP = flags.DEFINE_integer(
+    "compile_top", 3, "With --sweep: number of meshes to compile.", lower_bound=1
+)
+_ACCUMULATIONS = flags.DEFINE_list(
+    "accumulations", [], "With --sweep: values of accumulation_steps, separated by commas."
+)
 _JSON = flags.DEFINE_string("json", None, "File for the plan as JSON.")
 
 
@@ -42,14 +51,35 @@ def main() -> None:
     if _CONFIG.value is None or not _TOPOLOGY.value:
         raise ValueError(f"--config and --topology are needed; usage: {_USAGE}")
     config = with_classes(config_lib.load(_CONFIG.value, begins=False))
+    accumulations = accumulation_steps() or [config.accumulation_steps]
     topology = open_topology(_TOPOLOGY.value)
     records, origin = training_records(config, _RECORDS.value)
     print(f"{records} training records, {origin}", file=sys.stderr)
     with cli.one_line_errors(cli.EXIT_ERROR, DoesNotFitError):
-        plan = compile_plan(config, topology, records=records)
+        if _SWEEP.value:
+            plans = sweep.run(
+                *(config, topology),
+                records=records,
+                accumulations=accumulations,
+                compile_top=_COMPILE_TOP.value,
+            )
+            print(sweep.table(plans), end="\n\n")
+            plan = plans[0]
+        else:
+            plan = compile_plan(config, topology, records=records)
     print(table(plan))
     if _JSON.value:
         epath.Path(_JSON.value).write_text(json.dumps(as_json(plan), indent=1))
+
+
+def accumulation_steps() -> list[int]:
+    """Returns the values of --accumulations. Raises ValueError."""
+    given = f"--accumulations={','.join(_ACCUMULATIONS.value)}"
+    if _ACCUMULATIONS.value and not _SWEEP.value:
+        raise ValueError(f"{given} needs --sweep; without it, set config.accumulation_steps")
+    if not all(re.fullmatch(r"[1-9]\d*", number) for number in _ACCUMULATIONS.value):
+        raise ValueError(f"{given} must be positive integers separated by commas")
+    return [int(number) for number in _ACCUMULATIONS.value]
 
 
 def as_json(plan: StepPlan) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _PARTS = ("all-gather", "all-to-all")  # their operand is one device's part of the array
-_UNKNOWN = ("collective-broadcast", "ragged-all-to-all", "send")
+_UNKNOWN = ("collective-broadcast", "ragged-all-to-all")
 _LAYOUT_ONLY = ("bitcast", "reshape", "copy", "convert")
 
 _HEADER = re.compile(r"(ENTRY )?(%[\w.\-]+) .*\{$")
@@ -37,6 +37,7 @@ class Collective:
     bytes: int  # of the whole array in one execution; of a permute, of what a device sends
     count: int  # executions in a step
     group_size: int  # devices of a group
+    between_slices: bool = False  # over the network that joins slices, not inside of them
 
 
 class _Instruction(NamedTuple):
@@ -65,6 +66,7 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
       ValueError: the text has a kind of collective, group or loop that is not known.
     """
     computations, entry = _parse(hlo_text)
+    slices = _slices(hlo_text, mesh)
 
     def total_bytes(found: Mapping[Collective, int]) -> int:
         return sum(each.bytes * count for each, count in found.items())
@@ -74,7 +76,7 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
         found: collections.Counter[Collective] = collections.Counter()
         for instruction in computations[name].values():
             called = _called(instruction)
-            if own := _read(computations[name], instruction, mesh):
+            if own := _read(computations[name], instruction, mesh, slices):
                 found[own] += 1
             elif instruction.opcode == "while":
                 body = within(called["body"][0])
@@ -141,8 +143,12 @@ def _trips(computations: Mapping[str, _Computation], loop: _Instruction) -> int:
     return limits[0]
 
 
-def _read(computation: _Computation, instruction: _Instruction, mesh: Mesh) -> Collective | None:
+def _read(
+    computation: _Computation, instruction: _Instruction, mesh: Mesh, slices: np.ndarray
+) -> Collective | None:
     """Returns the collective that an instruction executes, or None if it executes none."""
+    if instruction.opcode == "send":
+        return _between_slices(computation, instruction, mesh, slices)
     kind = instruction.opcode.removesuffix("-start")
     if kind in _UNKNOWN:
         raise ValueError(f"{instruction.name}: collectives of the kind {kind} are not known")
@@ -151,11 +157,11 @@ def _read(computation: _Computation, instruction: _Instruction, mesh: Mesh) -> C
     if kind == "collective-permute":
         text = instruction.attributes.partition("source_target_pairs=")[2].partition("}}")[0]
         pairs = np.array(_integers(text)).reshape(-1, 2)
-        axes = _crossed_axes(pairs, mesh)
+        axes = _crossed_axes(slices[:, pairs[:, 0]], slices[:, pairs[:, 1]], mesh)
         group_size = math.prod(mesh.shape[axis] for axis in axes)
     else:
-        groups = _replica_groups(instruction.attributes, mesh.size)
-        axes, group_size = _axes_of(groups, mesh), groups.shape[1]
+        groups = _replica_groups(instruction.attributes, slices.shape[1])
+        axes, group_size = _axes_of(groups, mesh, slices), groups.shape[1]
     if group_size == 1:
         return None
     size = _operand_bytes(computation, instruction) * (group_size if kind in _PARTS else 1)
@@ -191,6 +197,36 @@ def _without_layout(computation: _Computation, instruction: _Instruction) -> _In
     return instruction
 
 
+def _slices(text: str, mesh: Mesh) -> np.ndarray:
+    """Returns flat mesh positions, one row for each TPU slice, in the HLO's order of devices.
+
+    A program for several slices is that of one slice, with the devices of this slice alone.
+    """
+    partitions = re.match(r"HloModule [^\n]*\bnum_partitions=(\d+)", text)
+    devices = int(partitions[1]) if partitions else 1
+    positions = np.arange(mesh.size)
+    if devices == mesh.size:
+        return positions[None]
+    number = np.array([getattr(device, "slice_index", 0) for device in mesh.devices.flat])
+    rows = [positions[number == one] for one in np.unique(number)]
+    if any(len(row) != devices for row in rows):
+        raise ValueError(f"the HLO is for {devices} devices and the mesh has {mesh.size}")
+    return np.stack(rows)
+
+
+def _between_slices(
+    computation: _Computation, instruction: _Instruction, mesh: Mesh, slices: np.ndarray
+) -> Collective:
+    """Returns the collective of a send of the TPU's runtime to the same device of other slices."""
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+    kind = transfer[1].lower().replace("_", "-") if transfer else ""
+    if kind not in _KINDS:
+        raise ValueError(f"{instruction.name}: a send that belongs to no collective is not known")
+    size = _operand_bytes(computation, instruction) * (len(slices) if kind in _PARTS else 1)
+    axes = _crossed_axes(slices[:1].repeat(len(slices), 0), slices, mesh)
+    return Collective(kind, axes, size, 1, len(slices), between_slices=True)
+
+
 def _operand_bytes(computation: _Computation, instruction: _Instruction) -> int:
     return sum(_bytes(computation[name].shape) for name in instruction.operands)
 
@@ -205,9 +241,9 @@ def _bytes(shape: str) -> int:
     return total
 
 
-def _axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+def _axes_of(groups: np.ndarray, mesh: Mesh, slices: np.ndarray) -> tuple[str, ...]:
     """Returns the mesh axes whose groups of devices these are, or () if there are none."""
-    wanted = {frozenset(group) for group in groups.tolist()}
+    wanted = {frozenset(own[group].tolist()) for own in slices for group in groups}
     # Fewer axes first: an axis of length 1 changes no group.
     for number in range(len(mesh.axis_names) + 1):
         for axes in itertools.combinations(mesh.axis_names, number):
@@ -220,10 +256,12 @@ def _axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     return ()
 
 
-def _crossed_axes(pairs: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
-    """Returns the axes along which the devices of any pair differ."""
-    sources, targets = np.array(np.unravel_index(pairs.T, mesh.devices.shape)).swapaxes(0, 1)
-    crossed = (sources != targets).any(axis=1)
+def _crossed_axes(sources: np.ndarray, targets: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
+    """Returns the axes along which any source and its target differ."""
+    places = [
+        np.array(np.unravel_index(ids.ravel(), mesh.devices.shape)) for ids in (sources, targets)
+    ]
+    crossed = (places[0] != places[1]).any(axis=1)
     return tuple(axis for axis, does in zip(mesh.axis_names, crossed, strict=True) if does)
 
 

@@ -15,7 +15,7 @@ from darl_jax.training.state import TrainState
 
 _ADVICE = (
     "Raise config.mesh.fsdp or config.accumulation_steps, set config.model.remat to 'dots' or "
-    "'full', or lower config.batch_size"
+    "'full', or lower config.batch_size; --sweep searches for what fits"
 )
 
 

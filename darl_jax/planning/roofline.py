@@ -17,7 +17,7 @@ _PASSES = {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Position of a device. An island is what the interconnect joins: a TPU slice, a GPU board."""
+    """Position of a device. An island is what the interconnect joins: a slice, or a board."""
 
     island: int
     coords: tuple[int, ...] = ()  # on the island's torus; empty where a switch joins all with all

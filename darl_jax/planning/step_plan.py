@@ -1,9 +1,11 @@
 """Train step compiled for devices that are not present, and what it needs there."""
 
+import contextlib
 import dataclasses
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,8 +90,7 @@ def compile_plan(config: TrainConfig, topology: Topology, *, records: int) -> St
         + [f"batch {config.batch_size} in {config.accumulation_steps}"]
     )
     began = time.monotonic()
-    print(f"{title} ...", file=sys.stderr, flush=True)
-    with jax.set_mesh(mesh), advice_on_refusal():
+    with jax.set_mesh(mesh), progress(title), advice_on_refusal():
         compiled = lower_step(step, *args).compile()
     seconds = time.monotonic() - began
     memory = read_memory(compiled, args[0], topology)
@@ -250,3 +251,23 @@ def collective_times(
     return sorted(
         result, key=lambda each: (-each.interconnect_seconds - each.network_seconds, -each.bytes)
     )
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[None]:
+    """Prints on stderr that work is under way, every 15 s, and its duration at the end."""
+    began, done = time.monotonic(), threading.Event()
+    print(f"{title} ...", file=sys.stderr, flush=True)
+
+    def tick() -> None:
+        while not done.wait(15.0):
+            print(f"... {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        print(f"... done in {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from darl_jax.runtime.chips import CHIPS, Chip
 _TPUS = tuple(name for name, chip in CHIPS.items() if chip.interconnect.torus_axes)
 _GPUS = tuple(name for name in CHIPS if name not in _TPUS)
 VALID_FORMS = (
-    f"TPU slices as v5e:16x16 or v5p:8x8x8 ({', '.join(_TPUS)}); "
+    f"TPU slices as v5e:16x16 or v5p:8x8x8 ({', '.join(_TPUS)}), several of them as 2xv5e:16x16; "
     f"GPUs as h100:8 ({', '.join(_GPUS)}); cpu:8 for memory and collectives alone"
 )
 
@@ -62,15 +62,15 @@ def open_topology(name: str) -> Topology:
       ImportError: the TPU compiler is needed and not installed.
     """
     known = "|".join(map(re.escape, (*_TPUS, *_GPUS, "cpu")))
-    match = re.fullmatch(rf"({known}):([1-9]\d*(?:x[1-9]\d*)*)", name)
+    match = re.fullmatch(rf"(?:([1-9]\d*)x)?({known}):([1-9]\d*(?:x[1-9]\d*)*)", name)
     if match is None:
         raise ValueError(f"--topology={name} is unknown; valid are {VALID_FORMS}")
-    kind, shape = match.groups()
+    slices, kind, shape = match.groups()
     # Nothing runs on the accelerators of this machine.
     jax.config.update("jax_platforms", "cpu")
     if kind in _TPUS:
-        return _tpus(name, CHIPS[kind])
-    if "x" in shape:
+        return _tpus(name, CHIPS[kind], f"{kind}:{shape}", int(slices or 1))
+    if slices or "x" in shape:
         raise ValueError(f"--topology={name}: {kind} takes the number of devices, as {kind}:8")
     number = int(shape)
     jax.config.update("jax_num_cpu_devices", number)
@@ -79,7 +79,7 @@ def open_topology(name: str) -> Topology:
     return Topology(name, chip, tuple(jax.devices()), tuple(positions), "CPU")
 
 
-def _tpus(name: str, chip: Chip) -> Topology:
+def _tpus(name: str, chip: Chip, shape: str, slices: int) -> Topology:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(
             f"--topology={name} needs the TPU compiler, libtpu, which is not installed; on Linux "
@@ -89,10 +89,11 @@ def _tpus(name: str, chip: Chip) -> Topology:
     jax.config.update("jax_enable_compilation_cache", False)
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
-    # The two cores of a v4 chip are one device, as on a v4 host by default.
-    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if chip.name == "v4":  # Its two cores are one device, as on a v4 host by default.
+        options["chip_config_name"] = "megacore"
     try:
-        description = topologies.get_topology_desc(name, platform="tpu", **options)
+        description = topologies.get_topology_desc(shape, platform="tpu", **options)
         devices: list[Any] = description.devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
@@ -100,5 +101,6 @@ def _tpus(name: str, chip: Chip) -> Topology:
             f"--topology={name}: the TPU compiler has no such slice ({reason}); valid are "
             f"{VALID_FORMS}"
         ) from error
-    positions = [Position(0, tuple(each.coords)) for each in devices]
+    # Devices of a single slice have no slice_index.
+    positions = [Position(getattr(each, "slice_index", 0), tuple(each.coords)) for each in devices]
     return Topology(name, chip, tuple(devices), tuple(positions), "TPU")

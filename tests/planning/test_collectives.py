@@ -15,9 +15,19 @@ from darl_jax.planning.collectives import Collective, collectives
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 
 
-def a_mesh(shape: tuple[int, ...] = (2, 4)) -> Mesh:
-    devices = np.arange(math.prod(shape)).astype(object).reshape(shape)
-    return Mesh(devices, ("data", "fsdp", "tensor")[: len(shape)])
+class Device:
+    """Stands for a jax.Device in a mesh."""
+
+    platform, device_kind, process_index = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, number: int, slice_index: int = 0) -> None:
+        self.id, self.slice_index = number, slice_index
+
+
+def a_mesh(shape: tuple[int, ...] = (2, 4), slices: int = 1) -> Mesh:
+    size = int(np.prod(shape))
+    devices = [Device(i, i * slices // size) for i in range(size)]
+    return Mesh(np.array(devices).reshape(shape), ("data", "fsdp", "tensor")[: len(shape)])
 
 
 def a_module(*lines: str, devices: int = 8, computations: str = "") -> str:
@@ -127,6 +137,29 @@ def test_asynchronous_and_variadic_collectives_count_once_with_all_their_bytes()
     ]
 
 
+def test_a_program_for_slices_separates_the_network_between_them_from_their_own() -> None:
+    text = a_module(
+        "%x = bf16[64]{0} parameter(0)",
+        "%t = token[] after-all()",
+        "%g = bf16[256]{0} all-gather(%x), channel_id=9, replica_groups={{0,1,2,3}}, "
+        "use_global_device_ids=true, dimensions={0}",
+        "%s = (bf16[64]{0}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}',
+        "%r = (bf16[64]{0}, u32[], token[]) recv(%t), channel_id=1, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}',
+        "%sd = token[] send-done(%s), channel_id=2",
+        "ROOT %rd = (bf16[64]{0}, token[]) recv-done(%r), channel_id=1",
+        devices=4,
+    )
+    assert collectives(text, a_mesh(slices=2)) == [
+        Collective("all-gather", ("fsdp",), 512, 1, 4),
+        Collective("all-reduce", ("data",), 128, 1, 2, between_slices=True),
+    ]
+    with pytest.raises(ValueError, match="for 4 devices and the mesh has 8"):
+        collectives(text, a_mesh())
+
+
 @pytest.mark.parametrize(
     ("pairs", "axes"),
     [
@@ -197,7 +230,7 @@ def test_a_device_that_reduces_alone_does_not_communicate() -> None:
         ("ragged-all-to-all(%x), channel_id=1", "%r: collectives of the kind ragged-all-to-all"),
         ("all-reduce(%x), channel_id=1, replica_groups=?", "unknown notation"),
         ("all-reduce(%x), channel_id=1, replica_groups={{0,1}}", "not those of 8 devices"),
-        ("send(%x), channel_id=1", "%r: collectives of the kind send"),
+        ("send(%x), channel_id=1", "%r: a send that belongs to no collective"),
     ],
 )
 def test_communication_that_is_not_understood_is_an_error(line: str, message: str) -> None:
