@@ -163,11 +163,11 @@ class ViT(nnx.Module):
         x, angles = self.sequence(patches, grid, order, without_last=without_last)
         scales = None
         if key is not None:
-            drop_key, rope_key = jax.random.split(key)
             if config.drop_path:
-                scales = drop_path_scales(drop_key, config.drop_path, config.depth, len(x))
+                scales = drop_path_scales(key, config.drop_path, config.depth, len(x))
             if angles is not None and config.rope_rescale > 1.0:
-                angles = angles * positions.random_scale(rope_key, config.rope_rescale)
+                scale = positions.random_scale(jax.random.fold_in(key, 1), config.rope_rescale)
+                angles = angles * scale
         graphdef, stacked = nnx.split(self.blocks)
         if depth is not None:
             stacked, scales = jax.tree.map(lambda each: each[:depth], (stacked, scales))
