@@ -17,10 +17,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 def write_safetensors(path: os.PathLike | str, tensors: Tensors, metadata: dict[str, str]) -> None:
     """Writes contiguous arrays and text metadata, with the permissions of any new file."""
-    pathlib.Path(path).touch()
-    mode = os.stat(path).st_mode
-    safetensors.numpy.save_file(tensors, os.fspath(path), metadata=metadata)
-    os.chmod(path, mode)  # save_file leaves a file that only its owner can read
+    # Not save_file, which leaves a file that only its owner can read.
+    pathlib.Path(path).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def read_safetensors(path: os.PathLike | str) -> Tensors:

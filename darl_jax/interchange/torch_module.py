@@ -312,23 +312,10 @@ def resample_positions(
 ) -> torch.Tensor:
     """Resamples learned positions (patch, width) of the trained grid onto another, bicubically.
 
-    Like jax.image.resize (Keys' cubic with a = -0.5, wider for fewer patches than before, weights
-    that sum to 1), unlike torch.nn.functional.interpolate (a = -0.75).
+    Like jax.image.resize: `antialias` also chooses Keys' cubic with a = -0.5.
     """
     if grid == trained:
         return table
-    image = table.float().reshape(*trained, -1)
-    rows, columns = (cubic_weights(*sizes).to(image) for sizes in zip(trained, grid, strict=True))
-    return torch.einsum("Rr,Cc,rcw->RCw", rows, columns, image).flatten(0, 1)
-
-
-def cubic_weights(before: int, after: int) -> torch.Tensor:
-    """Weights (after, before) of the old positions in each new one."""
-    scale = before / after
-    centers = (torch.arange(after, dtype=torch.float64) + 0.5) * scale - 0.5
-    distance = centers[:, None] - torch.arange(before, dtype=torch.float64)
-    x = distance.abs() / max(scale, 1.0)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-    return weights / weights.sum(dim=1, keepdim=True)
+    image = table.float().unflatten(0, trained).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, grid, mode="bicubic", antialias=True, align_corners=False)
+    return resized[0].permute(1, 2, 0).flatten(0, 1)
