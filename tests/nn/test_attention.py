@@ -87,7 +87,7 @@ def test_splash_attention_and_its_gradient_equal_float64_in_pallas_interpreter(m
     assert_equals_reference(function, arrays, cotangent, mask, atol=1e-5)
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN attention needs an NVIDIA GPU")
+@pytest.mark.gpu  # of NVIDIA, compute capability 8.0 or more
 @pytest.mark.parametrize("mask", MASKS)
 def test_cudnn_attention_and_its_gradient_equal_float64(mask: str) -> None:
     arrays, cotangent = inputs(4, 64, 2, 16)
