@@ -1,15 +1,22 @@
-"""Programs, run in this process as a shell would start them: a start of JAX takes seconds."""
+"""Programs, in this process as a shell would start them (a start of JAX takes seconds) or apart."""
 
 import contextlib
 import importlib
+import os
+import pathlib
 import runpy
+import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
 
+import psutil
 import pytest
 from absl import app, flags  # noqa: F401 (app defines flags, which must outlive a call)
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 def imported(program: str) -> ModuleType:
@@ -62,3 +69,39 @@ def refusal(capsys: pytest.CaptureFixture, program: str, *arguments: object) -> 
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    """Starts Python with these arguments, in the repository, with pipes for its output."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """The whole output of a process that is to end with this code."""
+    try:
+        output, errors = process.communicate(timeout=280)
+    finally:
+        process.kill()
+    assert process.returncode == code, output[-2000:] + errors[-4000:]
+    return output, errors
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there, and no zombie whose parent has not waited for it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def free_address() -> str:
+    """An address for process 0."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"

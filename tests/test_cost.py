@@ -1,12 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 
 from darl_jax.config import default_config, load
 from darl_jax.planning import records
 from darl_jax.planning.tables import si
-from tests.programs import imported
+from tests.programs import call, imported
 
 cost = imported("cost")
 
@@ -51,13 +48,10 @@ def test_parameters_are_those_of_the_layers_and_a_known_dataset_has_its_classes(
         records.with_classes(imagenet("classification", **{"data.dataset": "mine"}))
 
 
-@pytest.mark.process
-def test_the_program_prints_a_row_for_each_config() -> None:
-    command = [sys.executable, "-m", "darl_jax.cost", "configs/digits.py:mse"]
-    command += ["--config=configs/darl_vit_b16_mse.py", "--config.total_epochs=8"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    head, first, second = done.stdout.splitlines()
+def test_the_program_prints_a_row_for_each_config(capsys) -> None:
+    flags = "--config=configs/darl_vit_b16_mse.py", "--config.total_epochs=8"
+    assert call("cost", "configs/digits.py:mse", *flags) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:2] == ["config", "parameters"]
     assert first.split()[0] == "configs/darl_vit_b16_mse.py" and " 2,502 " in first
     assert second.split()[0] == "configs/digits.py:mse"

@@ -1,16 +1,17 @@
 """From a pre-trained run to fine-tuning, probes and answers, through the programs themselves."""
 
-import os
-import signal
-
 import jax
 import numpy as np
 import pytest
 
-from darl_jax import train
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
-from tests.tiny_runs import FINE_TUNING, assert_same_bits, run, saved_state, tiny
+from tests.tiny_runs import FINE_TUNING, assert_same_bits, refused, run, saved_state, stopped, tiny
+
+
+def assert_same_backbone(workdir, start):
+    ours, theirs = (restore_params(folder)[0]["backbone"] for folder in (workdir, start))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_training_starts_from_the_checkpoint_s_backbone(tiny_run, tmp_path, caplog):
@@ -20,12 +21,8 @@ def test_training_starts_from_the_checkpoint_s_backbone(tiny_run, tmp_path, capl
         init__checkpoint=str(tiny_run),
     )  # fmt: skip
     assert run(still, tmp_path) == 0
-    ours, theirs = restore_params(tmp_path)[0], restore_params(tiny_run)[0]
-    for a, b in zip(
-        jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
-    assert ours["head"]["kernel"].shape == (32, 10)
+    assert_same_backbone(tmp_path, tiny_run)
+    assert restore_params(tmp_path)[0]["head"]["kernel"].shape == (32, 10)
     log = "\n".join(caplog.messages)
     assert f"come from step 12 of {tiny_run}" in log
     assert "new: head/bias, head/kernel" in log
@@ -42,7 +39,7 @@ def test_fine_tuning_reports_accuracy_and_its_average_of_parameters(fine_tuned):
 
 
 def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint_it_began_from(
-    fine_tuned, tiny_run, tmp_path, monkeypatch
+    fine_tuned, tiny_run, tmp_path
 ):
     begun = tmp_path / "begun"
     begun.symlink_to(tiny_run)
@@ -50,33 +47,26 @@ def test_fine_tuning_that_was_stopped_goes_on_bit_for_bit_without_the_checkpoint
     config = tiny(
         **FINE_TUNING, init__checkpoint=str(begun), evaluators__validation__every_steps=12
     )
-    add = train.StepMetrics.add
-
-    def stop_at_step_4(self, step, metrics):
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        add(self, step, metrics)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.StepMetrics, "add", stop_at_step_4)
-        assert run(config, tmp_path / "run") == 75
+    stopped(config, tmp_path / "run")
     begun.unlink()
     assert run(config, tmp_path / "run") == 0
     assert_same_bits(saved_state(fine_tuned, config), saved_state(tmp_path / "run", config))
 
 
-def test_a_run_is_not_resumed_from_another_beginning(fine_tuned, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(tiny(**FINE_TUNING), fine_tuned)
-    assert caught.value.code == 2
-    assert "init.checkpoint" in capsys.readouterr().err
+def test_another_beginning_and_the_beginning_of_another_model_are_refused(
+    fine_tuned, tiny_run, tmp_path, capsys
+):
+    assert "init.checkpoint" in refused(tiny(**FINE_TUNING), fine_tuned, capsys)
+    wide = tiny(objective="classification", model__width=64, init__checkpoint=str(tiny_run))
+    message = refused(wide, tmp_path, capsys)
+    assert "config.model.width is 64 and the checkpoint's is 32" in message
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 # LARS begins with steps that are small beside small kernels, and needs more of them.
 @pytest.mark.parametrize(
     ("kind", "optimizer", "rate", "batch_size", "steps"),
     [
-        ("linear", "adamw", 3e-2, 32, 60),
         ("linear", "lars", 3.0, 128, 300),
         ("attentive", "adamw", 3e-3, 32, 60),
     ],
@@ -99,25 +89,10 @@ def test_probes_of_every_block_learn_and_the_backbone_does_not(
         init__checkpoint=str(tiny_run),
     )
     assert run(config, tmp_path) == 0
-    ours, theirs = restore_params(tmp_path)[0], restore_params(tiny_run)[0]
-    for a, b in zip(
-        jax.tree.leaves(ours["backbone"]), jax.tree.leaves(theirs["backbone"]), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    assert_same_backbone(tmp_path, tiny_run)
     last = {name: value for line in read_metrics(tmp_path) for name, value in line.items()}
     for block in ("block_01", "block_02"):
         assert last[f"validation/accuracy/{block}"] > 0.3, "chance is 0.1"
         assert last[f"knn/accuracy/{block}"] > 0.3
     state = saved_state(tmp_path, config)
     assert not [name for name in state if "opt_state" in name and "backbone" in name]
-
-
-def test_what_begins_from_another_model_ends_with_one_line(tiny_run, tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(
-            tiny(objective="classification", model__width=64, init__checkpoint=str(tiny_run)),
-            tmp_path,
-        )
-    assert caught.value.code == 2
-    assert "config.model.width is 64 and the checkpoint's is 32" in capsys.readouterr().err
-    assert not list(tmp_path.glob("checkpoints/*"))

@@ -1,10 +1,13 @@
 """Whole runs on digits, small enough for a test, and what they saved."""
 
+import os
+import signal
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from etils import epath
 
 from darl_jax import train
@@ -71,6 +74,28 @@ def tiny(
 def run(config, workdir) -> int:
     with StopRequest(cluster.leave_together) as stop:
         return train.train(config, epath.Path(workdir), stop)
+
+
+def refused(config, workdir, capsys, code: int = 2) -> str:
+    """The message with which a run leaves, with this exit code."""
+    with pytest.raises(SystemExit) as left:
+        run(config, workdir)
+    assert left.value.code == code
+    return capsys.readouterr().err
+
+
+def stopped(config, workdir) -> None:
+    """A run that gets SIGTERM at step 4, and saves."""
+    add = train.StepMetrics.add
+
+    def stop_at_step_4(self, step, metrics):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, step, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.StepMetrics, "add", stop_at_step_4)
+        assert run(config, workdir) == 75
 
 
 def saved_state(workdir, config) -> dict[str, np.ndarray]:

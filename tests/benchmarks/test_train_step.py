@@ -1,6 +1,5 @@
 import json
 import pathlib
-import stat
 
 import pytest
 
@@ -30,11 +29,8 @@ def test_rows_are_measured_and_missing_ones_have_a_reason(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--models=x16"], "--models"),
         (["--models=s16", "--image_size=100"], "image_size"),
-        (["--objectives=mae"], "--objectives"),
         (["--seconds=0"], "--seconds"),
-        (["--config=nowhere.py"], "--config"),
         (["--json=nowhere/rows.json"], "--json"),
     ],
 )
@@ -59,61 +55,3 @@ def test_rates_follow_from_the_seconds():
     assert rates["fraction_of_matmul_best"] == pytest.approx(0.3)
     assert rates["fraction_of_matmul_median"] == pytest.approx(0.15)
     assert rates["images_of_first"] == 0.5
-
-
-def small_config(objective="mse"):
-    return train_step.size_config("ti16", objective, 32)
-
-
-def python_that_answers(folder, *answers):
-    """An executable that says the first line at once, and one more for each line that it gets."""
-    path = folder / "python"
-    first, *rest = [f"echo '{json.dumps(answer)}'" for answer in answers]
-    path.write_text("\n".join(["#!/bin/sh", first, *(f"read line && {a}" for a in rest), ""]))
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return str(path)
-
-
-def equal_work(config):
-    return {"parameters": 11, "forward_flops": config.method.flops() // 3}
-
-
-def test_seconds_are_those_of_the_pytorch_process(tmp_path):
-    config = small_config()
-    python = python_that_answers(tmp_path, equal_work(config), {"seconds": 1.5}, {"seconds": 2.5})
-    with contestants.TorchPeer(python, config, 11) as peer:
-        assert [peer.run(3), peer.run(1)] == [1.5, 2.5]
-
-
-@pytest.mark.parametrize("key", ["parameters", "forward_flops"])
-def test_pytorch_of_unequal_work_is_refused(key, tmp_path):
-    config = small_config()
-    answer = equal_work(config)
-    answer[key] += 1
-    with pytest.raises(ValueError, match=f"not of equal work: its {key} are {answer[key]}"):
-        contestants.TorchPeer(python_that_answers(tmp_path, answer), config, 11)
-
-
-@pytest.mark.parametrize(
-    ("answer", "error", "message"),
-    [
-        ({"error": "no GPU"}, ValueError, "PyTorch: no GPU"),
-        ({"error": "CUDA out of memory. Tried"}, MemoryError, "out of memory"),
-    ],
-)
-def test_an_error_of_pytorch_is_reported(answer, error, message, tmp_path):
-    with pytest.raises(error, match=message):
-        contestants.TorchPeer(python_that_answers(tmp_path, answer), small_config(), 11)
-
-
-def test_a_python_that_cannot_run_or_ends_at_once_is_an_error():
-    config = small_config()
-    with pytest.raises(ValueError, match="--torch_python=/nowhere/python cannot be run"):
-        contestants.TorchPeer("/nowhere/python", config, 11)
-    with pytest.raises(ValueError, match="ended with code 1"):
-        contestants.TorchPeer("false", config, 11)
-
-
-def test_pytorch_is_not_compared_with_other_work():
-    assert contestants.why_no_peer(small_config()) is None
-    assert "squared error" in contestants.why_no_peer(small_config("diffusion"))

@@ -7,10 +7,10 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -21,6 +21,7 @@ from darl_jax.data.images.split import ImageSplit
 from darl_jax.data.pipeline import eval_batches, train_batches
 from darl_jax.data.sources.base import BadRecordError, Record
 from darl_jax.data.sources.folder import FolderSource
+from tests.programs import finish, is_running, start
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
@@ -51,9 +52,7 @@ def source(tmp_path: pathlib.Path) -> IllSource:
     return IllSource(str(tmp_path / "images"), "train")
 
 
-def test_workers_make_the_batches_of_this_process_and_leave_nothing(
-    source: IllSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_make_the_batches_of_this_process_and_leave_nothing(source, monkeypatch):
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
     split = ImageSplit(source, CONFIG)
     here = dataclasses.replace(CONFIG, num_workers=0)
@@ -75,9 +74,7 @@ def test_workers_make_the_batches_of_this_process_and_leave_nothing(
         next(batches)
 
 
-def test_evaluation_of_many_records_by_workers_raises_their_error_or_ends(
-    source: IllSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_of_many_records_by_workers_raises_their_error_or_ends(source, monkeypatch):
     monkeypatch.setattr(pipeline, "_FEW_RECORDS", 10)
     split = ImageSplit(source, CONFIG)
     batches = list(eval_batches(split, CONFIG, batch_size=36))
@@ -92,9 +89,7 @@ def test_evaluation_of_many_records_by_workers_raises_their_error_or_ends(
 
 
 @pytest.mark.parametrize("illness", ["stuck", "killed"])
-def test_lost_worker_is_one_error_that_names_worker_process_and_records(
-    source: IllSource, illness: str
-) -> None:
+def test_lost_worker_is_one_error_that_names_worker_process_and_records(source, illness):
     source.illness = illness
     config = dataclasses.replace(CONFIG, worker_timeout_seconds=2.0)
     split = ImageSplit(source, config)
@@ -112,23 +107,13 @@ def test_lost_worker_is_one_error_that_names_worker_process_and_records(
     assert children() == []
 
 
-def children() -> list[str]:
+def children() -> list[psutil.Process]:
     """Grain's worker processes of this one; resource trackers stay."""
-    found = []
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                command = (entry / "cmdline").read_text()
-            except OSError:
-                continue
-            if int(parent) == os.getpid() and "spawn_main" in command:
-                found.append(command)
-    return found
+    return [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
 
 
 @pytest.mark.parametrize("local_size", [1, 5, 64, 65, 300])
-def test_chunks_part_the_batch_without_gap_or_overlap(local_size: int) -> None:
+def test_chunks_part_the_batch_without_gap_or_overlap(local_size):
     for process in range(3):
         rows = BatchRows(local_size * 3, process, 3, 64)
         chunks = range(7 * rows.chunks, 8 * rows.chunks)
@@ -139,8 +124,8 @@ def test_chunks_part_the_batch_without_gap_or_overlap(local_size: int) -> None:
 
 
 def test_too_little_shared_memory_for_training_and_evaluation_is_an_error_at_the_start(
-    source: IllSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    source, monkeypatch
+):
     split = ImageSplit(source, CONFIG)
     monkeypatch.setattr(pipeline, "_FEW_RECORDS", 10)
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
@@ -191,64 +176,35 @@ if __name__ == "__main__":
 
 def start_trainer(
     source: FolderSource, tmp_path: pathlib.Path, num_workers: int = 2, illness: str = ""
-) -> subprocess.Popen:
-    script = tmp_path / "trainer.py"
+) -> subprocess.Popen[str]:
+    script = tmp_path / "trainer.py"  # A file, which worker processes can import.
     script.write_text(TRAINER)
-    return subprocess.Popen(
-        [sys.executable, str(script), source.dataset, str(num_workers), illness],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start(script, source.dataset, num_workers, illness)
 
 
-def processes_of_group(group: int) -> list[int]:
-    members = []
-    for entry in pathlib.Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == group and fields[0] != "Z":
-                members.append(int(entry.name))
-    return members
-
-
-def test_signal_to_the_whole_group_is_left_to_the_trainer(
-    source: IllSource, tmp_path: pathlib.Path
-) -> None:
-    process = start_trainer(source, tmp_path)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
-    assert output == "twenty more batches\nend\n"
-    assert process.returncode == 0
-    assert "Traceback" not in errors and "leaked" not in errors
-
-
-@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_workers_of_a_killed_trainer_do_not_outlive_it(
-    source: IllSource, tmp_path: pathlib.Path
-) -> None:
-    process = start_trainer(source, tmp_path)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    assert len(processes_of_group(process.pid)) >= 3
-    process.kill()
-    process.communicate()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_leave_a_signal_to_the_trainer_and_do_not_outlive_it(source, tmp_path, number):
+    trainer = start_trainer(source, tmp_path)
+    assert trainer.stdout is not None and trainer.stdout.readline() == "ready\n"
+    workers = psutil.Process(trainer.pid).children(recursive=True)
+    assert len(workers) >= 2
+    if number == signal.SIGINT:
+        for process in (psutil.Process(trainer.pid), *workers):  # As a terminal does.
+            process.send_signal(number)
+        output, errors = finish(trainer)
+        assert output == "twenty more batches\nend\n"
+        assert "Traceback" not in errors and "leaked" not in errors
+    else:
+        trainer.kill()
+        trainer.communicate()
     end = time.monotonic() + 20
-    while processes_of_group(process.pid) and time.monotonic() < end:
+    while any(is_running(worker.pid) for worker in workers) and time.monotonic() < end:
         time.sleep(0.1)
-    assert processes_of_group(process.pid) == []
+    assert not [worker for worker in workers if is_running(worker.pid)]
 
 
-def test_program_whose_reader_is_stuck_ends_with_one_line(
-    source: IllSource, tmp_path: pathlib.Path
-) -> None:
-    process = start_trainer(source, tmp_path, num_workers=0, illness="stuck")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_program_whose_reader_is_stuck_ends_with_one_line(source, tmp_path):
+    _, errors = finish(start_trainer(source, tmp_path, num_workers=0, illness="stuck"), 1)
     line = next(line for line in errors.splitlines() if line.startswith("error: "))
     assert "records" in line and "data.worker_timeout_seconds" in line
     assert "Traceback" not in errors

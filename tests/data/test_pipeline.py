@@ -48,21 +48,6 @@ def train(request: pytest.FixtureRequest) -> Split:
     return digits("train", dataclasses.replace(DIGITS, in_memory=request.param == "in memory"))
 
 
-def test_batch_has_the_shapes_and_types_that_the_step_expects(train) -> None:
-    config = dataclasses.replace(DIGITS, image_size=12, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    train = digits("train", dataclasses.replace(config, in_memory=train.in_memory))
-    (batch,) = take(train_batches(train, config, batch_size=50, seed=0, start_step=0), 1)
-    kinds = {key: (value.shape, value.dtype) for key, value in batch.items()}
-    assert kinds == {
-        "image": ((50, 12, 12, 3), np.uint8),
-        "label": ((50,), np.int32),
-        "index": ((50,), np.int64),
-        "mask": ((50,), bool),
-        "replaced": ((50,), bool),
-    }
-    assert batch["mask"].all() and not batch["replaced"].any()
-
-
 def test_each_epoch_holds_every_record_once_in_an_order_of_its_own(train) -> None:
     # 1297 = 13 steps of 100 less 3 rows: epochs meet inside a batch.
     index = joined(
@@ -74,14 +59,11 @@ def test_each_epoch_holds_every_record_once_in_an_order_of_its_own(train) -> Non
     assert (first == second).mean() < 0.02
 
 
-def test_resuming_at_a_step_gives_the_batches_of_the_run_that_never_stopped(train) -> None:
+def test_resuming_at_a_step_gives_the_batches_of_the_run_that_never_stopped_at_once(train) -> None:
     whole = take(train_batches(train, DIGITS, batch_size=70, seed=5, start_step=0), 22)
     for step in (1, 18, 19, 21):
         resumed = take(train_batches(train, DIGITS, batch_size=70, seed=5, start_step=step), 1)
         assert_equal(resumed[0], whole[step])
-
-
-def test_resuming_after_a_billion_steps_is_immediate(train) -> None:
     began = time.monotonic()
     (batch,) = take(train_batches(train, DIGITS, batch_size=64, seed=0, start_step=10**9), 1)
     assert time.monotonic() - began < 30
@@ -89,8 +71,8 @@ def test_resuming_after_a_billion_steps_is_immediate(train) -> None:
     np.testing.assert_array_equal(batch["index"], expected)
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_global_batches_are_the_same_for_any_number_of_processes(train, process_count: int) -> None:
+def test_global_batches_are_the_same_for_any_number_of_processes(train) -> None:
+    process_count = 4
     alone = take(train_batches(train, DIGITS, batch_size=72, seed=1, start_step=17), 3)
     parts = [
         take(
@@ -115,8 +97,7 @@ def test_another_seed_gives_another_order_and_another_epoch_another_crop(train) 
     assert (first == second).all(axis=(1, 2, 3)).mean() < 0.05
 
 
-@pytest.mark.parametrize("process_count", [1, 2, 4])
-@pytest.mark.parametrize("batch_size", [64, 100, 500, 512])
+@pytest.mark.parametrize(("process_count", "batch_size"), [(1, 100), (2, 512), (4, 64)])
 def test_evaluation_counts_every_example_exactly_once(process_count: int, batch_size: int) -> None:
     for in_memory in (False, True):
         source = digits("validation", dataclasses.replace(DIGITS, in_memory=in_memory))
@@ -171,35 +152,31 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def bad_index(source: FolderSource) -> int:
-    names = [record.name for record in source.read(range(len(source)))]
-    return names.index("05.jpg")
+    return source.files(range(len(source))).index("05.jpg")
+
+
+CONFIG = ImagesConfig(source="folder", image_size=16, num_workers=0)
+SKIP = dataclasses.replace(CONFIG, on_bad_record="skip")
 
 
 def test_corrupt_file_is_an_error_that_names_dataset_split_index_and_file(folder) -> None:
-    config = ImagesConfig(source="folder", image_size=16, num_workers=0)
     source = FolderSource(str(folder), "train")
     with pytest.raises(BadRecordError) as caught:
-        list(eval_batches(ImageSplit(source, config), config, batch_size=4))
+        list(eval_batches(ImageSplit(source, CONFIG), CONFIG, batch_size=4))
     message = str(caught.value)
-    for part in (
-        str(folder),
-        "split 'train'",
-        f"record {bad_index(source)}",
-        "05.jpg",
-        "runcated",
-    ):
+    record = f"record {bad_index(source)}"
+    for part in (str(folder), "split 'train'", record, "05.jpg", "runcated"):
         assert part in message
     assert "\n" not in message and "data.on_bad_record='skip'" in message
 
 
 def test_skipped_record_is_replaced_by_the_same_one_every_time_and_marked(folder) -> None:
-    config = ImagesConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
-    config = dataclasses.replace(config, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
+    config = dataclasses.replace(SKIP, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
     source = FolderSource(str(folder), "train")
     bad = bad_index(source)
-    train = ImageSplit(source, config)
+    by_record = ImageSplit(source, config)
     seen = []
-    for seed in (0, 1):
+    for train, seed in ((by_record, 0), (by_record, 1), (MemorySplit(by_record), 0)):
         for batch in take(train_batches(train, config, batch_size=16, seed=seed, start_step=0), 2):
             np.testing.assert_array_equal(batch["replaced"], batch["index"] == bad)
             assert batch["mask"].all()
@@ -213,32 +190,23 @@ def test_skipped_record_is_replaced_by_the_same_one_every_time_and_marked(folder
 
 
 def test_skipped_record_is_not_counted_in_evaluation(folder) -> None:
-    config = ImagesConfig(source="folder", image_size=16, num_workers=0, on_bad_record="skip")
-    source = FolderSource(str(folder), "train")
-    for held in (ImageSplit(source, config), None):
-        if held is None:
-            for path in folder.glob("*.jpg"):
-                pixels = np.zeros((20, 20, 3), np.uint8) + int(path.stem)
-                if path.stem != "05":
-                    Image.fromarray(pixels).save(path)
-            held = MemorySplit(ImageSplit(source, config))
-        batches = list(eval_batches(held, config, batch_size=10))
+    by_record = ImageSplit(FolderSource(str(folder), "train"), SKIP)
+    bad = bad_index(by_record.source)
+    for held in (by_record, MemorySplit(by_record)):
+        batches = list(eval_batches(held, SKIP, batch_size=10))
         index, mask = joined(batches, "index"), joined(batches, "mask")
         replaced = joined(batches, "replaced")
-        assert index[mask].tolist() == [i for i in range(16) if i != bad_index(source)]
-        assert index[replaced].tolist() == [bad_index(source)]
+        assert index[mask].tolist() == [i for i in range(16) if i != bad]
+        assert index[replaced].tolist() == [bad]
         assert not joined(batches, "image")[~mask].any()
 
 
 def test_folder_with_nothing_that_decodes_is_an_error_and_no_endless_search(tmp_path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(b"broken")
-    source = FolderSource(str(tmp_path), "train")
-    config = ImagesConfig(source="folder", image_size=8, num_workers=0, on_bad_record="skip")
+    split = ImageSplit(FolderSource(str(tmp_path), "train"), SKIP)
     with pytest.raises(BadRecordError, match="so are 100 others in its place"):
-        take(
-            train_batches(ImageSplit(source, config), config, batch_size=2, seed=0, start_step=0), 1
-        )
+        take(train_batches(split, SKIP, batch_size=2, seed=0, start_step=0), 1)
 
 
 def test_both_splits_are_checked_before_training(folder) -> None:
@@ -264,13 +232,9 @@ def test_both_splits_are_checked_before_training(folder) -> None:
     ("changes", "words"),
     [
         ({"source": "hub"}, "data.source is 'hub'; it must be one of 'tfds', 'folder', 'digits'"),
-        ({"channels": 4}, "data.channels"),
         ({"channels": 1}, "data.mean has 3 values and data.channels is 1"),
         ({"on_bad_record": "ignore"}, "data.on_bad_record"),
-        ({"image_size": 0}, "data.image_size"),
         ({"num_workers": -1}, "data.num_workers"),
-        ({"worker_timeout_seconds": 0.0}, "data.worker_timeout_seconds"),
-        ({"eval_crop": 0.0}, "data.eval_crop"),
         ({"crop_scale": (0.5, 0.2)}, "data.crop_scale"),
         ({"crop_ratio": (0.0, 1.0)}, "data.crop_ratio"),
         (

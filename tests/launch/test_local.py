@@ -76,9 +76,7 @@ def installations(repository: Path) -> list[str]:
     return [call.split(" -e ")[1] for call in calls if " -e " in call]
 
 
-def test_program_gets_its_arguments_folder_and_exit_code_untouched(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_program_gets_its_arguments_folder_and_exit_code_untouched(repository, tmp_path):
     arguments = ["--config=configs/digits.py", "--help", "--extra", "--", "test", "a b", ""]
     for program, folder in (("train", tmp_path), ("figures.curves", tmp_path), ("test", None)):
         result = start(repository, program, *arguments, cwd=tmp_path)
@@ -89,9 +87,7 @@ def test_program_gets_its_arguments_folder_and_exit_code_untouched(
     assert result.returncode == 2 and "there is no program 'no_such'" in result.stderr
 
 
-def test_several_processes_run_in_your_folder_and_give_their_exit_code(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_several_processes_run_in_your_folder_and_give_their_exit_code(repository, tmp_path):
     options = ["--processes", "2", "--restarts", "1", "train", "--x=a b"]
     result = start(repository, *options, cwd=tmp_path, JAX_PLATFORMS="cpu")
     assert result.returncode == 7, result.stderr
@@ -104,7 +100,7 @@ def test_several_processes_run_in_your_folder_and_give_their_exit_code(
     assert start(repository, "--restarts", "1", "test").returncode == 2
 
 
-def test_environment_is_made_anew_exactly_when_it_does_not_fit(repository: Path) -> None:
+def test_environment_is_made_anew_exactly_when_it_does_not_fit(repository):
     plain = str(repository)
     expected = [plain]
     start(repository, "install")
@@ -124,7 +120,7 @@ def test_environment_is_made_anew_exactly_when_it_does_not_fit(repository: Path)
     assert installations(repository) == [*expected, f"{plain}[gpu]"]
 
 
-def test_foreign_environment_is_left_alone(repository: Path, tmp_path: Path) -> None:
+def test_foreign_environment_is_left_alone(repository, tmp_path):
     (repository / ".venv").mkdir()
     (repository / ".venv" / "precious").write_text("not ours")
     result = start(repository, "train")
@@ -134,7 +130,7 @@ def test_foreign_environment_is_left_alone(repository: Path, tmp_path: Path) -> 
     assert start(repository, "train", DARL_JAX_VENV=str(tmp_path / "other")).returncode == 7
 
 
-def test_old_python_is_named_with_the_one_that_is_needed() -> None:
+def test_old_python_is_named_with_the_one_that_is_needed():
     source = LAUNCHER.read_text()
     ast.parse(source, feature_version=(3, 7))
     pretend = (
@@ -147,7 +143,7 @@ def test_old_python_is_named_with_the_one_that_is_needed() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_pins_satisfy_the_bounds_of_setup_py() -> None:
+def test_pins_satisfy_the_bounds_of_setup_py():
     """All but the accelerators' and buckets' extras, which requirements.txt leaves out."""
     pinned = [
         Requirement(line)

@@ -76,7 +76,6 @@ def test_tpu_program_has_one_collective_of_each_kind() -> None:
 NOTATIONS = {
     "{{0,4},{1,5},{2,6},{3,7}}": ("data",),
     "[4,2]<=[2,4]T(1,0)": ("data",),
-    "mesh['axis_0'=1,'axis_1'=2,'axis_2'=4] {'axis_1'}": ("data",),
     "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}": ("data",),
     "mesh['a'=8] {'a':(1)2}": ("data",),
     "{{3,1,0,2},{7,4,5,6}}": ("fsdp",),
@@ -87,7 +86,6 @@ NOTATIONS = {
     "[1,8]<=[8]": ("data", "fsdp"),
     "mesh['a'=2,'b'=4] {'a','b'}": ("data", "fsdp"),
     "{{0,1},{2,3},{4,5},{6,7}}": (),
-    "mesh['a'=4,'b'=2] {'b'}": (),
 }
 
 
@@ -107,34 +105,6 @@ def test_axes_are_those_of_a_mesh_of_three_even_where_one_has_length_1() -> None
     assert axes("{{0,2},{1,3},{4,6},{5,7}}", (2, 2, 2)) == ("fsdp",)
     assert axes("{{0,1,4,5},{2,3,6,7}}", (2, 2, 2)) == ("data", "tensor")
     assert axes("[1,8]<=[8]", (1, 8, 1)) == ("fsdp",)
-
-
-def test_asynchronous_and_variadic_collectives_count_once_with_all_their_bytes() -> None:
-    wrapped = (
-        "%wrapped (p: f32[32]) -> f32[8] {\n"
-        "  %p = f32[32]{0} parameter(0)\n"
-        "  ROOT %rs = f32[8]{0} reduce-scatter(%p), channel_id=4, replica_groups=[2,4]<=[8], "
-        "use_global_device_ids=true, dimensions={0}\n}\n"
-    )
-    groups = "replica_groups=[2,4]<=[8], use_global_device_ids=true"
-    text = a_module(
-        "%a = f32[8]{0} parameter(0)",
-        "%b = bf16[32]{0} parameter(1)",
-        "%c = f32[32]{0} parameter(2)",
-        f"%g = (f32[8]{{0}}, f32[32]{{0}}) all-gather-start(%a), channel_id=1, {groups}, "
-        "dimensions={0}",
-        "%gd = f32[32]{0} all-gather-done(%g)",
-        f"%r = (f32[8]{{0}}, bf16[32]{{0}}) all-reduce-start(%a, %b), channel_id=2, {groups}",
-        "%rd = (f32[8]{0}, bf16[32]{0}) all-reduce-done(%r)",
-        "%s = ((f32[32]{0}), f32[8]{0}) async-start(%c), calls=%wrapped",
-        "ROOT %sd = f32[8]{0} async-done(%s)",
-        computations=wrapped,
-    )
-    assert collectives(text, a_mesh()) == [
-        Collective("all-gather", ("fsdp",), 4 * 32, 1, 4),
-        Collective("reduce-scatter", ("fsdp",), 4 * 32, 1, 4),
-        Collective("all-reduce", ("fsdp",), 4 * 8 + 2 * 32, 1, 4),
-    ]
 
 
 def test_a_program_for_slices_separates_the_network_between_them_from_their_own() -> None:
@@ -158,22 +128,6 @@ def test_a_program_for_slices_separates_the_network_between_them_from_their_own(
     ]
     with pytest.raises(ValueError, match="for 4 devices and the mesh has 8"):
         collectives(text, a_mesh())
-
-
-@pytest.mark.parametrize(
-    ("pairs", "axes"),
-    [
-        ("{{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}", ("fsdp",)),
-        ("{{0,4},{4,0},{1,1}}", ("data",)),
-        ("{{0,5}}", ("data", "fsdp")),
-    ],
-)
-def test_permutes_run_over_the_axes_that_a_pair_crosses(pairs: str, axes: tuple[str, ...]) -> None:
-    text = a_module(
-        "%x = f32[16]{0} parameter(0)",
-        f"ROOT %r = f32[16]{{0}} collective-permute(%x), channel_id=1, source_target_pairs={pairs}",
-    )
-    assert collectives(text, a_mesh())[0].axes == axes
 
 
 def loops(limit: str, hint: str = "") -> str:
@@ -212,16 +166,6 @@ def test_a_collective_in_loops_counts_for_all_their_trips() -> None:
     assert collectives(loops("constant(12)", hint), a_mesh())[0].count == 3 * 7
     with pytest.raises(ValueError, match="trips of the loop %inner is not known"):
         collectives(loops("get-tuple-element(%s), index=0"), a_mesh())
-
-
-def test_a_device_that_reduces_alone_does_not_communicate() -> None:
-    text = a_module(
-        "%x = f32[16]{0} parameter(0)",
-        "%r = f32[16]{0} all-reduce(%x), channel_id=1, replica_groups=[8,1]<=[8]",
-        # Without a channel the groups are of replicas, and there is one.
-        "ROOT %s = f32[16]{0} all-reduce(%x), replica_groups={{0}}",
-    )
-    assert collectives(text, a_mesh()) == []
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def test_the_counter_multiplies_scans_drops_dead_code_and_counts_recomputation()
 
     assert matmul_flops(scanned, x) == 5 * once
     assert matmul_flops(jax.jit(scanned), x) == 5 * once
+    assert matmul_flops(lambda x: (x @ w, x @ w)[0], x) == once
     assert matmul_flops(lambda x: jax.lax.cond(x[0, 0] > 0, lambda y: y @ w, jnp.sin, x), x) == once
 
     def body(x: jax.Array) -> jax.Array:

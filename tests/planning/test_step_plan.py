@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from darl_jax.planning.matmul_flops import matmul_flops
 from darl_jax.planning.memory import DoesNotFitError, advice_on_refusal
 from darl_jax.planning.step_plan import memory_traffic
 
@@ -15,26 +14,6 @@ def stack(x: jax.Array, weights: jax.Array, unroll: int) -> jax.Array:
 
 
 X, WEIGHTS = jnp.ones((ROWS, WIDTH)), jnp.ones((LAYERS, WIDTH, WIDTH))
-
-
-@pytest.mark.parametrize("unroll", [1, 2, LAYERS])
-def test_flops_of_a_scan_are_those_of_all_its_trips(unroll: int) -> None:
-    assert matmul_flops(lambda x, w: stack(x, w, unroll), X, WEIGHTS) == FLOPS
-    loop = jax.jit(lambda x: jax.lax.while_loop(lambda y: y[0, 0] < 9, lambda y: y @ y, x))
-    with pytest.raises(ValueError, match="while loop"):
-        matmul_flops(loop, jnp.ones((8, 8)))
-
-
-def test_recomputed_products_are_counted_and_unused_ones_are_not() -> None:
-    def loss(w: jax.Array, x: jax.Array) -> jax.Array:
-        x = jax.checkpoint(lambda x, w: jnp.tanh(jnp.tanh(x @ w) @ w))(x, w)
-        return jnp.sum(x)
-
-    w = jnp.ones((WIDTH, WIDTH))
-    product = 2 * ROWS * WIDTH**2
-    # Two forward, both again, and backward two for the weights and one for the inner input.
-    assert matmul_flops(jax.value_and_grad(loss), w, X) == (2 + 2 + 3) * product
-    assert matmul_flops(lambda w, x: (x @ w, x @ w)[0], w, X) == product
 
 
 def test_memory_traffic_of_a_loop_is_that_of_its_trips() -> None:

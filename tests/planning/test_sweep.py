@@ -1,8 +1,5 @@
-import dataclasses
 from typing import Any
 from unittest import mock
-
-import pytest
 
 from darl_jax.config import TrainConfig
 from darl_jax.planning import sweep
@@ -11,16 +8,13 @@ from darl_jax.planning.roofline import Position, Roofline
 from darl_jax.planning.step_plan import StepPlan
 from darl_jax.planning.topology import Topology
 from darl_jax.runtime.chips import CHIPS
-from darl_jax.training.sharding import MeshConfig
 
 
 class Device:
     platform, device_kind, process_index = "cpu", "cpu", 0
 
 
-def test_the_squarest_meshes_come_first_and_each_takes_the_cheapest_step_that_fits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_squarest_meshes_come_first_and_each_takes_the_cheapest_step_that_fits(monkeypatch):
     tried = []
 
     def compile_plan(config: TrainConfig, topology: Any, *, records: int) -> StepPlan:
@@ -40,11 +34,3 @@ def test_the_squarest_meshes_come_first_and_each_takes_the_cheapest_step_that_fi
     assert tried[:8] == [(fsdp, *each) for fsdp in (4, 2) for each in until_it_fits]
     assert tried[8:] == [(8, *each) for each in until_it_fits[:3]]
     assert [plan.config.mesh.fsdp for plan in plans] == [8, 4, 2]  # the fastest first
-
-
-def test_overrides_are_keys_that_the_command_line_takes() -> None:
-    config = dataclasses.replace(TrainConfig(), mesh=MeshConfig(2, 4, 1), accumulation_steps=2)
-    assert sweep.overrides(config) == (
-        "--config.mesh.data=2 --config.mesh.fsdp=4 --config.mesh.tensor=1 "
-        "--config.model.remat=none --config.accumulation_steps=2"
-    )

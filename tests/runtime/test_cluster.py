@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from darl_jax.runtime import cluster
+from darl_jax.runtime import cli, cluster
 from darl_jax.runtime.signals import StopRequest
+from tests.programs import free_address
 
 MOST_SECONDS = 15.0
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -46,7 +47,6 @@ def interrupt_self() -> None:
 
 # (the process in which it happens, None for all; the fault)
 FAULTS: dict[str, tuple[int | None, Callable[[], None]]] = {
-    "exception in process 1": (1, break_down),
     "exception in process 0": (0, break_down),
     "exception on a thread": (1, lambda: threading.Thread(target=break_down).start()),
     "exception in all": (None, break_down),
@@ -55,18 +55,22 @@ FAULTS: dict[str, tuple[int | None, Callable[[], None]]] = {
     "kill -9 of process 0": (0, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "kill -9 of process 1": (1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "stopped and saved": (None, lambda: sys.exit(75)),
+    "another workdir": (None, lambda: None),
 }
 
 
-def run(name: str, index: int, port: int, folder: pathlib.Path) -> None:
+def run(name: str, index: int, address: str, folder: pathlib.Path) -> None:
     file = os.open(folder / f"{index}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     signal.alarm(60)  # whatever a test finds, the program ends
     process, fault = FAULTS[name]
     with StopRequest(cluster.leave_together):
-        cluster.join(f"localhost:{port}", 2, index)
-        cluster.share_failures(epath.Path(folder))
+        cluster.join(address, 2, index)
+        with cli.one_line_errors(cli.EXIT_BAD_INPUT, ValueError):
+            other = f"{folder}-{index}" if name == "another workdir" else folder
+            os.makedirs(other, exist_ok=True)
+            cluster.share_failures(epath.Path(other))
         with cluster.failing_together():
             values = np.array([[index + 1 / 3, 1e300]])
             expected = np.array([[[1 / 3, 1e300]], [[4 / 3, 1e300]]])
@@ -85,14 +89,12 @@ def run_all(folder: pathlib.Path) -> None:
     results: dict[str, Any] = {}
     for name in FAULTS:
         (folder / name).mkdir()
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        address = free_address()
         pids: list[int] = []
         for index in range(2):
             pid = os.fork()
             if pid == 0:
-                run(name, index, port, folder / name)
+                run(name, index, address, folder / name)
                 return
             pids.append(pid)
         codes = [0, 0]
@@ -121,7 +123,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "codes"),
     [
-        ("exception in process 1", [1, 1]),
         ("exception in process 0", [1, 1]),
         ("exception on a thread", [1, 1]),
         ("exception in all", [1, 1]),
@@ -130,9 +131,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("stopped and saved", [75, 75]),
     ],
 )
-def test_all_processes_end_within_seconds_with_the_code_of_the_first(
-    results: dict[str, Any], name: str, codes: list[int]
-) -> None:
+def test_all_processes_end_within_seconds_with_the_code_of_the_first(results, name, codes):
     result = results[name]
     assert result["codes"] == codes, result["logs"]
     faults = [
@@ -143,9 +142,7 @@ def test_all_processes_end_within_seconds_with_the_code_of_the_first(
 
 @pytest.mark.process
 @pytest.mark.parametrize("process", [0, 1])
-def test_survivor_of_a_kill_ends_with_an_error_that_a_restart_may_mend(
-    results: dict[str, Any], process: int
-) -> None:
+def test_survivor_of_a_kill_ends_with_an_error_that_a_restart_may_mend(results, process):
     result = results[f"kill -9 of process {process}"]
     assert result["codes"][process] == -signal.SIGKILL
     # JAX's own client may be the first to notice, and aborts.
@@ -153,25 +150,28 @@ def test_survivor_of_a_kill_ends_with_an_error_that_a_restart_may_mend(
 
 
 @pytest.mark.process
-def test_survivor_tells_the_first_cause_in_one_line(results: dict[str, Any]) -> None:
+def test_survivor_tells_the_first_cause_in_one_line(results):
     for name, reason in [
-        ("exception in process 1", "failed: KeyError: 'the first cause'"),
         ("exception on a thread", "failed: KeyError: 'the first cause'"),
         ("bad input in process 1", "failed: error: the first cause"),
         ("SIGTERM to process 1", "does: SIGTERM before training began: nothing was changed"),
     ]:
         lines = [line for line in results[name]["logs"][0].splitlines() if "Gloo" not in line]
         assert lines == [f"process 0 ends as process 1 on {socket.gethostname()} {reason}"]
-    assert "in break_down" in results["exception in process 1"]["logs"][1]
-
-
-@pytest.mark.process
-def test_simultaneous_failure_is_reported_once(results: dict[str, Any]) -> None:
+    assert "in break_down" in results["exception on a thread"]["logs"][1]
+    # Simultaneous failure is reported once.
     logs = results["exception in all"]["logs"]
     assert sorted("Traceback" in log for log in logs) == [False, True]
 
 
-def test_process_that_is_alone_keeps_its_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.process
+def test_processes_that_do_not_share_a_workdir_are_refused(results):
+    assert results["another workdir"]["codes"] == [2, 2]
+    logs = "".join(results["another workdir"]["logs"])
+    assert "processes [1] do not see process 0's --workdir=" in logs
+
+
+def test_process_that_is_alone_keeps_its_hooks(monkeypatch):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     hooks = sys.excepthook, threading.excepthook
@@ -184,15 +184,13 @@ def test_process_that_is_alone_keeps_its_hooks(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(cluster.gather(np.arange(2.0)), [[0.0, 1.0]])
 
 
-def test_settings_that_are_half_given_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_are_half_given_are_named(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
     with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID is not set"):
         cluster.join(None, None, None)
 
 
-def test_settings_reach_jax_and_flags_come_before_variables(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_settings_reach_jax_and_flags_come_before_variables(monkeypatch):
     calls: list[dict[str, Any]] = []
 
     def initialize(**settings: Any) -> None:

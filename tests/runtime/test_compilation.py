@@ -17,8 +17,8 @@ def cache_folder() -> Iterator[None]:
 
 @pytest.mark.usefixtures("cache_folder")
 def test_compiled_programs_are_kept_in_the_workdir_unless_the_environment_names_a_folder(
-    tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     jax.config.update("jax_compilation_cache_dir", "of the environment")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "of the environment")
     compilation.keep_in(tmp_path)
@@ -28,7 +28,7 @@ def test_compiled_programs_are_kept_in_the_workdir_unless_the_environment_names_
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compilation_cache")
 
 
-def test_memory_of_a_compiled_step_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_of_a_compiled_step_is_logged(caplog):
     x = jax.ShapeDtypeStruct((16384, 16384), jnp.int8)
     with caplog.at_level("INFO"):
         compilation.log_memory(jax.jit(lambda x: x + 1).lower(x).compile())

@@ -3,8 +3,6 @@
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import threading
 
 import psutil
@@ -12,6 +10,7 @@ import pytest
 from etils import epath
 
 from darl_jax.runtime import lock
+from tests.programs import start
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def test_second_run_is_refused_with_host_and_pid_of_the_first(tmp_path):
 
 @pytest.mark.process
 def test_dead_process_of_this_host_keeps_nobody_out(tmp_path, short_waits):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    sleeper = start("-c", "import time; time.sleep(60)")
     started = psutil.Process(sleeper.pid).create_time()
     left_by(tmp_path, pid=sleeper.pid, started=started)
     with pytest.raises(lock.RunningError, match=str(sleeper.pid)):
@@ -52,8 +51,13 @@ def test_dead_process_of_this_host_keeps_nobody_out(tmp_path, short_waits):
     sleeper.wait()
 
 
-def test_number_of_a_dead_process_that_is_used_again_keeps_nobody_out(tmp_path, short_waits):
-    left_by(tmp_path, started=psutil.Process().create_time() - 100)
+@pytest.mark.parametrize("cut", [False, True])
+def test_number_of_a_dead_process_that_is_used_again_and_a_cut_file_keep_nobody_out(
+    tmp_path, short_waits, cut
+):
+    path = left_by(tmp_path, started=psutil.Process().create_time() - 100)
+    if cut:
+        path.write_text('{"host": "vm", "pi')
     with lock.held(epath.Path(tmp_path)):
         assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
 
@@ -95,9 +99,3 @@ def test_of_two_that_take_over_one_file_one_wins(tmp_path, short_waits):
     for thread in threads:
         thread.join()
     assert sorted(results) == ["held", "refused"]
-
-
-def test_file_that_is_cut_off_keeps_nobody_out(tmp_path, short_waits):
-    (tmp_path / lock.FILE).write_text('{"host": "vm", "pi')
-    with lock.held(epath.Path(tmp_path)):
-        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()

@@ -1,10 +1,10 @@
 """Memory that a step frees is not cleared by the kernel for the next one."""
 
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from tests.programs import finish, start
 
 PROGRAM = """
 import resource, sys
@@ -22,10 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 @pytest.mark.process
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems keep their allocator")
 def test_pages_of_freed_buffers_are_used_again():
-    faults = {
-        mode: int(subprocess.check_output([sys.executable, "-c", PROGRAM, mode]))
-        for mode in ("default", "kept")
-    }
+    faults = {mode: int(finish(start("-c", PROGRAM, mode))[0]) for mode in ("default", "kept")}
     pages = 4 * 2**24 // 4096
     assert faults["default"] > 15 * pages
     assert faults["kept"] < 2.5 * pages

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from darl_jax.runtime import signals
+from tests.programs import finish, start
 
 PROGRAM = """
 import pathlib, sys, time
@@ -34,18 +33,12 @@ cli.run(main, "usage")
 @pytest.mark.process
 def test_ctrl_c_ends_a_program_in_compiled_code_with_130_and_removes_its_output(tmp_path):
     folder = tmp_path / "out"
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start("-c", PROGRAM, folder)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     assert folder.is_dir()
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=30)[1]
-    assert (process.returncode, errors) == (130, "interrupted by Ctrl-C\n")
+    assert finish(process, 130)[1] == "interrupted by Ctrl-C\n"
     assert not folder.exists()
 
 

@@ -33,7 +33,7 @@ def message_of(directory: pathlib.Path | str, split: str = "train", **keywords: 
     return str(caught.value)
 
 
-def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -> None:
+def test_sub_folders_are_classes_in_alphabetical_order(tmp_path):
     write_images(tmp_path / "dog", 5)
     write_images(tmp_path / "cat" / "tabby", 3, ".JPEG")
     source = FolderSource(str(tmp_path), "train")
@@ -43,14 +43,17 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: pathlib.Path) -
         assert record.image == (tmp_path / record.name).read_bytes()
 
 
-def test_flat_folder_has_no_classes(tmp_path: pathlib.Path) -> None:
+def test_flat_folder_has_no_classes_and_a_file_that_is_gone_is_a_bad_record(tmp_path):
     write_images(tmp_path, 6)
     source = FolderSource(str(tmp_path), "train")
     assert (len(source), source.class_names) == (6, ())
     assert {record.label for record in source.read(range(6))} == {-1}
+    (tmp_path / "image001.png").unlink()
+    with pytest.raises(BadRecordError, match=r"image001\.png"):
+        source.read(range(6))
 
 
-def test_slices_part_the_folder_and_hold_all_classes(tmp_path: pathlib.Path) -> None:
+def test_slices_part_the_folder_and_hold_all_classes(tmp_path):
     for name in ("a", "b", "c", "d"):
         write_images(tmp_path / name, 50)
     train = FolderSource(str(tmp_path), "train[:80%]")
@@ -62,40 +65,30 @@ def test_slices_part_the_folder_and_hold_all_classes(tmp_path: pathlib.Path) -> 
     assert names(train) == names(FolderSource(str(tmp_path), "train[:80%]"))
 
 
-def test_sub_folder_of_the_splits_name_is_the_split(tmp_path: pathlib.Path) -> None:
-    for name in ("a", "b", "c"):
-        write_images(tmp_path / "train" / name, 2)
-    write_images(tmp_path / "validation" / "c", 2)
-    train = FolderSource(str(tmp_path), "train")
-    validation = FolderSource(str(tmp_path), "validation[:1]")
-    assert (len(train), len(validation)) == (6, 1)
-    assert train.class_names == validation.class_names == ("a", "b", "c")
-    # Class numbers are the training split's, though the first two classes are not held out.
-    assert validation.read([0])[0].label == 2
-    write_images(tmp_path / "validation" / "zebra", 1)
-    assert "class folders that" in message_of(tmp_path, "validation")
-    message = message_of(tmp_path, "test", split_key="validation_split")
-    assert "data.validation_split" in message and "train, validation" in message
-
-
-def test_hidden_files_and_other_files_are_left_out_and_counted(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_images(tmp_path / "a", 3)
-    (tmp_path / "a" / "notes.txt").write_text("no image")
-    (tmp_path / "a" / "._image000.png").write_bytes(b"no image")
+def test_other_files_are_left_out_and_counted_with_the_reader_of_formats(tmp_path, caplog):
+    write_images(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / "._image000.png").write_bytes(b"no image")
     (tmp_path / "README").write_text("no image")
     write_images(tmp_path / ".thumbnails", 2)
     logging.set_verbosity(logging.INFO)
     with caplog.at_level("INFO", logger="absl"):
         assert len(FolderSource(str(tmp_path), "train")) == 3
-    assert "1 .txt, 1 hidden, 1 without extension" in caplog.text
+        assert "1 .txt, 1 hidden, 1 without extension" in caplog.text
+        # One class alone is taken for a folder of folders.
+        assert f"set data.data_dir={tmp_path}/photos" in caplog.text
+        caplog.clear()
+        (tmp_path / "photos" / "photo.HEIC").write_bytes(b"")
+        read = features.check("avif")
+        if read:
+            Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "picture.avif")
+        assert len(FolderSource(str(tmp_path), "train")) == 3 + read
+    (record,) = [r for r in caplog.records if "left out" in r.message]
+    assert record.levelname == "WARNING" and "1 .heic (pillow-heif" in record.message
 
 
 @pytest.mark.parametrize("train", ["train", "training"])
-def test_labels_are_the_training_splits_whatever_its_name(
-    tmp_path: pathlib.Path, train: str
-) -> None:
+def test_labels_are_the_training_splits_whatever_its_name(tmp_path, train):
     for name in ("a", "b", "c"):
         write_images(tmp_path / train / name, 2)
     for name in ("a", "c"):
@@ -104,15 +97,16 @@ def test_labels_are_the_training_splits_whatever_its_name(
     config = ImagesConfig(source="folder", data_dir=str(tmp_path), train_split=train, image_size=4)
     splits = config.open()
     assert splits.train.class_names == splits.validation.class_names == ("a", "b", "c")
+    # Class numbers are the training split's, though its second class is not held out.
     assert sorted(splits.validation.labels(np.arange(4))) == [0, 0, 2, 2]
     write_images(tmp_path / "validation" / "d", 1)
     with pytest.raises(ValueError, match=rf"class folders that \S*/{train} lacks: d"):
         config.open()
+    message = message_of(tmp_path, "test", split_key="validation_split")
+    assert "data.validation_split" in message and f"{train}, validation" in message
 
 
-def test_class_of_a_splits_name_is_a_class_among_others(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_class_of_a_splits_name_is_a_class_among_others(tmp_path, caplog):
     for name in ("bus", "car", "train"):
         write_images(tmp_path / name, 12)
     source = FolderSource(str(tmp_path), "train")
@@ -124,9 +118,7 @@ def test_class_of_a_splits_name_is_a_class_among_others(
     assert "the folders beside them are left out: car" in caplog.text
 
 
-def test_links_are_followed_and_each_file_is_read_once(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_links_are_followed_and_each_file_is_read_once(tmp_path, caplog):
     write_images(tmp_path / "elsewhere", 2)
     for name in ("a", "b"):
         write_images(tmp_path / "images" / name, 2)
@@ -141,9 +133,7 @@ def test_links_are_followed_and_each_file_is_read_once(
     assert "4 reached a second time by links" in caplog.text
 
 
-def test_names_that_are_not_utf8_are_read_and_written_with_backslashes(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_names_that_are_not_utf8_are_read_and_written_with_backslashes(tmp_path):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     write_images(pathlib.Path(folder), 2)
     write_images(tmp_path / "tea", 2)
@@ -153,30 +143,7 @@ def test_names_that_are_not_utf8_are_read_and_written_with_backslashes(
     " ".join([*source.files(range(4)), source.fingerprint()]).encode()
 
 
-def test_one_class_folder_is_named_in_a_warning(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_images(tmp_path / "photos", 2)
-    FolderSource(str(tmp_path), "train")
-    assert f"set data.data_dir={tmp_path}/photos" in caplog.text
-
-
-def test_formats_that_are_left_out_are_a_warning_that_names_their_reader(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_images(tmp_path, 3)
-    (tmp_path / "photo.HEIC").write_bytes(b"")
-    read = features.check("avif")
-    if read:
-        Image.new("RGB", (4, 4)).save(tmp_path / "picture.avif")
-    assert len(FolderSource(str(tmp_path), "train")) == 3 + read
-    (record,) = [r for r in caplog.records if "left out" in r.message]
-    assert record.levelname == "WARNING" and "1 .heic (pillow-heif" in record.message
-
-
-def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(tmp_path, monkeypatch):
     write_images(tmp_path / "cat", 2)
     write_images(tmp_path / "dog", 2)
     scandir = os.scandir
@@ -192,7 +159,7 @@ def test_class_folder_that_cannot_be_listed_is_an_error_and_not_left_out(
     assert message.endswith("Permission denied")
 
 
-def test_what_is_wrong_with_a_folder_is_said(tmp_path: pathlib.Path) -> None:
+def test_what_is_wrong_with_a_folder_is_said(tmp_path):
     assert "data.data_dir is empty" in message_of("")
     assert "does not exist" in message_of(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
@@ -208,15 +175,7 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path: pathlib.Path) -> None:
     assert "image000.png" in message_of(empty)
 
 
-def test_file_that_cannot_be_read_is_a_bad_record(tmp_path: pathlib.Path) -> None:
-    write_images(tmp_path, 3)
-    source = FolderSource(str(tmp_path), "train")
-    (tmp_path / "image001.png").unlink()
-    with pytest.raises(BadRecordError, match=r"image001\.png"):
-        source.read(range(3))
-
-
-def test_fingerprint_follows_names_and_order_and_not_the_folder(tmp_path: pathlib.Path) -> None:
+def test_fingerprint_follows_names_and_order_and_not_the_folder(tmp_path):
     for root in ("one", "other"):
         write_images(tmp_path / root / "a", 3)
         write_images(tmp_path / root / "b", 3)

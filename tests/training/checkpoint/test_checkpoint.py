@@ -2,11 +2,7 @@
 
 import json
 import logging
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 import warnings
@@ -22,8 +18,8 @@ from jax.sharding import SingleDeviceSharding
 
 from darl_jax.config.resuming import config_differences
 from darl_jax.training.checkpoint import Checkpointer, reading, restore_params, restore_records
+from tests.programs import finish, start
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 CONFIG = {"batch_size": 8, "model": {"width": 4, "shape": (1, 2)}, "nothing": None}
 SMALL = {"params": {"kernel": jnp.ones(3)}}
 
@@ -86,27 +82,28 @@ def make_checkpointer(tmp_path):
         checkpointer.close()
 
 
-def start_python(code: str, *arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_restored_state_has_the_same_bits_and_the_same_structure(make_checkpointer):
+def test_restored_state_has_the_same_bits_and_structure_and_nothing_is_logged(
+    make_checkpointer, caplog
+):
+    caplog.set_level(logging.DEBUG)
     state = make_state()
-    checkpointer = make_checkpointer()
-    checkpointer.save(7, state, CONFIG)
-    restored, step = checkpointer.restore_latest(abstract(state))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpointer = make_checkpointer(keep_last=1)
+        for step in (6, 7):
+            checkpointer.save(step, state, CONFIG)
+        restored, step = checkpointer.restore_latest(abstract(state))
+        checkpointer.wait()
     assert_same_bits(restored, state)
     assert restored["opt_state"][1][0]._fields == ("count", "mu", "nu")
     assert step == 7
+    logging.getLogger("absl").info("our own notes are shown")
+    assert [record.getMessage() for record in caplog.records if record.name == "absl"] == [
+        "our own notes are shown"
+    ]
 
 
-@pytest.mark.parametrize("overwrite", ["donate", "delete", "write in place"])
+@pytest.mark.parametrize("overwrite", ["donate", "write in place"])
 def test_overwriting_the_state_right_after_save_changes_nothing_saved(make_checkpointer, overwrite):
     # Large, so that the writing goes on meanwhile.
     expected = np.random.default_rng(0).normal(size=8_000_000).astype(np.float32)
@@ -117,12 +114,10 @@ def test_overwriting_the_state_right_after_save_changes_nothing_saved(make_check
     jax.block_until_ready(replace(jax.tree.map(jnp.copy, state)))  # compiled beforehand
     checkpointer = make_checkpointer()
     checkpointer.save(1, state, CONFIG)
-    if overwrite == "donate":
-        jax.block_until_ready(replace(state))
-    elif overwrite == "delete":
-        state["params"]["kernel"].delete()
-    else:
+    if in_place:
         state["params"]["kernel"][:] = -7
+    else:
+        jax.block_until_ready(replace(state))
     restored, _ = checkpointer.restore_latest(target)
     np.testing.assert_array_equal(restored["params"]["kernel"], expected)
 
@@ -158,13 +153,12 @@ KILLED_IN_MID_SAVE = """
 
 @pytest.mark.process
 def test_kill_in_mid_save_leaves_the_previous_checkpoint(make_checkpointer, tmp_path):
-    process = start_python(KILLED_IN_MID_SAVE, tmp_path)
+    process = start("-c", textwrap.dedent(KILLED_IN_MID_SAVE), tmp_path)
     folder = tmp_path / "checkpoints"
     while not any(folder.glob("2.*")) and process.poll() is None:
         time.sleep(0.001)
     process.kill()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, errors
+    finish(process, -signal.SIGKILL)
     assert not (folder / "2").exists()
 
     np.testing.assert_array_equal(restore_params(tmp_path)[0]["kernel"], np.full(1000, 1.0))
@@ -208,11 +202,8 @@ ON_MESHES = """
 
 
 @pytest.mark.process
-def test_state_restores_onto_other_meshes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")
-    process = start_python(ON_MESHES, tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+def test_state_restores_onto_other_meshes_bit_for_bit(tmp_path):
+    finish(start("-c", textwrap.dedent(ON_MESHES), tmp_path, JAX_NUM_CPU_DEVICES="8"))
 
 
 def test_arrays_that_do_not_fit_are_listed_in_one_error(make_checkpointer):
@@ -252,20 +243,21 @@ def test_another_format_version_is_refused(make_checkpointer, tmp_path, monkeypa
             read()
 
 
-@pytest.mark.parametrize("below", ["", "checkpoints"])
-def test_params_are_read_without_the_optimizer_state(make_checkpointer, tmp_path, below):
+def test_params_are_read_without_the_optimizer_state(make_checkpointer, tmp_path, monkeypatch):
     state = make_state()
     checkpointer = make_checkpointer()
     checkpointer.save(3, state, CONFIG, "7 records, abc")
     checkpointer.save(5, state | {"params": jax.tree.map(jnp.zeros_like, state["params"])}, CONFIG)
     checkpointer.wait()
-    params, config, step = restore_params(tmp_path / below, 3)
+    params, config, step = restore_params(tmp_path / "checkpoints", 3)
     assert_same_bits(params, jax.tree.map(np.asarray, state["params"]))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(params))
     assert config == json.loads(json.dumps(CONFIG))
     assert step == 3
     assert restore_params(tmp_path)[2] == 5
-    assert restore_records(tmp_path / below, 3) == "7 records, abc"
+    assert restore_records(tmp_path, 3) == "7 records, abc"
+    monkeypatch.chdir(tmp_path.parent)
+    assert restore_params(tmp_path.name)[2] == 5
     # Orbax alone reads the same.
     alone = ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / "3" / "state")
     np.testing.assert_array_equal(alone["params"]["odd"], params["odd"])
@@ -343,31 +335,3 @@ def test_config_differences_name_the_keys_and_both_values():
     assert config_differences({"a": [1]}, {"a": (1,)}, []) == []
     # A name that only begins like an entry is not below it.
     assert len(config_differences({"database": 1}, {"database": 2}, ["data"])) == 1
-
-
-def test_nothing_is_logged_or_warned_in_normal_use(make_checkpointer, caplog):
-    caplog.set_level(logging.DEBUG)
-    state = make_state()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        checkpointer = make_checkpointer(keep_last=1)
-        for step in (1, 2):
-            checkpointer.save(step, state, CONFIG)
-        checkpointer.restore_latest(abstract(state))
-        checkpointer.wait()
-    logging.getLogger("absl").info("our own notes are shown")
-    assert [record.getMessage() for record in caplog.records if record.name == "absl"] == [
-        "our own notes are shown"
-    ]
-
-
-def test_paths_may_be_relative_and_buckets_stay_as_they_are(
-    make_checkpointer, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    checkpointer = make_checkpointer("run")
-    checkpointer.save(1, SMALL, CONFIG)
-    checkpointer.wait()
-    assert restore_params("run")[2] == 1
-    assert steps_in(tmp_path / "run") == [1]
-    assert str(reading.absolute_path("gs://bucket/run")) == "gs://bucket/run"

@@ -3,10 +3,7 @@
 import contextlib
 import errno
 import os
-import pathlib
-import subprocess
-import sys
-import textwrap
+import resource
 import threading
 import time
 
@@ -18,44 +15,25 @@ from etils.epath import gpath
 
 from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 STATE = {f"k{i}": np.random.default_rng(i).normal(size=50_000).astype(np.float32) for i in range(8)}
 
-FILLS_UP = """
-    import resource, sys
-    import jax, numpy as np
-    from darl_jax.training.checkpoint import Checkpointer
 
-    state = jax.device_put({f"k{i}": np.random.default_rng(i).normal(size=50_000).astype("f")
-                            for i in range(8)})
-    checkpointer = Checkpointer(sys.argv[1], keep_last=1, keep_every=0)
-    checkpointer.save(1, state, {})
+def test_full_disk_is_one_line_and_the_next_start_finds_the_previous_checkpoint(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
+    checkpointer.save(1, jax.device_put(STATE), {})
     checkpointer.wait()
     # A limit on the size of files makes some writes fail, as a full disk does.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
-    checkpointer.save(2, state, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, limits[1]))
     try:
-        checkpointer.save(3, state, {})
-    except OSError as error:
-        print(error)
+        checkpointer.save(2, jax.device_put(STATE), {})
+        message = f"^could not write the checkpoint of step 2 to {tmp_path}/.*too large"
+        with pytest.raises(OSError, match=message) as error:
+            checkpointer.save(3, jax.device_put(STATE), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
     checkpointer.close()
-"""
-
-
-@pytest.mark.process
-def test_full_disk_is_one_line_and_the_next_start_finds_the_previous_checkpoint(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FILLS_UP), str(tmp_path)],
-        env=dict(os.environ, PYTHONPATH=str(REPOSITORY)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert run.returncode == 0
-    assert run.stderr == ""
-    (line,) = run.stdout.splitlines()
-    assert line.startswith(f"could not write the checkpoint of step 2 to {tmp_path}/checkpoints, ")
-    assert "File too large" in line
 
     checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
     restored, step = checkpointer.restore_latest(jax.tree.map(jnp.zeros_like, STATE))
@@ -69,7 +47,7 @@ def test_full_disk_is_one_line_and_the_next_start_finds_the_previous_checkpoint(
 
 @pytest.mark.parametrize(
     ("code", "file"),
-    [(errno.EIO, "config"), (errno.ENOSPC, "metadata"), (errno.ESTALE, "_METADATA")],
+    [(errno.EROFS, "config"), (errno.EIO, "_METADATA")],
 )
 def test_error_of_the_file_system_costs_no_checkpoint(tmp_path, monkeypatch, code, file):
     state = {"kernel": jnp.arange(10.0)}
@@ -100,23 +78,6 @@ def test_error_of_the_file_system_costs_no_checkpoint(tmp_path, monkeypatch, cod
     assert step in (1, 2)
     np.testing.assert_array_equal(restored["kernel"], state["kernel"])
     checkpointer.close()
-
-
-def test_folder_that_can_no_longer_be_written_is_reported_at_save(tmp_path):
-    state = {"kernel": jnp.arange(10.0)}
-    checkpointer = Checkpointer(tmp_path, keep_last=1, keep_every=0)
-    checkpointer.save(1, state, {})
-    checkpointer.wait()
-    folder = tmp_path / "checkpoints"
-    folder.rename(tmp_path / "elsewhere")
-    folder.touch()  # a file in its place: not even root can write below it
-    with pytest.raises(OSError, match=r"could not write the checkpoint of step 2 to .*/checkpoint"):
-        checkpointer.save(2, state, {})
-    folder.unlink()
-    (tmp_path / "elsewhere").rename(folder)
-    checkpointer.save(2, state, {})
-    checkpointer.close()
-    assert "2" in os.listdir(folder)
 
 
 def test_save_that_hangs_is_an_error_after_the_time_limit(tmp_path, monkeypatch):

@@ -2,10 +2,7 @@
 
 import os
 import pathlib
-import random
 import resource
-import socket
-import subprocess
 import sys
 import time
 
@@ -18,8 +15,8 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError
+from tests import programs
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 SPECS = {"kernel": P("fsdp", "tensor"), "other": P(None, "fsdp"), "half": P("fsdp"), "n": P()}
 
 
@@ -48,27 +45,6 @@ def assert_shards_are(restored: dict[str, jax.Array], step: int) -> None:
             assert np.asarray(shard.data).tobytes() == value[shard.index].tobytes(), name
 
 
-def start(workdir: pathlib.Path, *action: object) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    environment = dict(
-        os.environ,
-        JAX_NUM_CPU_DEVICES="2",
-        PYTHONPATH=str(REPOSITORY),
-    )
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, address, str(i), str(workdir), *map(str, action)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for i in range(2)
-    ]
-
-
 @pytest.mark.process
 def test_two_processes_restore_what_one_wrote_and_agree_on_what_is_damaged(tmp_path):
     device = SingleDeviceSharding(jax.devices()[0])
@@ -77,7 +53,10 @@ def test_two_processes_restore_what_one_wrote_and_agree_on_what_is_damaged(tmp_p
     checkpointer.save(1, one, {})
     checkpointer.close()
 
-    processes = start(tmp_path, "agree")
+    address = programs.free_address()
+    processes = [
+        programs.start(__file__, address, i, tmp_path, JAX_NUM_CPU_DEVICES="2") for i in range(2)
+    ]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     warnings = [line for _, errors in outputs for line in errors.splitlines() if "moved" in line]
@@ -144,49 +123,8 @@ def agree(workdir: pathlib.Path) -> None:
         os._exit(0)
 
 
-@pytest.mark.slow
-def test_after_a_kill_of_either_process_in_mid_save_the_newest_whole_checkpoint_restores(tmp_path):
-    for attempt in range(8):
-        processes = start(tmp_path, "keep saving")
-        try:
-            assert processes[0].stdout is not None
-            for line in processes[0].stdout:
-                if line.startswith("saving"):
-                    break
-            time.sleep(random.Random(attempt).uniform(0, 1))
-        finally:
-            processes[attempt % 2].kill()
-            time.sleep(0.2)
-            processes[1 - attempt % 2].kill()
-            errors = [process.communicate()[1] for process in processes]
-        assert not any("AssertionError" in error or "damaged" in error for error in errors), errors
-    assert not (tmp_path / "damaged_checkpoints").exists()
-    checkpointer = Checkpointer(tmp_path, keep_last=9, keep_every=0)
-    device = SingleDeviceSharding(jax.devices()[0])
-    restored, step = checkpointer.restore_latest(
-        jax.tree.map(lambda value: jax.device_put(value, device), values(0))
-    )
-    checkpointer.close()
-    assert step > 0
-    assert_shards_are(restored, step)
-
-
-def keep_saving(workdir: pathlib.Path) -> None:
-    mesh = jax.make_mesh((4, 1), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    checkpointer = Checkpointer(workdir, keep_last=2, keep_every=0)
-    found = checkpointer.restore_latest(state(0, mesh))
-    step = 0
-    if found is not None:
-        restored, step = found
-        assert_shards_are(restored, step)
-    print("saving", step, flush=True)
-    while True:
-        step += 1
-        checkpointer.save(step, state(step, mesh), {})
-
-
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-    {"agree": agree, "keep saving": keep_saving}[sys.argv[4]](pathlib.Path(sys.argv[3]))
+    agree(pathlib.Path(sys.argv[3]))

@@ -5,11 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darl_jax.training.checkpoint.checksums import (
-    checksums,
-    json_checksum,
-    numpy_checksum,
-)
+from darl_jax.training.checkpoint.checksums import checksums, json_checksum, numpy_checksum
 
 TYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool"]
 
@@ -39,10 +35,8 @@ def test_jax_and_numpy_give_the_sum_of_the_hashes_of_bits_and_position(dtype):
         for position, word in enumerate(words)
     )
     assert numpy_checksum(array) == expected % 2**32
-    assert checksums({"a": jnp.asarray(array), "b": array}) == {
-        "a": expected % 2**32,
-        "b": expected % 2**32,
-    }
+    both = {"a": jnp.asarray(array), "b": array}
+    assert checksums(both) == dict.fromkeys(both, expected % 2**32)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0, 2), (1 << 20,), (3, (1 << 19) + 1)])
@@ -51,7 +45,7 @@ def test_jax_and_numpy_agree_for_every_shape(shape):
     assert checksums({"a": jnp.asarray(array)}) == {"a": numpy_checksum(array)}
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
 def test_every_change_of_one_element_is_noticed(dtype):
     array = example(dtype, (6, 5))
     changed = []
