@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from darl_jax.data.images.config import ImagesConfig
-from darl_jax.methods import METHODS, ObjectiveConfig
+from darl_jax.methods import METHODS, Batch, ObjectiveConfig
 from darl_jax.nn.vit import ViTConfig
 
 
@@ -14,6 +17,17 @@ def images(
     return ImagesConfig(
         source="digits", image_size=image_size, channels=len(mean), mean=mean, std=std
     )
+
+
+RGB_MEAN, RGB_STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+RGB = images(8, RGB_MEAN, RGB_STD)
+
+
+def rgb_batch(examples: int, width: int = 8, brightest: int = 255) -> Batch:
+    """Random images of 8 rows, which all count."""
+    shape = (examples, 8, width, 3)
+    pixels = np.random.default_rng(0).integers(0, brightest + 1, shape, np.uint8)
+    return {"image": jnp.asarray(pixels), "mask": jnp.ones(examples, bool)}
 
 
 def method(

@@ -8,6 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from darl_jax.methods.darl.model import DARL
+from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.nn.vit import ViTConfig
+
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -29,3 +33,18 @@ def random_module(create: Callable[[nnx.Rngs], Module], seed: int = 0) -> Module
 
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: create(nnx.Rngs(0))))
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(draw, shapes))
+
+
+def random_darl(
+    vit: ViTConfig,
+    decoder: PatchDecoderConfig | None = None,
+    *,
+    grid: tuple[int, int],
+    **options: bool,
+) -> DARL:
+    """A model of RGB patches; `options` are `denoising` and `two_stream`."""
+    options = {"denoising": False} | options
+    decoder = decoder or PatchDecoderConfig()
+    return random_module(
+        lambda rngs: DARL(vit, decoder, grid=grid, channels=3, rngs=rngs, **options)
+    )

@@ -34,7 +34,9 @@ def test_fine_tuning_reports_accuracy_and_its_average_of_parameters(fine_tuned):
     accuracies = [line["validation/accuracy"] for line in history if "validation/accuracy" in line]
     assert len(accuracies) == 2
     assert all(0.0 <= value <= 1.0 for value in accuracies)
-    averaged, plain = restore_params(fine_tuned)[0], restore_params(fine_tuned, averaged=False)[0]
+    averaged, config, _ = restore_params(fine_tuned)
+    assert tuple(config["objective"]["class_names"]) == tuple("0123456789")
+    plain = restore_params(fine_tuned, averaged=False)[0]
     assert not np.array_equal(averaged["head"]["kernel"], plain["head"]["kernel"])
 
 

@@ -6,7 +6,7 @@ import pytest
 from darl_jax.data.images.config import ImagesConfig
 from darl_jax.data.images.randaugment import RandAugmentConfig
 from darl_jax.data.pipeline import train_batches
-from darl_jax.figures.augmentations import COLUMNS, ROWS, describe, draw, examples
+from darl_jax.figures.augmentations import COLUMNS, ROWS, examples
 from darl_jax.methods.transfer.mixing import MixingConfig
 
 DIGITS = ImagesConfig(
@@ -40,19 +40,3 @@ def test_shares_of_mixed_labels_are_those_of_an_image_and_its_partner() -> None:
             assert sum(share for _, share in example.shares) == pytest.approx(1, abs=0.006)
             several += len(example.shares) == 2
     assert several > 20
-
-
-def test_captions_name_each_class_with_its_share_and_the_title_what_is_done() -> None:
-    split = DIGITS.open_split("train_split")
-    rows = examples(split, DIGITS, MIXING, seed=0)
-    figure = draw(rows, [f"class {i}" for i in range(10)], "digits", describe(DIGITS, MIXING))
-    written = [text.get_text() for text in figure.texts]
-    assert written[-2] == "digits"
-    assert written[-1] == (
-        "crops of 0.2 to 1 of the area, mirrored, RandAugment(9, 0.5), mixup(0.8), CutMix(1)"
-    )
-    assert len(written) == ROWS * COLUMNS + 2
-    for caption, example in zip(written, [e for row in rows for e in row], strict=False):
-        for c, share in example.shares:
-            assert f"class {c}" in caption
-            assert f"{share:.2f}" in caption or len(example.shares) == 1

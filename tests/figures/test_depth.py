@@ -41,12 +41,9 @@ def test_a_block_that_is_not_a_number_is_never_the_best():
     assert best_block({1: float("nan"), 2: 0.25, 3: float("nan"), 4: 0.25}) == 2
 
 
-def test_a_run_without_accuracies_by_block_is_named():
+def test_a_run_without_accuracies_of_all_blocks_is_named():
     with pytest.raises(ValueError, match="empty: no accuracy by block"):
         columns({"linear": LINEAR, "empty": [{"step": 1, "validation/accuracy": 0.5}]})
-
-
-def test_a_block_that_is_missing_is_an_error():
     with pytest.raises(ValueError, match="odd, k-NN: of 4 blocks only 3 have a value"):
         columns({"odd": [{"step": 1} | {f"knn/accuracy/block_0{i}": 0.1 for i in (1, 2, 4)}]})
 

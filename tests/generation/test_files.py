@@ -61,10 +61,3 @@ def test_only_the_first_image_of_each_row_is_framed():
     assert not red[:, 72:].any()
     assert (red[:72, :72].sum(), red[72:, :72].sum()) == (70**2 - 64**2,) * 2
     assert not (image_grid(numbered(1, side=64)[None]) == (214, 39, 40)).all(axis=-1).any()
-
-
-def test_small_images_are_magnified_without_smoothing():
-    image = np.arange(16, dtype=np.uint8).reshape(1, 1, 4, 4, 1)
-    grid = image_grid(image)
-    assert grid.shape == (72, 72, 3)
-    np.testing.assert_array_equal(grid[4:68:16, 4:68:16, 0], image[0, 0, ..., 0])

@@ -100,9 +100,6 @@ def main() -> None:
     arrays |= {f"gradients/{n}": g for n, g in zip(names, gradients, strict=True)}
     path = pathlib.Path(__file__).with_name("block.npz")
     np.savez_compressed(path, **{k: v.detach().float().numpy() for k, v in arrays.items()})
-    for name, value in arrays.items():
-        print(name, tuple(value.shape))
-    print(path, path.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

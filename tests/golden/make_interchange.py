@@ -1,4 +1,4 @@
-"""Writes interchange.npz: features of random ViTs in PyTorch and timm, and their weights.
+"""Writes interchange.npz: features of random ViTs in timm, and their weights.
 
 Run by hand in an environment with torch and timm (made with torch 2.13.0 and timm 1.0.31):
 
@@ -8,21 +8,19 @@ All models have width 16, 2 blocks, 2 heads, an MLP of 32 and patches of 2, and 
 images of 8 x 8 (a grid of 4 x 4). Every weight is random, biases and norms too. Keys, all float32:
 
     images/{8x8,4x12}                           (2, row, column, 3), standardized
-    module/weights/<name>                       darl_jax/interchange/torch_module.py's
-    module/<encoding>/<images>/<mask>           its blocks' outputs, (block, 2, token, 16)
     eva/weights/<name>                          timm.models.eva.Eva's, of vit_base_patch16_rope_224
-    eva/{xy,ij,absolute,none}/<images>/<mask>   with RoPE that has x or y first, with learned
-                                                positions alone ("absolute"), with none
+    eva/{xy,ij,absolute,none}/<images>/<mask>   its blocks' outputs, (block, 2, token, 16): RoPE
+                                                that has x or y first, learned positions alone
+                                                ("absolute"), none
     vit/weights/<name>                          timm's VisionTransformer, with LayerScale and a head
     vit/8x8                                     its blocks' outputs
     mae/weights/<name>                          MAE's names: fixed positions and a decoder
     mae/8x8                                     its encoder's, with nothing masked
 
-with <encoding> one of none, sincos2d, learnable, rope1d and rope2d, and <mask> causal or full. The
-smaller side of 4 x 12 has fewer patches than in training, and the larger one more.
+with <mask> causal or full. The smaller side of 4 x 12 has fewer patches than in training, and the
+larger one more.
 """
 
-import importlib.util
 import math
 import pathlib
 
@@ -34,7 +32,6 @@ from timm.models.vision_transformer import VisionTransformer
 WIDTH, DEPTH, HEADS, MLP_DIM, PATCH, SIDE, CLASSES = 16, 2, 2, 32, 2, 4, 5
 IMAGES = {"8x8": (8, 8), "4x12": (4, 12)}
 MASKS = ("causal", "full")
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 Arrays = dict[str, torch.Tensor]
 
@@ -57,44 +54,6 @@ def weights(prefix: str, model: torch.nn.Module) -> Arrays:
 def with_start_token(intermediates: list) -> torch.Tensor:
     """timm's patches and prefix tokens of each block as (block, batch, token, width)."""
     return torch.stack([torch.cat([prefix, x], dim=1) for x, prefix in intermediates])
-
-
-def from_module(images: Arrays) -> Arrays:
-    path = ROOT / "darl_jax" / "interchange" / "torch_module.py"
-    spec = importlib.util.spec_from_file_location("torch_module", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def create(positions: str) -> torch.nn.Module:
-        return module.ViT(
-            width=WIDTH,
-            depth=DEPTH,
-            num_heads=HEADS,
-            mlp_dim=MLP_DIM,
-            patch_size=PATCH,
-            channels=3,
-            positions=positions,
-            grid=(SIDE, SIDE),
-            rope_max_wavelength=100.0,
-            rope_y_first=False,
-            sequence=None,
-            num_classes=None,
-            pooling=None,
-            mask="causal",
-            mean=[0.5] * 3,
-            std=[0.5] * 3,
-        ).eval()
-
-    source = create("learnable")
-    randomize(source)
-    arrays = weights("module", source)
-    for encoding in ("none", "sincos2d", "learnable", "rope1d", "rope2d"):
-        model = create(encoding)
-        model.load_state_dict(source.state_dict(), strict=encoding == "learnable")
-        for size, x in images.items():
-            for mask in MASKS:
-                arrays[f"module/{encoding}/{size}/{mask}"] = torch.stack(model(x, mask).blocks)
-    return arrays
 
 
 def from_eva(images: Arrays) -> Arrays:
@@ -201,11 +160,10 @@ def main() -> None:
     torch.manual_seed(0)
     images = {name: torch.randn(2, 3, *size) for name, size in IMAGES.items()}
     with torch.no_grad():
-        arrays = from_module(images) | from_eva(images) | from_vits(images)
+        arrays = from_eva(images) | from_vits(images)
     arrays |= {f"images/{name}": x.permute(0, 2, 3, 1) for name, x in images.items()}
     path = pathlib.Path(__file__).with_name("interchange.npz")
     np.savez_compressed(path, **{name: x.float().numpy() for name, x in arrays.items()})
-    print(path, len(arrays), "arrays,", path.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

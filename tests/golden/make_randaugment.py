@@ -76,9 +76,6 @@ def main() -> None:
     arrays["mixed/images"] = np.stack(mixed)
     path = pathlib.Path(__file__).with_name("randaugment.npz")
     np.savez_compressed(path, **arrays)
-    for name, value in arrays.items():
-        print(name, value.shape)
-    print(path, path.stat().st_size, "bytes")
 
 
 if __name__ == "__main__":

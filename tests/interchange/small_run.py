@@ -20,7 +20,7 @@ from darl_jax.training.state import parameters
 from tests.random_modules import random_module
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "interchange.npz"
-# The shape of the golden models; torch_module.py's, and so made for "module" keys.
+# The shape of the golden models.
 GOLDEN_MODEL = {
     "width": 16,
     "depth": 2,

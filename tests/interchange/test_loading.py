@@ -41,13 +41,6 @@ def exported(folders, tmp_path):
     return tmp_path
 
 
-def rewritten(path, change):
-    """The arrays of a file after `change`."""
-    tensors = safetensors.numpy.load_file(path)
-    change(tensors)
-    safetensors.numpy.save_file(tensors, path)
-
-
 @pytest.mark.parametrize("place", ["run", "run/checkpoints", "orbax", "safetensors"])
 def test_each_kind_gives_the_runs_parameters_and_config(folders, place):
     folder, params = folders
@@ -87,44 +80,49 @@ def test_a_truncated_file_says_how_long_it_is(exported):
             load_model(str(exported))
 
 
-def test_arrays_that_are_missing_extra_or_misshapen_are_named(exported):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("blocks.1.mlp.up.bias"), r"has no array blocks\.1\.mlp\.up\.bias"),
+        (lambda t: t.update(other=np.ones(3)), "has other, which a model of its config does not"),
+        (lambda t: t.update(sos=np.ones(3)), r"sos of shape \(3,\) instead of \(16,\)"),
+    ],
+)
+def test_arrays_that_are_missing_extra_or_misshapen_are_named(exported, change, message):
     file = exported / "model.safetensors"
-    whole = file.read_bytes()
-    rewritten(file, lambda t: t.pop("blocks.1.mlp.up.bias"))
-    with pytest.raises(ValueError, match=r"has no array blocks\.1\.mlp\.up\.bias"):
-        load_model(str(exported))
-    file.write_bytes(whole)
-    rewritten(file, lambda t: t.update(other=np.ones(3, np.float32)))
-    with pytest.raises(ValueError, match="has other, which a model of its config does not"):
-        load_model(str(exported))
-    file.write_bytes(whole)
-    rewritten(file, lambda t: t.update(sos=np.ones(3, np.float32)))
-    with pytest.raises(ValueError, match=r"sos of shape \(3,\) instead of \(16,\)"):
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(ValueError, match=message):
         load_model(str(exported))
 
 
-def test_another_format_version_is_named_with_the_one_that_is_read(exported):
-    config = json.loads((exported / "config.json").read_text())
-    (exported / "config.json").write_text(json.dumps(config | {"format_version": 1}))
-    with pytest.raises(ValueError, match=r"has format version 1; .* reads version 2"):
-        load_model(str(exported))
+def without(config, *keys):
+    """The text of a config that lacks a key."""
+    config = json.loads(json.dumps(config))
+    group = config
+    for key in keys[:-1]:
+        group = group[key]
+    del group[keys[-1]]
+    return json.dumps(config)
 
 
-def test_a_config_that_is_missing_cut_or_short_of_a_key_is_an_error(exported):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c: json.dumps(c | {"format_version": 1}),
+            "has format version 1; .* reads version 2",
+        ),
+        (lambda c: json.dumps(c)[:50], "is damaged: it is not a JSON"),
+        (lambda c: without(c, "model", "grid"), r"has no key model\.grid"),
+        (lambda c: without(c, "darl_jax_config"), "has no key darl_jax_config"),
+    ],
+)
+def test_a_config_of_another_version_or_short_of_a_key_is_an_error(exported, change, message):
     path = exported / "config.json"
-    text = path.read_text()
-    path.write_text(text[:50])
-    with pytest.raises(ValueError, match="is damaged: it is not a JSON"):
-        load_model(str(exported))
-    config = json.loads(text)
-    del config["model"]["grid"]
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"has no key model\.grid"):
-        load_model(str(exported))
-    config = json.loads(text)
-    del config["darl_jax_config"]
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="has no key darl_jax_config"):
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=message):
         load_model(str(exported))
     path.unlink()
     with pytest.raises(ValueError, match=r"and no config\.json beside it"):

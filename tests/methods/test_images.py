@@ -8,7 +8,6 @@ from flax import nnx, traverse_util
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
-from darl_jax.nn.orders import OrderConfig
 from darl_jax.training.state import parameters
 from tests.methods_on_images import images, method
 
@@ -31,20 +30,6 @@ def test_layers_are_the_embedding_the_blocks_and_the_rest(objective) -> None:
         else:
             assert layer == 4, path
     assert {0, 4, (1, 2, 3)} == set(layers.values())
-
-
-@pytest.mark.parametrize(
-    ("objective", "model", "message"),
-    [
-        (MSEConfig(), {"patch_size": 3}, "model.patch_size=3 must divide config.data.image_size=8"),
-        (MSEConfig(), {"order": OrderConfig("random")}, "needs config.objective.two_stream=True"),
-        (MSEConfig(two_stream=True), {"positions": "rope1d"}, "='rope1d' does not give; choose"),
-        (MSEConfig(), {"order": OrderConfig("nested_raster", 3)}, "model.order.block=3"),
-    ],
-)
-def test_groups_that_do_not_fit_each_other_name_the_key(objective, model, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        method(objective, **model)
 
 
 def test_other_features_than_the_method_reads_name_the_feature() -> None:

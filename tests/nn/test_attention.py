@@ -22,14 +22,12 @@ def inputs(batch: int, tokens: int, heads: int, channels: int) -> tuple[Arrays, 
 
 def visible(mask: str | np.ndarray, batch: int, tokens: int) -> np.ndarray:
     """(batch, query, key): who sees whom, entry by entry."""
-    out = np.zeros((batch, tokens, tokens), bool)
-    for b in range(batch):
-        for i in range(tokens):
-            for j in range(tokens):
-                out[b, i, j] = (
-                    mask == "full" or j <= i if isinstance(mask, str) else j <= i or j < mask[b]
-                )
-    return out
+    query, key = np.indices((tokens, tokens))
+    if isinstance(mask, str):
+        seen = np.full((batch, tokens, tokens), mask == "full")
+    else:
+        seen = key < mask[:, None, None]
+    return (key <= query) | seen
 
 
 def reference(
@@ -119,15 +117,11 @@ DEVICES = {
     ("asked", "device", "dtype", "head_dim", "tokens", "chosen"),
     [
         ("auto", "cpu", "float32", 64, 196, "xla"),
-        ("auto", "cpu", "bfloat16", 64, 4096, "xla"),
         ("auto", "gpu", "bfloat16", 64, 196, "cudnn"),
-        ("auto", "gpu", "bfloat16", 80, 256, "cudnn"),
-        ("auto", "gpu", "float16", 64, 196, "cudnn"),
         ("auto", "gpu", "float32", 64, 196, "xla"),
         ("auto", "gpu", "bfloat16", 20, 196, "xla"),
         ("auto", "tpu", "bfloat16", 64, 196, "xla"),
         ("auto", "tpu", "bfloat16", 64, 4096, "splash"),
-        ("xla", "gpu", "bfloat16", 64, 196, "xla"),
         ("xla", "tpu", "bfloat16", 64, 4096, "xla"),
         ("cudnn", "gpu", "bfloat16", 64, 196, "cudnn"),
         ("splash", "tpu", "float32", 64, 196, "splash"),
@@ -166,9 +160,7 @@ def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
         )
 
 
-def test_splash_refuses_a_prefix_mask_and_an_unknown_name_is_an_error() -> None:
+def test_splash_refuses_a_prefix_mask() -> None:
     q, k, v = (jnp.asarray(x) for x in inputs(1, 4, 1, 4)[0])
     with pytest.raises(ValueError, match="cannot take a prefix mask"):
         attention_lib.attention(q, k, v, mask=jnp.array([2]), implementation="splash")
-    with pytest.raises(ValueError, match="flash"):
-        attention_lib.attention(q, k, v, mask="full", implementation="flash")

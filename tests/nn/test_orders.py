@@ -29,26 +29,12 @@ def test_the_papers_orders_on_a_grid_of_4_by_4():
     ]
 
 
-def test_the_papers_orders_on_a_grid_of_4_by_6():
-    assert place_of("nested_raster", (4, 6)) == [
-        [0, 1, 4, 5, 8, 9],
-        [2, 3, 6, 7, 10, 11],
-        [12, 13, 16, 17, 20, 21],
-        [14, 15, 18, 19, 22, 23],
-    ]
-    assert place_of("round_robin", (4, 6)) == [
-        [0, 6, 1, 7, 2, 8],
-        [12, 18, 13, 19, 14, 20],
-        [3, 9, 4, 10, 5, 11],
-        [15, 21, 16, 22, 17, 23],
-    ]
-
-
 def test_orders_on_a_grid_that_is_not_square():
     assert place_of("raster", (2, 3)) == [[0, 1, 2], [3, 4, 5]]
     assert place_of("spiral", (3, 4)) == [[0, 1, 2, 3], [9, 10, 11, 4], [8, 7, 6, 5]]
     assert place_of("checkerboard", (2, 4)) == [[0, 4, 1, 5], [6, 2, 7, 3]]
     assert place_of("nested_raster", (2, 4)) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert place_of("round_robin", (2, 4)) == [[0, 2, 1, 3], [4, 6, 5, 7]]
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (4, 6), (1, 5), (8, 2)])
@@ -78,19 +64,6 @@ def test_a_permutation_is_its_seeds():
     assert first == again != other
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"name": "zigzag"}, "model.order.name='zigzag' is unknown; choose from"),
-        ({"block": 0}, "model.order.block=0 must be at least 1"),
-        ({"seed": -1}, "model.order.seed=-1 must not be negative"),
-    ],
-)
-def test_settings_that_are_wrong_name_their_key(settings, message):
-    with pytest.raises(ValueError, match=message):
-        OrderConfig(**settings)
-
-
 def test_random_orders_are_uniform_and_one_for_each_image():
     """All 24 permutations of four patches, each about as often."""
     orders = np.asarray(draw_orders(OrderConfig("random"), jax.random.key(0), 4800, (2, 2)))
@@ -112,9 +85,3 @@ def test_taking_in_an_order_and_in_its_inverse_changes_nothing():
         np.testing.assert_array_equal(there[image], np.asarray(values)[image, order])
     table = np.arange(12.0).reshape(6, 2)
     np.testing.assert_array_equal(take(table, each)[1], table[np.asarray(each)[1]])
-
-
-def test_titles_are_words():
-    assert OrderConfig("round_robin", 4).title == "round-robin 4 x 4"
-    assert OrderConfig("nested_raster").title == "nested raster 2 x 2"
-    assert OrderConfig("spiral").title == "spiral"

@@ -25,25 +25,6 @@ def test_coefficients_are_those_of_the_definition_in_fractions(steps):
         assert table.noise[s - 1] == float(1 - gamma)
 
 
-def test_last_step_gives_the_clean_patch_and_the_first_forgets_the_noise():
-    table = posterior(10)
-    assert (table.of_x0[0], table.of_x[0], table.variance[0]) == (1.0, 0.0, 0.0)
-    assert table.of_x[-1] == 0.0
-    assert table.signal[-1] == 0.0
-    assert all(np.isfinite(column).all() for column in vars(table).values())
-
-
-def test_posterior_keeps_the_marginal_distribution():
-    """x^s ~ N(sqrt(gamma_s) x^0, 1 - gamma_s) gives x^(s-1) with gamma_(s-1)."""
-    steps = 50
-    table = posterior(steps)
-    before = 1 - np.arange(steps) / steps
-    mean = table.of_x0 + table.of_x * np.sqrt(table.signal)
-    np.testing.assert_allclose(mean, np.sqrt(before), rtol=1e-12)
-    variance = table.of_x**2 * table.noise + table.variance
-    np.testing.assert_allclose(variance, 1 - before, rtol=1e-12, atol=1e-15)
-
-
 def test_no_steps_are_an_error():
     with pytest.raises(ValueError, match="steps=0 must be at least 1"):
         posterior(0)

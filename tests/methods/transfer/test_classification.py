@@ -22,6 +22,7 @@ from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import parameters
 from tests.evaluators.tiny import make_batches, random_images
+from tests.float64 import log_softmax
 from tests.methods_on_images import method
 from tests.random_modules import random_module
 
@@ -74,13 +75,9 @@ def logits_of(model: Classifier, batch: dict[str, jax.Array], objective: Classif
     return np.asarray(float32_logits(objective, model, batch), np.float64)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("mask", "pooling"), [("full", "last"), ("causal", "mean")])
+@pytest.mark.parametrize(
+    ("smoothing", "mask", "pooling"), [(0.0, "full", "last"), (0.1, "causal", "mean")]
+)
 def test_training_loss_is_the_smoothed_cross_entropy(smoothing, mask, pooling) -> None:
     objective = make_objective(label_smoothing=smoothing, mask=mask, pooling=pooling)
     model, batch = make_model(), make_batch()
@@ -124,16 +121,6 @@ def test_validation_sees_whole_images_and_hard_labels() -> None:
     assert not np.isclose(train(mixed, make_model(), batch, key)[0], training, rtol=1e-2)
 
 
-def test_top_k_accuracy_is_that_of_sorting() -> None:
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(200, 9)), rng.integers(0, 9, 200)
-    order = np.argsort(-logits, axis=-1)
-    for k in (1, 5):
-        expected = (order[:, :k] == labels[:, None]).any(axis=-1)
-        got = correct_within(jnp.asarray(logits, jnp.float32), jnp.asarray(labels, jnp.int32), k)
-        np.testing.assert_array_equal(got, expected)
-
-
 def test_ties_and_nan_are_not_correct() -> None:
     logits = jnp.stack([jnp.zeros(9), jnp.full(9, jnp.nan), jnp.zeros(9).at[2].set(jnp.nan)])
     labels = jnp.asarray([0, 0, 2], jnp.int32)
@@ -162,7 +149,7 @@ def validation(batch_size: int) -> dict[str, float]:
     return dict(evaluator.run(parameters(model), 0))
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 32])
+@pytest.mark.parametrize("batch_size", [3, 32])
 def test_accuracy_counts_each_example_once_for_any_batch_size(batch_size: int) -> None:
     objective, model = make_objective(), make_model()
     images = random_images(19, seed=4)
@@ -173,17 +160,3 @@ def test_accuracy_counts_each_example_once_for_any_batch_size(batch_size: int) -
     found = validation(batch_size)
     assert found["accuracy"] == np.mean(ranks == 0)
     assert found["top5_accuracy"] == np.mean(ranks < 5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"mask": "prefix"}, "objective.mask='prefix'"),
-        ({"pooling": "max"}, "objective.pooling='max'"),
-        ({"label_smoothing": 1.0}, "objective.label_smoothing=1.0"),
-        ({"num_classes": 1}, "objective.num_classes=1"),
-    ],
-)
-def test_what_cannot_be_used_is_named(changes: dict, key: str) -> None:
-    with pytest.raises(ValueError, match=key.replace("(", r"\(")):
-        ClassificationConfig(**changes)

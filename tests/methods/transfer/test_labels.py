@@ -1,15 +1,11 @@
-"""Classes: counted and named by the training split, and kept with the checkpoint."""
+"""Classes: counted and named by the training split."""
 
 import dataclasses
 
 import pytest
 
-from darl_jax.data.sources.digits import DigitsSource
 from darl_jax.methods.transfer.classification import ClassificationConfig
-from darl_jax.training.checkpoint import restore_params
 from tests.toys import Integers
-
-DIGITS = tuple("0123456789")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +45,3 @@ def test_classes_are_those_of_the_training_split() -> None:
 def test_a_split_with_other_classes_is_refused_by_name(names, config, message) -> None:
     with pytest.raises(ValueError, match=message):
         resolved(names, **config)
-
-
-def test_names_that_are_not_as_many_as_the_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"class_names has 2 names and .*num_classes is 3"):
-        ClassificationConfig(num_classes=3, class_names=("a", "b"))
-
-
-def test_a_checkpoint_keeps_the_names(fine_tuned) -> None:
-    assert DigitsSource("train").class_names == DIGITS
-    objective = restore_params(fine_tuned)[1]["objective"]
-    assert objective["num_classes"] == 10
-    assert tuple(objective["class_names"]) == DIGITS
