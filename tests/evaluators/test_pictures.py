@@ -31,13 +31,6 @@ def make_pictures(tiny, images, *, batch_size, number, method=None, **kwargs):
     )
 
 
-def test_the_target_is_the_input_image(tiny):
-    images = random_images(6)
-    comparison = make_pictures(tiny, images, batch_size=6, number=4).compare(tiny.params)
-    np.testing.assert_array_equal(comparison.target, images[:4])
-    np.testing.assert_array_equal(comparison.record, np.arange(4))
-
-
 def test_prediction_and_errors_are_the_objectives(tiny):
     """A prediction that is known: each pixel 0.1 of its range too bright."""
 
@@ -73,14 +66,15 @@ def test_errors_of_orders_of_each_images_own_are_averaged_by_place_and_by_patch(
 
 def test_padding_is_not_shown_and_not_averaged(tiny):
     images = random_images(3)
-    whole = make_pictures(tiny, images, batch_size=3, number=8).compare(tiny.params)
+    whole = make_pictures(tiny, images, batch_size=3, number=2).compare(tiny.params)
     padded = make_pictures(tiny, images, batch_size=8, number=8, padding=99).compare(tiny.params)
     assert len(padded.target) == padded.examples == 3
     np.testing.assert_array_equal(padded.target, images)
+    np.testing.assert_array_equal(padded.record, np.arange(3))
+    np.testing.assert_array_equal(whole.target, images[:2])
     np.testing.assert_allclose(padded.error, whole.error, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3), (130, 3)])
 def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, channels):
     rng = np.random.default_rng(0)
     target, predicted = rng.integers(0, 256, (2, 3, side, side, channels), np.uint8)
@@ -89,7 +83,7 @@ def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, c
     )
     picture = draw_predictions(comparison, 100)
     assert picture.dtype == np.uint8
-    factor = {8: 14, 32: 4, 130: 1}[side]
+    factor = {8: 14, 130: 1}[side]
     cell = side * factor + 8
     for row, images in enumerate((target, predicted)):
         for column, image in enumerate(images):
@@ -97,23 +91,6 @@ def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, c
             there = picture[y : y + cell - 8, x : x + cell - 8]
             expected = np.broadcast_to(magnify(image, factor), there.shape)
             np.testing.assert_array_equal(there, expected)
-
-
-def test_the_difference_is_darkest_where_the_prediction_is_right():
-    comparison = pictures_lib.Comparison(
-        np.zeros((1, 2, 2, 1), np.uint8),
-        np.zeros((1, 2, 2, 1), np.uint8),
-        np.array([[[0.0, 0.1], [0.3, 0.5]]]),
-        np.arange(1),
-        np.ones((1, 1)),
-        np.ones(1),
-        1,
-    )
-    picture = draw_predictions(comparison, 0)
-    y, x, half = 72 + 2 * 120, 96, 56
-    corners = [picture[y + dy, x + dx].sum() for dy in (0, half) for dx in (0, half)]
-    assert corners == sorted(corners)
-    assert corners[0] < 10
 
 
 def test_run_gives_both_pictures_in_color(tiny):

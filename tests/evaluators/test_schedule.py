@@ -84,6 +84,7 @@ def test_values_are_written_under_the_evaluators_name_from_data_of_its_own(
     writer = MetricWriter(tmp_path)
     numbers = evaluation.run(None, 4, writer, last=False)
     writer.close()
+    assert not evaluation.missing(read_metrics(tmp_path), 4, last=False)
     assert numbers == {"count/records": 48.0, "of_own/records": 64.0, "of_the_same/records": 64.0}
     written = {k: v for line in read_metrics(tmp_path) for k, v in line.items()}
     assert numbers.items() <= written.items()
@@ -106,14 +107,6 @@ def test_a_failure_names_the_evaluator_and_the_step_and_keeps_the_others_values(
     # It is made up for when the run goes on.
     assert evaluation.missing(history, 8, last=False)
     assert not evaluation.missing(history, 7, last=False)
-
-
-def test_a_finished_evaluation_is_not_missing(tmp_path) -> None:
-    evaluation = make({"a": CountConfig()})
-    writer = MetricWriter(tmp_path)
-    evaluation.run(None, 4, writer, last=False)
-    writer.close()
-    assert not evaluation.missing(read_metrics(tmp_path), 4, last=False)
 
 
 def test_a_split_without_labels_is_refused_by_name() -> None:

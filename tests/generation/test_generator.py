@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import Mesh
 
 from darl_jax.config import TrainConfig
-from darl_jax.generation.generator import Generator, generating_method, make_tables, pixel_bounds
+from darl_jax.generation.generator import Generator, generating_method, pixel_bounds
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import orders
 from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
 from darl_jax.training.sharding import MeshConfig, make_mesh
-from darl_jax.training.state import create_params, graph_definition
+from darl_jax.training.state import graph_definition, parameters
+from tests.random_modules import random_module
 from tests.tiny_runs import tiny
 
 GRID = (4, 4)
@@ -30,17 +30,16 @@ DIFFUSION = {
 }
 
 
-def parts(config: TrainConfig, mesh: Mesh):
+def parts(config: TrainConfig):
     """(graphdef, method, random parameters that make outputs of about unit size)."""
     build_model = config.method.init
-    params = create_params(build_model, jax.random.key(0), mesh)
-    return graph_definition(build_model), config.method, params
+    return graph_definition(build_model), config.method, parameters(random_module(build_model))
 
 
 def make(config, *, numbers=range(6), given=GIVEN, seed=1, sampler=SAMPLER, devices=1, **options):
     mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config, mesh)
+        graphdef, method, params = parts(config)
         generator = Generator(graphdef, method, sampler=sampler, mesh=mesh, **options)
         images = generator(params, jax.random.key(seed), np.array(numbers), given)
         return np.asarray(images)
@@ -78,7 +77,7 @@ def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
     config = tiny(**DIFFUSION)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config, mesh)
+        graphdef, method, params = parts(config)
         darl = nnx.merge(graphdef, params)
         mean, std = method.data.mean, method.data.std
         x = np.array(patchify(standardize(jnp.asarray(GIVEN[:2]), mean, std), 2))
@@ -124,7 +123,7 @@ def test_the_squared_error_gives_its_mean():
     np.testing.assert_array_equal(images, make(config, sampler=None, known=7, seed=5))
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config, mesh)
+        graphdef, method, params = parts(config)
         predicted = method.predict(
             nnx.merge(graphdef, params), {"image": jnp.asarray(images)}, jax.random.key(0)
         ).predicted
@@ -151,16 +150,6 @@ def test_a_model_of_two_streams_makes_patches_in_any_order():
     assert not kept[:, order[6:]].all()
 
 
-def test_fewer_steps_for_later_patches_take_their_own_tables():
-    tables = make_tables(SamplerConfig(steps=8, last_steps=2), [8, 6, 4, 2])
-    assert tables.counts.tolist() == [2, 4, 6, 8]
-    assert tables.row.tolist() == [3, 2, 1, 0]
-    for row, count in enumerate(tables.counts):
-        alone = make_tables(SamplerConfig(), [int(count)]).steps
-        for column, expected in zip(tables.steps, alone, strict=True):
-            np.testing.assert_array_equal(column[row, :count], expected[0])
-
-
 def test_later_patches_take_fewer_steps():
     sampler = SamplerConfig(steps=48, last_steps=6)
     assert sampler.counts(16)[15:] == [6]
@@ -183,21 +172,9 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
     [
         (DIFFUSION, {"known": 16}, "16 patches are given, and the model's grid of 4 x 4 has 16"),
         (DIFFUSION, {"known": -1}, "-1 patches are given"),
-        (
-            DIFFUSION,
-            {"sampler": None},
-            "config.objective.name='diffusion' needs a sampler",
-        ),
-        (
-            {"model__patch_size": 2},
-            {},
-            "objective.name='mse' has no denoising patch decoder, which the sampler 'ddpm' needs",
-        ),
-        (
-            DIFFUSION,
-            {"order": np.arange(16)[::-1]},
-            "the model knows the order 'raster' alone; another one needs a model of two streams",
-        ),
+        (DIFFUSION, {"sampler": None}, "config.objective.name='diffusion' needs a sampler"),
+        ({"model__patch_size": 2}, {}, "objective.name='mse' has no denoising patch decoder, whi"),
+        (DIFFUSION, {"order": np.arange(16)[::-1]}, "the order 'raster' alone; another one needs"),
     ],
 )
 def test_what_cannot_be_made_is_an_error(changes, options, message):
@@ -206,15 +183,13 @@ def test_what_cannot_be_made_is_an_error(changes, options, message):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("objective", "changes", "message"),
     [
-        ({"objective__normalize_target": True}, r"objective\.normalize_target=True"),
-        (
-            {"objective": "classification", "objective__num_classes": 10},
-            "objective.name='classification' predicts no patches",
-        ),
+        ("mse", {"normalize_target": True}, r"objective\.normalize_target=True"),
+        ("classification", {"num_classes": 10}, "='classification' predicts no patches"),
     ],
 )
-def test_a_method_whose_models_make_no_images_is_refused(changes, message):
+def test_a_method_whose_models_make_no_images_is_refused(objective, changes, message):
+    keys = {f"objective__{key}": value for key, value in changes.items()}
     with pytest.raises(ValueError, match=message):
-        generating_method(tiny(**changes).method)
+        generating_method(tiny(objective, **keys).method)

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from darl_jax.methods import Batch
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig, corrupt, denoise
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.schedules import ScheduleConfig
-from tests.methods_on_images import images, method
+from tests.methods_on_images import RGB, RGB_MEAN, RGB_STD, method, rgb_batch
 
-MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 KEY = jax.random.key(0)
 EXAMPLES, PATCHES, PIXELS, DRAWS = 4, 16, 12, 32
+BATCH = rgb_batch(EXAMPLES)
 
 Decode = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -49,10 +48,6 @@ class StubModel(DARL, pytree=False):
         return decode
 
 
-def clean(z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(z, x_s.shape)
-
-
 def zero(z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:
     return jnp.zeros_like(x_s)
 
@@ -61,13 +56,8 @@ def noise(z: jax.Array, x_s: jax.Array, gamma: jax.Array) -> jax.Array:
     return (x_s - jnp.sqrt(gamma) * z) / jnp.sqrt(1 - gamma)
 
 
-def make_batch(examples: int = EXAMPLES) -> Batch:
-    images = np.random.default_rng(0).integers(0, 256, (examples, 8, 8, 3), np.uint8)
-    return {"image": jnp.asarray(images), "mask": jnp.ones(examples, bool)}
-
-
 def make_objective(**config: Any) -> Diffusion:
-    return method(DiffusionConfig(**config), data=images(8, MEAN, STD))
+    return method(DiffusionConfig(**config), data=RGB)
 
 
 def test_denoise_inverts_corrupt() -> None:
@@ -81,50 +71,19 @@ def test_denoise_inverts_corrupt() -> None:
     np.testing.assert_allclose(x_s, exact, atol=1e-6)
     # Rounding, 2e-7, is divided by sqrt(0.01).
     np.testing.assert_allclose(denoise(x_s, eps, gamma), np.broadcast_to(x, eps.shape), atol=5e-6)
-
-
-def test_the_ends_of_the_process_are_the_patch_and_noise_alone() -> None:
-    x, eps = jnp.full((1, 2, 3), 2.0), jnp.full((1, 1, 2, 3), -7.0)
-    one = jnp.ones((1, 1, 2, 1))
-    assert (corrupt(x, eps, one) == 2.0).all()
-    assert (corrupt(x, eps, 0 * one) == -7.0).all()
     # x^0 cannot be recovered at gamma 0; the clamp keeps it finite.
-    assert jnp.isfinite(denoise(corrupt(x, eps, 0 * one), eps + 0.1, 0 * one)).all()
-
-
-@pytest.mark.parametrize("schedule", [ScheduleConfig(), ScheduleConfig("cosine")])
-def test_a_decoder_that_returns_the_clean_patch_has_no_loss(schedule: ScheduleConfig) -> None:
-    loss, metrics = make_objective(schedule=schedule, draws=DRAWS).loss(
-        StubModel(clean), make_batch(), KEY
-    )
-    assert loss == 0
-    assert all(metric.total == 0 for metric in metrics.values())
+    assert jnp.isfinite(denoise(eps, eps + 0.1, 0 * gamma)).all()
 
 
 def test_a_decoder_that_returns_zero_has_the_mean_square_of_the_pixels_as_loss() -> None:
-    batch = make_batch()
-    pixels = (np.asarray(batch["image"], np.float64) / 255 - np.array(MEAN)) / np.array(STD)
-    loss, _ = make_objective(draws=DRAWS).loss(StubModel(zero), batch, KEY)
+    pixels = (np.asarray(BATCH["image"], np.float64) / 255 - np.array(RGB_MEAN)) / np.array(RGB_STD)
+    loss, _ = make_objective(draws=DRAWS).loss(StubModel(zero), BATCH, KEY)
     np.testing.assert_allclose(loss, (pixels**2).mean(), rtol=1e-5)
-
-
-def test_the_epsilon_target_is_the_noise_in_the_corrupted_patch() -> None:
-    objective = make_objective(prediction="epsilon", draws=DRAWS)
-    loss, _ = objective.loss(StubModel(noise), make_batch(), KEY)
-    assert loss < 1e-9
-    model = StubModel(zero)
-    loss, _ = objective.loss(model, make_batch(), KEY)
-    z, x_s, gamma = model.given
-    exact = (x_s - np.sqrt(gamma) * z) / np.sqrt(1 - gamma)
-    np.testing.assert_allclose(loss, (exact**2).mean(), rtol=1e-5)
-    assert loss == pytest.approx(1.0, abs=5 * np.sqrt(2 / exact.size))
 
 
 def test_every_patch_of_every_draw_has_its_own_gamma_and_noise() -> None:
     model = StubModel(zero)
-    make_objective(draws=DRAWS, schedule=ScheduleConfig(a=0.5, b=1.0)).loss(
-        model, make_batch(), KEY
-    )
+    make_objective(draws=DRAWS, schedule=ScheduleConfig(a=0.5, b=1.0)).loss(model, BATCH, KEY)
     z, x_s, gamma = model.given
     assert model.encoded == 1, "the backbone is paid once for all draws"
     assert gamma.shape == (DRAWS, EXAMPLES, PATCHES, 1)
@@ -149,7 +108,7 @@ def test_the_loss_is_the_mean_over_draws_examples_patches_and_pixels(prediction:
 
     model = StubModel(decode)
     objective = make_objective(prediction=prediction, draws=DRAWS, schedule=ScheduleConfig(a=1.0))
-    loss, metrics = objective.loss(model, make_batch(), KEY)
+    loss, metrics = objective.loss(model, BATCH, KEY)
     z, x_s, gamma = model.given
     eps = (x_s - np.sqrt(gamma) * z) / np.sqrt(1 - gamma)
     error = (0.3 * z + 0.5 * x_s - gamma - (z if prediction == "x0" else eps)) ** 2
@@ -166,22 +125,10 @@ def test_the_loss_is_the_mean_over_draws_examples_patches_and_pixels(prediction:
         )
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        ScheduleConfig(),
-        ScheduleConfig(a=1.0),
-        ScheduleConfig("cosine"),
-        ScheduleConfig("ddpm"),
-        ScheduleConfig("sigmoid"),
-    ],
-    ids=["beta(0.03, 1)", "beta(1, 1)", "cosine", "ddpm", "sigmoid"],
-)
-def test_deciles_hold_a_tenth_of_the_draws_each_and_average_to_the_loss(
-    schedule: ScheduleConfig,
-) -> None:
-    model = StubModel(lambda z, x_s, gamma: x_s)
-    loss, metrics = make_objective(schedule=schedule, draws=DRAWS).loss(model, make_batch(), KEY)
+@pytest.mark.parametrize("schedule", ["beta", "cosine"])
+def test_deciles_hold_a_tenth_of_the_draws_each_and_average_to_the_loss(schedule: str) -> None:
+    objective = make_objective(schedule=ScheduleConfig(schedule), draws=DRAWS)
+    loss, metrics = objective.loss(StubModel(lambda z, x_s, gamma: x_s), BATCH, KEY)
     deciles = [metrics[f"loss_by_gamma/decile_{i}"] for i in range(10)]
     counts = np.array([float(d.count) for d in deciles])
     draws = DRAWS * EXAMPLES * PATCHES
@@ -195,12 +142,12 @@ def test_deciles_hold_a_tenth_of_the_draws_each_and_average_to_the_loss(
 
 
 def test_examples_that_the_mask_leaves_out_count_nothing_not_even_as_nan() -> None:
-    batch, mask = make_batch(), jnp.array([True, False, True, False])
+    mask = jnp.array([True, False, True, False])
     broken = StubModel(
         lambda z, x_s, gamma: jnp.where(mask[:, None, None], jnp.zeros_like(x_s), jnp.nan)
     )
     objective = make_objective(draws=DRAWS)
-    loss, metrics = objective.loss(broken, {**batch, "mask": mask}, KEY)
+    loss, metrics = objective.loss(broken, {**BATCH, "mask": mask}, KEY)
     z = broken.given[0]
     np.testing.assert_allclose(loss, (z[::2] ** 2).mean(), rtol=1e-5)
     assert float(metrics["loss"].count) == DRAWS * 2 * PATCHES
@@ -213,15 +160,14 @@ def test_examples_that_the_mask_leaves_out_count_nothing_not_even_as_nan() -> No
 def test_noise_follows_from_the_key() -> None:
     models = [StubModel(zero) for _ in range(3)]
     for model, seed in zip(models, (0, 0, 1), strict=True):
-        make_objective(draws=DRAWS).loss(model, make_batch(), jax.random.key(seed))
+        make_objective(draws=DRAWS).loss(model, BATCH, jax.random.key(seed))
     np.testing.assert_array_equal(models[0].given[1], models[1].given[1])
     assert not (models[0].given[1] == models[2].given[1]).any()
 
 
 def test_a_model_of_x0_is_shown_noise_alone_and_one_of_epsilon_a_tenth_of_the_patch() -> None:
-    batch = make_batch()
     model = StubModel(lambda z, x_s, gamma: 0.5 * jnp.broadcast_to(z, x_s.shape))
-    prediction = make_objective().predict(model, batch, KEY)
+    prediction = make_objective().predict(model, BATCH, KEY)
     z, x_s, gamma = model.given
     assert (gamma == 0).all()
     assert abs(np.corrcoef(x_s.ravel(), z.ravel())[0, 1]) < 5 / np.sqrt(z.size)
@@ -230,21 +176,7 @@ def test_a_model_of_x0_is_shown_noise_alone_and_one_of_epsilon_a_tenth_of_the_pa
     np.testing.assert_allclose(prediction.error, (0.25 * z**2).mean(-1), rtol=1e-5)
 
     model = StubModel(noise)
-    prediction = make_objective(prediction="epsilon").predict(model, batch, KEY)
+    prediction = make_objective(prediction="epsilon").predict(model, BATCH, KEY)
     np.testing.assert_allclose(model.given[2], 0.1, rtol=1e-6)
     np.testing.assert_allclose(prediction.predicted, prediction.target, atol=1e-5)
     assert prediction.error.max() < 1e-9
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"prediction": "v"}, r"objective\.prediction='v' is unknown.*x0.*epsilon"),
-        ({"draws": 0}, r"objective\.draws=0 must be at least 1"),
-        ({"schedule": ScheduleConfig("quadratic")}, "quadratic"),
-        ({"schedule": ScheduleConfig(a=-1.0)}, r"schedule\.a"),
-    ],
-)
-def test_a_config_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DiffusionConfig(**change)

@@ -13,7 +13,6 @@ from scipy import stats
 
 from darl_jax.methods.transfer.mixing import MixingConfig, augment, erase, mix, soft_labels
 
-MIXUP, CUTMIX = MixingConfig(mixup=0.8), MixingConfig(cutmix=1.0)
 BOTH = MixingConfig(mixup=0.8, cutmix=1.0)
 BATCH, HEIGHT, WIDTH, CLASSES = 6, 24, 17, 6
 DRAWS = 3000
@@ -86,22 +85,6 @@ def test_nothing_is_computed_where_all_is_off(config: MixingConfig) -> None:
     assert erase(key, images, config) is images
 
 
-def test_mixup_is_the_weighted_mean_with_the_batch_reversed() -> None:
-    rng = np.random.default_rng(0)
-    images, targets = rng.normal(size=(5, 8, 6, 3)), rng.dirichlet(np.ones(4), 5)
-    for key in keys(5):
-        mixed, labels = jitted_mix(
-            key, jnp.asarray(images, jnp.float32), jnp.asarray(targets, jnp.float32), MIXUP
-        )
-        difference = targets[0] - targets[-1]
-        share = float((np.asarray(labels[0], np.float64) - targets[-1]) @ difference)
-        share /= difference @ difference
-        # float32 against float64.
-        expected = share * images + (1 - share) * images[::-1]
-        np.testing.assert_allclose(mixed, expected, atol=1e-5)
-        np.testing.assert_allclose(labels, share * targets + (1 - share) * targets[::-1], atol=1e-6)
-
-
 def boxes(changed: np.ndarray) -> np.ndarray:
     """(top, left, height, width) of each image that has a box; it must be a whole one."""
     changed = changed[changed.any(axis=(1, 2))]
@@ -119,22 +102,14 @@ def assert_coverage(ours: np.ndarray, theirs: np.ndarray) -> None:
     assert (np.abs(ours.mean(axis=0) - share) < 6 * error + 1e-4).all()
 
 
-@pytest.mark.parametrize("alpha", [0.4, 4.0])  # below 0.3 some shares are 1 in float32
-def test_share_of_mixup_is_drawn_from_beta(alpha: float) -> None:
+def test_share_of_mixup_is_drawn_from_beta() -> None:
+    alpha = 0.4  # below 0.3 some shares are 1 in float32
     own, weight = many(MixingConfig(mixup=alpha))
     # What is seen and what the label says are one number, and one for all pixels.
     np.testing.assert_allclose(own.min(axis=(1, 2)), weight, atol=1e-5)
     np.testing.assert_allclose(own.max(axis=(1, 2)), weight, atol=1e-5)
     assert_mean(weight, 0.5)
     assert_mean((weight - 0.5) ** 2, stats.beta(alpha, alpha).var())
-
-
-def test_cutmix_weights_labels_by_the_exact_areas_of_one_whole_box() -> None:
-    own, weight = many(CUTMIX)
-    # Every pixel is of one image or the other, and the weight is the fraction of its own ones.
-    assert set(np.unique(own)) == {0.0, 1.0}
-    np.testing.assert_allclose(weight, own.mean(axis=(1, 2)), atol=1e-6)
-    boxes(own == 0)
 
 
 def timm_cutmix(rng: np.random.Generator, alpha: float) -> np.ndarray:
@@ -152,13 +127,16 @@ def timm_cutmix(rng: np.random.Generator, alpha: float) -> np.ndarray:
 @functools.cache
 def many_of_timm(alpha: float) -> np.ndarray:
     rng = np.random.default_rng(1)
-    return np.stack([timm_cutmix(rng, alpha) for _ in range(20_000)])
+    return np.stack([timm_cutmix(rng, alpha) for _ in range(10_000)])
 
 
-@pytest.mark.parametrize("alpha", [0.4, 1.0])
-def test_boxes_of_cutmix_are_distributed_as_those_of_timm(alpha: float) -> None:
-    own, weight = many(MixingConfig(cutmix=alpha))
-    theirs = many_of_timm(alpha)
+def test_boxes_of_cutmix_are_distributed_as_those_of_timm_and_weight_labels_by_area() -> None:
+    own, weight = many(MixingConfig(cutmix=1.0))
+    # Every pixel is of one image or the other, and the weight is the fraction of its own ones.
+    assert set(np.unique(own)) == {0.0, 1.0}
+    np.testing.assert_allclose(weight, own.mean(axis=(1, 2)), atol=1e-6)
+    boxes(own == 0)  # each is a whole one
+    theirs = many_of_timm(1.0)
     assert_coverage(own == 0, theirs)
     area = theirs.mean(axis=(1, 2))
     assert_mean((weight == 1.0).astype(float), (area == 0).mean())
@@ -210,11 +188,15 @@ def timm_erasing(rng: random.Random, config: MixingConfig) -> np.ndarray:
 
 
 @functools.cache
-def erased(config: MixingConfig) -> np.ndarray:
-    """Which pixels of many images are no longer what they were."""
+def erased_images(config: MixingConfig) -> np.ndarray:
+    """Many images that were 100 everywhere."""
     images = jnp.full((DRAWS, HEIGHT, WIDTH, 2), 100.0)
-    result = np.asarray(jitted_erase(jax.random.key(3), images, config))
-    changed = result != 100.0
+    return np.asarray(jitted_erase(jax.random.key(3), images, config))
+
+
+def erased(config: MixingConfig) -> np.ndarray:
+    """Which pixels of the images are no longer what they were."""
+    changed = erased_images(config) != 100.0
     np.testing.assert_array_equal(changed[..., 0], changed[..., 1])
     return changed[..., 0]
 
@@ -226,7 +208,7 @@ def erased(config: MixingConfig) -> np.ndarray:
 )
 def test_boxes_that_are_erased_are_distributed_as_those_of_timm(config: MixingConfig) -> None:
     changed, rng = erased(config), random.Random(0)
-    theirs = np.stack([timm_erasing(rng, config) for _ in range(20_000)])
+    theirs = np.stack([timm_erasing(rng, config) for _ in range(10_000)])
     assert_mean(changed.any(axis=(1, 2)).astype(float), theirs.any(axis=(1, 2)).mean())
     assert_coverage(changed, theirs)
     for side in (2, 3):
@@ -235,22 +217,15 @@ def test_boxes_that_are_erased_are_distributed_as_those_of_timm(config: MixingCo
         assert_mean((boxes(changed)[:, side] - of_theirs.mean()) ** 2, of_theirs.var())
 
 
-def test_images_are_erased_independently_of_each_other() -> None:
+def test_images_are_erased_independently_with_standard_gaussian_noise() -> None:
     changed = erased(ERASING)
     happens = changed.any(axis=(1, 2)).astype(float)
     assert abs(np.corrcoef(happens[:-1], happens[1:])[0, 1]) < 5 / math.sqrt(DRAWS)
     top = boxes(changed)[:, 0]
     assert abs(np.corrcoef(top[:-1], top[1:])[0, 1]) < 5 / math.sqrt(len(top))
-
-
-def test_erased_pixels_are_standard_gaussian_noise_and_the_others_are_kept() -> None:
-    images = jnp.full((200, HEIGHT, WIDTH, 3), 100.0)
-    config = MixingConfig(erasing_probability=1.0)
-    result = np.asarray(jitted_erase(jax.random.key(1), images, config))
-    noise = result[result != 100.0]
-    assert stats.kstest(noise, "norm").pvalue > 1e-4
-    box = result[0][(result[0] != 100.0).all(axis=-1)]
-    assert len(np.unique(box)) == box.size
+    noise = erased_images(ERASING)[:200][changed[:200]]
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-4
+    assert len(np.unique(noise)) > 0.99 * noise.size
 
 
 def test_augment_erases_before_it_mixes() -> None:
@@ -281,24 +256,3 @@ def digest(devices: int) -> list:
     )  # fmt: skip
     results = [step(key, images, targets) for key in keys(6)]
     return [[np.asarray(part, np.float64).tolist() for part in pair] for pair in results]
-
-
-# --- config --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("mixup", -0.1),
-        ("cutmix", math.nan),
-        ("probability", 1.1),
-        ("switch_probability", -1.0),
-        ("erasing_probability", 2.0),
-        ("erasing_area", (0.5, 0.1)),
-        ("erasing_area", (0.5, 1.0)),
-        ("erasing_aspect", (0.0, 1.0)),
-    ],
-)
-def test_value_out_of_range_is_an_error_that_names_the_key(key: str, value: object) -> None:
-    with pytest.raises(ValueError, match=rf"^objective\.mixing\.{key} is"):
-        MixingConfig(**{key: value})
