@@ -13,6 +13,7 @@ from darl_jax.evaluators import knn as knn_lib
 from darl_jax.evaluators.knn import (
     Knn,
     KnnConfig,
+    centered_directions,
     nearest_labels,
 )
 from darl_jax.nn.patches import patchify, standardize
@@ -43,9 +44,8 @@ def clear_winners(shares):
     return np.argmax(shares, axis=1), first - second > 1e-4
 
 
-@pytest.mark.parametrize(
-    ("rows", "neighbors", "temperature"), [(7, 20, 0.07), (64, 1, 0.07), (1000, 50, 1.0)]
-)
+@pytest.mark.parametrize(("neighbors", "temperature"), [(1, 0.07), (20, 0.07), (50, 1.0)])
+@pytest.mark.parametrize("rows", [7, 64, 1000])
 def test_votes_are_those_of_scikit_learn_in_blocks_of_any_size(
     monkeypatch, rows, neighbors, temperature
 ):
@@ -59,6 +59,18 @@ def test_votes_are_those_of_scikit_learn_in_blocks_of_any_size(
     expected, clear = clear_winners(by_scikit_learn(bank, labels, queries, **options))
     assert clear.mean() > 0.95
     np.testing.assert_array_equal(found[clear], expected[clear])
+
+
+def test_a_near_neighbor_outvotes_several_that_are_far():
+    angle = np.float32([0.1, 1.0, 1.0, 1.0])
+    bank = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    labels, query = np.array([2, 1, 1, 1]), np.float32([[1.0, 0.0]])
+    vote = lambda t: nearest_labels(  # noqa: E731
+        bank, labels, query, neighbors=4, temperature=t, mesh=make_mesh(MeshConfig())
+    )
+    # Weights exp(0.995 / t) against 3 exp(0.540 / t): equal at t = 0.455 / ln 3 = 0.414.
+    assert vote(0.40) == [2]
+    assert vote(0.43) == [1]
 
 
 def test_between_equals_the_first_of_the_bank_and_the_smaller_label_win(monkeypatch):
@@ -79,6 +91,18 @@ def test_what_fills_the_last_block_up_is_no_neighbor_of_a_query_that_is_far_from
     labels = np.array([1, 0, 0])
     found = nearest_labels(bank, labels, query, neighbors=2, temperature=0.07, mesh=mesh)
     assert found == [0]
+
+
+def test_features_are_centered_by_the_banks_mean_and_have_length_one():
+    rng = np.random.default_rng(0)
+    bank, queries = (rng.normal(50.0, 1.0, (n, 8)).astype(np.float32) for n in (30, 20))
+    for found, x in zip(centered_directions(bank, queries), (bank, queries), strict=True):
+        centered = np.float64(x) - np.float64(bank).mean(axis=0)
+        expected = centered / np.linalg.norm(centered, axis=1, keepdims=True)
+        # float32 of 50 is known to 4e-6, and so is the difference of order 1.
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    same, _ = centered_directions(bank[:1], queries)
+    np.testing.assert_array_equal(same, 0.0)
 
 
 # --- the evaluator -------------------------------------------------------------------------------
@@ -123,7 +147,7 @@ def images():
     return bank, rng.integers(0, 3, 40), queries, rng.integers(0, 3, 23)
 
 
-@pytest.mark.parametrize(("batch_size", "mask"), [(9, "full"), (40, "causal")])
+@pytest.mark.parametrize(("batch_size", "mask"), [(4, "causal"), (9, "full"), (40, "causal")])
 def test_every_block_has_scikit_learns_accuracy_whatever_the_batch_size(
     tiny, images, batch_size, mask
 ):
@@ -149,19 +173,27 @@ def test_every_block_has_scikit_learns_accuracy_whatever_the_batch_size(
 def test_examples_without_a_label_neither_vote_nor_count(tiny, images):
     bank, bank_labels, queries, labels = images
     some = np.arange(40) % 3 > 0
-
-    def asked(rows, of_queries, bank_labels, labels):
-        return evaluated(
-            tiny,
-            CONFIG,
-            make_batches(bank[rows], 8, bank_labels[rows]),
-            make_batches(queries[of_queries], 8, labels[of_queries]),
-        )
-
-    everything = slice(None)
     unlabeled = np.where(some, bank_labels, -1), np.where(some[:23], labels, -1)
-    expected = asked(some, some[:23], bank_labels, labels)
-    assert asked(everything, everything, *unlabeled) == expected
+    found = evaluated(
+        tiny,
+        CONFIG,
+        make_batches(bank, 8, unlabeled[0]),
+        make_batches(queries, 8, unlabeled[1]),
+    )
+    expected = evaluated(
+        tiny,
+        CONFIG,
+        make_batches(bank[some], 8, bank_labels[some]),
+        make_batches(queries[some[:23]], 8, labels[some[:23]]),
+    )
+    assert found == expected
+
+
+def test_images_that_are_in_the_bank_find_themselves(tiny, images):
+    bank, bank_labels, _, _ = images
+    batches = make_batches(bank, 16, bank_labels)
+    found = evaluated(tiny, dataclasses.replace(CONFIG, neighbors=1), batches, batches)
+    assert set(found.values()) == {1.0}
 
 
 def test_too_small_a_bank_and_no_queries_are_errors(tiny, images):
@@ -174,6 +206,15 @@ def test_too_small_a_bank_and_no_queries_are_errors(tiny, images):
     for bank_batches, query_batches in ((enough, nothing), (enough, list), (list, enough)):
         with pytest.raises(ValueError, match="holds no labeled example"):
             evaluated(tiny, CONFIG, bank_batches, query_batches)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("neighbors", 0), ("max_bank", 0), ("max_bank", 5), ("temperature", 0.0), ("pooling", "max")],
+)
+def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
+    with pytest.raises(ValueError, match=rf"^{key}="):
+        KnnConfig(**{key: value})
 
 
 def test_similarities_are_in_full_float32():

@@ -75,6 +75,7 @@ def test_padding_is_not_shown_and_not_averaged(tiny):
     np.testing.assert_allclose(padded.error, whole.error, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("side", "channels"), [(8, 1), (130, 3)])
 def test_the_picture_holds_every_image_magnified_without_smoothing(tiny, side, channels):
     rng = np.random.default_rng(0)
     target, predicted = rng.integers(0, 256, (2, 3, side, side, channels), np.uint8)
