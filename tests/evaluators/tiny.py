@@ -15,7 +15,6 @@ from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import parameters
 from tests.methods_on_images import method
-from tests.random_modules import random_module
 
 MEAN, STD = (0.3,), (0.4,)
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype="float32")
@@ -36,7 +35,7 @@ class Tiny:
 def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:
     objective = DiffusionConfig() if denoising else MSEConfig()
     of = method(objective, dataclasses.replace(VIT, depth=depth))
-    model = random_module(of.init, seed)
+    model = of.init(nnx.Rngs(seed))
     return Tiny(nnx.split(model)[0], parameters(model), make_mesh(MeshConfig()), of)
 
 
