@@ -25,27 +25,19 @@ Batch = dict[str, np.ndarray]
 
 @runtime_checkable
 class Split(Protocol):
-    """One split of a dataset, as examples; it can be pickled to a worker process."""
+    """One split of a dataset, as examples; it can be pickled to a worker process.
 
-    @property
-    def dataset(self) -> str:
-        """The dataset's name or folder, for messages."""
-        ...
+    Attributes:
+      dataset: the dataset's name or folder, for messages.
+      split: the split as the config writes it.
+      class_names: names of the classes by label; empty without labels.
+      in_memory: examples are made from arrays in memory, which workers would only copy.
+    """
 
-    @property
-    def split(self) -> str:
-        """The split as the config writes it."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty without labels."""
-        ...
-
-    @property
-    def in_memory(self) -> bool:
-        """True where examples are made from arrays in memory, which workers would only copy."""
-        ...
+    dataset: str
+    split: str
+    class_names: tuple[str, ...]
+    in_memory: bool
 
     def __len__(self) -> int: ...
 
@@ -56,20 +48,11 @@ class Split(Protocol):
     def train_examples(
         self, index: Int64[np.ndarray, " n"], epoch: Int64[np.ndarray, " n"], seed: int
     ) -> Batch:
-        """Augmented examples of records, a pure function of its arguments.
-
-        Returns:
-          the features, each with n rows, and optionally `replaced`.
-        """
+        """Features and optionally `replaced`, augmented: a pure function of the arguments."""
         ...
 
     def eval_examples(self, index: Int64[np.ndarray, " n"]) -> Batch:
-        """Examples of records without augmentation.
-
-        Returns:
-          the features, each with n rows, and optionally `mask`, False where a record cannot be
-          decoded and does not count.
-        """
+        """Features and optionally `mask`, False where a record cannot be decoded."""
         ...
 
     def labels(self, index: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
@@ -104,12 +87,13 @@ class DataConfig(abc.ABC):
     worker_timeout_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers is {self.num_workers}; it must be 0 or more")
-        if self.worker_timeout_seconds <= 0:
-            raise ValueError(
-                f"data.worker_timeout_seconds is {self.worker_timeout_seconds}; it must be positive"
-            )
+        self.check(self.num_workers >= 0, "num_workers", "0 or more")
+        self.check(self.worker_timeout_seconds > 0, "worker_timeout_seconds", "positive")
+
+    def check(self, valid: bool, key: str, rule: str) -> None:
+        """Raises ValueError with the key's value and the rule, unless it is valid."""
+        if not valid:
+            raise ValueError(f"data.{key} is {getattr(self, key)!r}; it must be {rule}")
 
     @property
     @abc.abstractmethod
@@ -125,32 +109,13 @@ class DataConfig(abc.ABC):
         """
 
 
-@dataclasses.dataclass(frozen=True)
 class Subset:
     """Chosen records of a split, in a given order; itself a split."""
 
-    whole: Split
-    chosen: Int64[np.ndarray, " record"]
-
-    @property
-    def dataset(self) -> str:
-        """The dataset's name or folder, for messages."""
-        return self.whole.dataset
-
-    @property
-    def split(self) -> str:
-        """The split as the config writes it."""
-        return self.whole.split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty without labels."""
-        return self.whole.class_names
-
-    @property
-    def in_memory(self) -> bool:
-        """True where examples are made from arrays in memory."""
-        return self.whole.in_memory
+    def __init__(self, whole: Split, chosen: Int64[np.ndarray, " record"]):
+        self.whole, self.chosen = whole, chosen
+        self.dataset, self.split = whole.dataset, whole.split
+        self.class_names, self.in_memory = whole.class_names, whole.in_memory
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -12,22 +12,12 @@ from darl_jax.data.base import Batch, Split
 
 @dataclasses.dataclass(frozen=True)
 class BatchRows:
-    """Parts a stream of rows into batches, and this process's part of a batch into chunks.
+    """Parts a stream of rows into batches, and this process's part of a batch into chunks."""
 
-    Attributes:
-      batch_size: rows of the global batch.
-      process_index: this process's number.
-      process_count: number of processes.
-      max_chunk: largest number of rows in a chunk.
-
-    Raises:
-      ValueError: the batch does not divide among the processes.
-    """
-
-    batch_size: int
+    batch_size: int  # of all processes together, among which it must divide
     process_index: int
     process_count: int
-    max_chunk: int
+    max_chunk: int  # rows
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.process_count:
@@ -101,17 +91,11 @@ class TrainChunks:
 
 @dataclasses.dataclass(frozen=True)
 class EvalChunks:
-    """Chunks of one pass over a split in its own order, padded to whole batches.
-
-    Attributes:
-      split: the records.
-      rows: their way into batches.
-      empty: the features with no rows.
-    """
+    """Chunks of one pass over a split in its own order, padded to whole batches."""
 
     split: Split
     rows: BatchRows
-    empty: Batch
+    empty: Batch  # the features, with no rows
 
     def __call__(self, chunk: int) -> Batch:
         """Makes a chunk."""

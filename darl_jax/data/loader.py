@@ -19,7 +19,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from multiprocessing import connection, resource_tracker, shared_memory, util
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -42,10 +41,7 @@ _NOTE = struct.Struct("qq")  # Process id, and the chunk that is made.
 
 
 class Batches:
-    """An iterator over batches that can be closed; also a context manager.
-
-    Closing, or losing the last reference, ends the worker processes.
-    """
+    """An iterator over batches; closing it, or losing it, ends the worker processes."""
 
     def __init__(
         self,
@@ -57,21 +53,14 @@ class Batches:
         num_workers: int,
         timeout_seconds: float,
     ):
-        """Starts the workers, and makes the first batches.
+        """Starts the workers, or with none a thread, which makes `num_steps` batches (None: all).
 
-        Args:
-          make_chunk: pure function of the chunk's number; pickled to the workers.
-          rows: the way of chunks into batches.
-          start_step: number of the first batch.
-          num_steps: number of batches, None for no end.
-          num_workers: processes; 0 for a thread of this one.
-          timeout_seconds: time limit for a chunk that is waited for.
+        A chunk that is waited for longer than the time limit is an error.
         """
         start = start_step * rows.chunks
         stop = sys.maxsize if num_steps is None else start + num_steps * rows.chunks
         self._feed = _Feed(make_chunk, rows, range(start, stop), min(num_workers, stop - start))
         self._timeout_seconds = timeout_seconds
-        self._feed.start()
         # Unlike weakref.finalize this runs before multiprocessing waits for its processes.
         self._finalizer = util.Finalize(self, self._feed.close, exitpriority=10)
 
@@ -79,13 +68,7 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        """Returns the next batch.
-
-        Raises:
-          TimeoutError: a chunk takes too long; the message names the worker and the records.
-          ChildProcessError: a worker died.
-          Exception: an error of `make_chunk`.
-        """
+        """Next batch, or an error of `make_chunk`, TimeoutError, ChildProcessError."""
         if not self._finalizer.still_active():
             raise ValueError("these batches are closed")
         try:
@@ -105,12 +88,7 @@ class Batches:
     def __enter__(self) -> "Batches":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -125,20 +103,17 @@ class _Feed:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._notes: shared_memory.SharedMemory | None = None
-
-    def start(self) -> None:
-        """Starts the thread, which starts the workers."""
-        if self._num_workers:
+        if num_workers:
             # A worker that is killed leaves shared memory; the tracker removes it, and may do so
             # without a warning. It starts before the thread blocks signals, since it unblocks them.
             sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
             resource_tracker.ensure_running()
-            size = self._num_workers * _NOTE.size
+            size = num_workers * _NOTE.size
             self._notes = shared_memory.SharedMemory(create=True, size=size)
-        self._thread.start()
+        self._thread.start()  # which starts the workers
 
     def next(self, timeout_seconds: float) -> Batch | None:
-        """Returns the next batch, None at the end; raises the thread's error, or TimeoutError."""
+        """Next batch, None at the end; raises the thread's error, or TimeoutError."""
         progress, since = None, 0.0
         while True:
             if progress != (progress := (self._received, self._starting())):

@@ -33,10 +33,7 @@ def mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
 
 
 def hash_of(*parts: int | np.ndarray) -> UInt64[np.ndarray, "*shape"]:
-    """A 64-bit hash of a tuple of integers, for arrays elementwise with broadcasting.
-
-    Integers are taken modulo 2^64. The order of the parts matters.
-    """
+    """A 64-bit hash of a tuple of integers (modulo 2^64), for arrays elementwise."""
     state = np.zeros((1,), np.uint64)
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -75,12 +72,7 @@ def permute(
     A Feistel network over Z_a x Z_b with a*b just above `length`; what lands outside is sent
     through again until it lands inside (Black and Rogaway, "Ciphers with arbitrary finite
     domains", 2002), which keeps it a bijection. Memory and time are those of `position`, whatever
-    the length.
-
-    Args:
-      position: integers in [0, length).
-      length: how many records there are, at least 1.
-      *key: what names the permutation; an array gives each position a permutation of its own.
+    the length. An array in the key gives each position a permutation of its own.
     """
     if length == 1:
         return np.zeros_like(position)

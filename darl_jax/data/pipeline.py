@@ -37,18 +37,8 @@ def train_batches(
 ) -> Batches:
     """An endless iterator over this process's part of the training batches.
 
-    Args:
-      split: the records.
-      config: the number of workers, and shapes.
-      batch_size: of the global batch, all processes together.
-      seed: of the order and the augmentation.
-      start_step: number of batches that have been consumed already.
-      process_index: this process's number.
-      process_count: number of processes.
-
-    Raises:
-      ValueError: `batch_size` does not divide by `process_count`.
-      BadRecordError: from the iterator, when a record cannot be decoded.
+    It begins after the batches of `start_step` steps. `batch_size` is that of all processes
+    together, among which it must divide.
     """
     rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
     return Batches(
@@ -72,17 +62,7 @@ def eval_batches(
     """One pass over all records in their own order, each exactly once over all processes.
 
     All processes yield the same number of batches. Rows past the end are zero with `mask` False.
-
-    Args:
-      split: the records.
-      config: the number of workers, and shapes.
-      batch_size: of the global batch, all processes together.
-      process_index: this process's number.
-      process_count: number of processes.
-
-    Raises:
-      ValueError: `batch_size` does not divide by `process_count`.
-      BadRecordError: from the iterator, when a record cannot be decoded.
+    Arguments as those of `train_batches`.
     """
     rows = BatchRows(batch_size, process_index, process_count, _rows_at_once(split))
     empty = {name: np.zeros((0, *x.shape), x.dtype) for name, x in config.features.items()}
@@ -99,14 +79,7 @@ def eval_batches(
 def records_of_step(
     split: Split, *, batch_size: int, seed: int, step: int
 ) -> Int64[np.ndarray, " row"]:
-    """Record numbers of a training step, in the order of the global batch.
-
-    Args:
-      split: the records.
-      batch_size: of the global batch.
-      seed: of the order.
-      step: counted from 1, as in metrics and checkpoints.
-    """
+    """Record numbers of a training step, counted from 1, in the order of the global batch."""
     rows = np.arange((step - 1) * batch_size, step * batch_size, dtype=np.int64)
     return rows_to_records(rows, len(split), seed)[1]
 
@@ -121,9 +94,14 @@ def check_shared_memory(
     Raises:
       ValueError: it has too little.
     """
-    needed = _shared_bytes(*training, _workers(*training)) + max(
-        (_shared_bytes(*each, _workers(*each, len(each[0]))) for each in evaluations), default=0
-    )
+
+    def shared_bytes(split: Split, config: DataConfig, records: int | None) -> int:
+        row = sum(math.prod(x.shape) * x.dtype.itemsize for x in config.features.values())
+        chunks = _workers(split, config, records) * CHUNKS_IN_FLIGHT
+        return chunks * _rows_at_once(split) * row
+
+    needed = shared_bytes(*training, None)
+    needed += max((shared_bytes(*each, len(each[0])) for each in evaluations), default=0)
     if not needed or not os.path.isdir(_SHARED_MEMORY):
         return
     state = os.statvfs(_SHARED_MEMORY)
@@ -135,11 +113,6 @@ def check_shared_memory(
             f"{free / 1e6:.0f} MB free: give the container more (docker run --shm-size=2g), or set "
             "fewer workers; 0 needs none"
         )
-
-
-def _shared_bytes(split: Split, config: DataConfig, num_workers: int) -> int:
-    row = sum(math.prod(x.shape) * x.dtype.itemsize for x in config.features.values())
-    return num_workers * CHUNKS_IN_FLIGHT * _rows_at_once(split) * row
 
 
 def _rows_at_once(split: Split) -> int:

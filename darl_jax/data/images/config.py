@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_CHOICES: dict[str, tuple[str | int, ...]] = {
+    "source": ("tfds", "folder", "digits"),
+    "on_bad_record": ("error", "skip"),
+    "resizer": ("simd", "pillow"),
+    "channels": (1, 3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,40 +70,24 @@ class ImagesConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("source", self.source, ("tfds", "folder", "digits"))
-        _check_choice("on_bad_record", self.on_bad_record, ("error", "skip"))
-        _check_choice("resizer", self.resizer, ("simd", "pillow"))
-        _check_choice("channels", self.channels, (1, 3))
-        if self.image_size < 1:
-            raise ValueError(f"data.image_size is {self.image_size}; it must be at least 1")
-        if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"data.eval_crop is {self.eval_crop}; it must be in (0, 1]")
+        for key, choices in _CHOICES.items():
+            rule = f"one of {', '.join(map(repr, choices))}"
+            self.check(getattr(self, key) in choices, key, rule)
+        self.check(self.image_size >= 1, "image_size", "at least 1")
+        self.check(0 < self.eval_crop <= 1, "eval_crop", "in (0, 1]")
         low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"data.crop_scale is {self.crop_scale}; it must be (smallest, largest) in (0, 1]"
-            )
+        self.check(0 < low <= high <= 1, "crop_scale", "(smallest, largest) in (0, 1]")
         low, high = self.crop_ratio
-        if not 0 < low <= high:
-            raise ValueError(
-                f"data.crop_ratio is {self.crop_ratio}; it must be (smallest, largest) above 0"
-            )
+        self.check(0 < low <= high, "crop_ratio", "(smallest, largest) above 0")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ValueError(
                     f"data.{key} has {len(values)} values and data.channels is {self.channels}; "
                     "they must agree"
                 )
-        if not all(0 <= value <= 1 for value in self.mean):
-            raise ValueError(
-                f"data.mean is {self.mean}; it must be in units of [0, 1]: divide 8-bit values by "
-                "255"
-            )
-        if not all(0 < value <= 1 for value in self.std):
-            raise ValueError(
-                f"data.std is {self.std}; it must be positive and in units of [0, 1]: divide 8-bit "
-                "values by 255"
-            )
+        units = "in units of [0, 1]: divide 8-bit values by 255"
+        self.check(all(0 <= value <= 1 for value in self.mean), "mean", units)
+        self.check(all(0 < value <= 1 for value in self.std), "std", f"positive and {units}")
 
     @property
     def features(self) -> Features:
@@ -122,22 +112,7 @@ class ImagesConfig(DataConfig):
         return opening.open_splits(self)
 
     def open_split(self, key: str) -> "ImageSplit":
-        """Opens one split, never in memory, and decodes its first record.
-
-        Args:
-          key: "train_split" or "validation_split".
-
-        Raises:
-          ValueError: a key names something that does not exist; the message names the key.
-          BadRecordError: the first record cannot be decoded.
-        """
+        """As `open`, but one split, never in memory: "train_split" or "validation_split"."""
         from darl_jax.data.images import opening
 
         return opening.open_split(self, key)
-
-
-def _check_choice(key: str, value: str | int, choices: tuple[str | int, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"data.{key} is {value!r}; it must be one of {', '.join(map(repr, choices))}"
-        )

@@ -59,14 +59,12 @@ class HostImage:
     Attributes:
       height: rows after the image has been turned upright.
       width: columns after the image has been turned upright.
+
+    Raises:
+      UndecodableImageError: the bytes are no image, or too large (here and in every method).
     """
 
     def __init__(self, source: bytes | UInt8[np.ndarray, "height width channel"]):
-        """Reads the header.
-
-        Raises:
-          UndecodableImageError: the bytes are no image, or one of more than MAX_PIXELS.
-        """
         self._image = _open(source)
         self._orientation = _orientation(self._image)
         self.width, self.height = self._image.size
@@ -81,15 +79,11 @@ class HostImage:
         Call it once: a JPEG may be decoded at a lower resolution than its own for this one box.
 
         Args:
-          box: (left, top, right, bottom) in pixels of the upright image; fractions are allowed.
+          box: in pixels of the upright image; fractions are allowed.
           size: rows and columns of the result.
           channels: 3 for RGB, 1 for luminance (ITU-R 601).
           resizer: "pillow", or "simd", which is faster and may be a gray level off. It is for
             JPEGs, whose decoders differ by as much; lossless images are resized by Pillow.
-
-        Raises:
-          UndecodableImageError: the pixels cannot be decoded.
-          ImportError: the package for "simd" is not installed.
         """
         fast = resizer == "simd" and isinstance(self._image, JpegImagePlugin.JpegImageFile)
         if fast:
@@ -107,11 +101,7 @@ class HostImage:
             return _to_array(resized, channels)
 
     def pixels(self, channels: int) -> UInt8[np.ndarray, "height width {channels}"]:
-        """The whole upright image at its own resolution.
-
-        Raises:
-          UndecodableImageError: the pixels cannot be decoded.
-        """
+        """The whole upright image at its own resolution."""
         with _undecodable():
             return _to_array(self._upright(), channels)
 
@@ -155,14 +145,11 @@ def _undecodable() -> Iterator[None]:
         yield
     except (UndecodableImageError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise UndecodableImageError("it is in no image format that Pillow knows") from error
     except Exception as error:
-        raise UndecodableImageError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "it is in no image format that Pillow knows"
-    return " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UndecodableImageError(reason) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -176,17 +163,12 @@ def _orientation(image: Image.Image) -> int:
 
 def _plain(image: Image.Image) -> Image.Image:
     """The same picture in mode L or RGB, what is transparent laid over white."""
-    if image.mode.startswith("I;16"):
-        gray = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
-    if image.mode == "I" and image.format in ("PNG", "PPM"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         gray = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UndecodableImageError(
-            f"its pixels are 32-bit {'integers' if image.mode == 'I' else 'floats'}, "
-            "which have no defined white"
-        )
+        kind = "integers" if image.mode == "I" else "floats"
+        raise UndecodableImageError(f"its pixels are 32-bit {kind}, which have no defined white")
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image.load()
         opaque = Image.new("RGBA", image.size, (*BACKGROUND, 255))
@@ -211,15 +193,9 @@ def random_resized_crops(
     """Boxes (left, top, right, bottom) in pixels, as torchvision's RandomResizedCrop draws them.
 
     The area is uniform in `scale`, as a fraction of the image's; the aspect ratio (width over
-    height) is log-uniform in `ratio`. Ten tries; then the largest central box whose ratio is
-    within `ratio`. MAE's pre-training, whose recipe Table 8 follows, crops the same way.
-
-    Args:
-      uniforms: UNIFORMS_PER_RECORD numbers in [0, 1) for each record.
-      height: of each image.
-      width: of each image.
-      scale: smallest and largest area.
-      ratio: smallest and largest aspect ratio.
+    height) is log-uniform in `ratio`. Ten tries, on UNIFORMS_PER_RECORD numbers in [0, 1); then
+    the largest central box whose ratio is within `ratio`. MAE's pre-training, whose recipe Table 8
+    follows, crops the same way.
     """
     tries = uniforms[:, : 2 * CROP_ATTEMPTS].reshape(-1, 2, CROP_ATTEMPTS)
     area = (height * width)[:, None] * (scale[0] + (scale[1] - scale[0]) * tries[:, 0])

@@ -1,6 +1,5 @@
 """A whole split of small images, decoded once and held in memory."""
 
-import time
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -11,24 +10,20 @@ from jaxtyping import Bool, Int32, Int64, UInt8
 from darl_jax.data import order
 from darl_jax.data.base import Batch
 from darl_jax.data.images import decode, randaugment, resample
-from darl_jax.data.images.decode import HostImage
 from darl_jax.data.images.split import Decoded, ImageSplit
 
 _BLOCK = 256
 _THREADS = 4
-_SECONDS_BETWEEN_LINES = 5.0
+_LOGGED = 64 * _BLOCK  # images between two lines of progress
 
 
 class MemorySplit:
     """A split's pixels and labels as arrays; examples are made by the batch.
 
     Attributes:
-      config: the data's config.
-      images: planar pixels (n, channel, height, width).
+      images: planar pixels.
       bad: records that cannot be decoded; they hold their substitutes.
     """
-
-    in_memory = True
 
     def __init__(self, by_record: ImageSplit):
         """Decodes every record, with a line of progress now and then.
@@ -39,6 +34,8 @@ class MemorySplit:
         """
         self.config = by_record.config
         self._by_record = by_record
+        self.dataset, self.split = by_record.dataset, by_record.split
+        self.class_names, self.in_memory = by_record.class_names, True
         self.images: UInt8[np.ndarray, "n channel height width"]
         self._labels: Int32[np.ndarray, " n"] = np.zeros(len(by_record), np.int32)
         self.bad: Bool[np.ndarray, " n"] = np.zeros(len(by_record), bool)
@@ -56,29 +53,9 @@ class MemorySplit:
                 self.images[number] = decoded.pixels.transpose(2, 0, 1)
                 self._labels[number] = decoded.label
                 self.bad[number] = decoded.replaced
-        logging.info(
-            "%s, split '%s': %d images of %s in memory, %.0f MB",
-            self.dataset,
-            self.split,
-            len(self),
-            _size(shape),
-            self.images.nbytes / 1e6,
-        )
-
-    @property
-    def dataset(self) -> str:
-        """The dataset's name or folder, for messages."""
-        return self._by_record.dataset
-
-    @property
-    def split(self) -> str:
-        """The split as the config writes it."""
-        return self._by_record.split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty without labels."""
-        return self._by_record.class_names
+        text = "%s, split '%s': %d images of %s in memory, %.0f MB"
+        size, megabytes = _size(shape), self.images.nbytes / 1e6
+        logging.info(text, self.dataset, self.split, len(self), size, megabytes)
 
     def __len__(self) -> int:
         return len(self._by_record)
@@ -101,12 +78,9 @@ class MemorySplit:
         """Crops, resizes, mirrors and distorts images, with `ImageSplit`'s random numbers."""
         config, (height, width) = self.config, self.images.shape[2:]
         uniforms = order.uniforms(seed, epoch, index, decode.UNIFORMS_PER_RECORD)
+        heights, widths = np.full(len(index), height), np.full(len(index), width)
         boxes = decode.random_resized_crops(
-            uniforms,
-            np.full(len(index), height),
-            np.full(len(index), width),
-            config.crop_scale,
-            config.crop_ratio,
+            uniforms, heights, widths, config.crop_scale, config.crop_ratio
         )
         pixels = resample.resize_crops(self.images[index], boxes, config.image_size)
         if config.flip:
@@ -133,29 +107,17 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _decode_blocks(split: ImageSplit) -> Iterator[tuple[int, list[Decoded]]]:
-    def pixels(image: HostImage) -> UInt8[np.ndarray, "height width channel"]:
-        return image.pixels(split.config.channels)
-
-    def decode_block(start: int) -> tuple[int, list[Decoded]]:
+    def decode_block(start: int) -> list[Decoded]:
         index = np.arange(start, min(start + _BLOCK, len(split)))
-        return start, split.decode_records(index, pixels)
+        return split.decode_records(index, lambda image: image.pixels(split.config.channels))
 
-    began = said = time.monotonic()
+    starts = range(0, len(split), _BLOCK)
+    text = "Decoding %s, split '%s', into memory: %d of %d images"
     with futures.ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for start, block in pool.map(decode_block, range(0, len(split), _BLOCK)):
+            for start, block in zip(starts, pool.map(decode_block, starts), strict=True):
                 yield start, block
-                now = time.monotonic()
-                if now - said > _SECONDS_BETWEEN_LINES:
-                    said = now
-                    done = start + len(block)
-                    logging.info(
-                        "Decoding %s, split '%s', into memory: %d of %d images, %.0f s to go",
-                        split.dataset,
-                        split.split,
-                        done,
-                        len(split),
-                        (now - began) / done * (len(split) - done),
-                    )
+                if start and start % _LOGGED == 0:
+                    logging.info(text, split.dataset, split.split, start + len(block), len(split))
         finally:
             pool.shutdown(cancel_futures=True)

@@ -14,12 +14,7 @@ from darl_jax.data.sources.tfds import TfdsSource
 
 
 def open_splits(config: ImagesConfig) -> Splits:
-    """Opens both splits, decodes the first record of each, and with `in_memory` all.
-
-    Raises:
-      ValueError: a key names something that does not exist; the message names the key.
-      BadRecordError: a first record cannot be decoded, or with `in_memory` any record.
-    """
+    """Body of `ImagesConfig.open`."""
     train, validation = open_split(config, "train_split"), open_split(config, "validation_split")
     if train.class_names != validation.class_names:
         raise ValueError(
@@ -33,25 +28,12 @@ def open_splits(config: ImagesConfig) -> Splits:
 
 
 def open_split(config: ImagesConfig, key: str) -> ImageSplit:
-    """Opens one split, never in memory, and decodes its first record.
-
-    Args:
-      config: the dataset.
-      key: "train_split" or "validation_split".
-
-    Raises:
-      ValueError: a key names something that does not exist; the message names the key.
-      BadRecordError: the first record cannot be decoded.
-    """
+    """Body of `ImagesConfig.open_split`."""
     split = ImageSplit(_open_source(config, key), config)
     first = split.eval_examples(np.zeros(1, np.int64))
     logging.info(
         "data.%s: %s, split '%s', %d records, %d classes; the first one %s",
-        key,
-        split.dataset,
-        split.split,
-        len(split),
-        len(split.class_names),
+        *(key, split.dataset, split.split, len(split), len(split.class_names)),
         "decodes" if first["mask"][0] else "does not decode",
     )
     return split

@@ -50,31 +50,22 @@ class RandAugmentConfig:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.magnitude <= MAX_MAGNITUDE:
-            raise ValueError(
-                f"data.randaugment.magnitude is {self.magnitude}; it must be between 0, for none, "
-                f"and {MAX_MAGNITUDE:.0f}"
-            )
-        if self.std < 0:
-            raise ValueError(f"data.randaugment.std is {self.std}; it must be 0 or more")
-        if self.num_ops < 1:
-            raise ValueError(f"data.randaugment.num_ops is {self.num_ops}; it must be at least 1")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(
-                f"data.randaugment.probability is {self.probability}; it must be in [0, 1]"
-            )
+        for key, valid, rule in (
+            ("magnitude", 0 <= self.magnitude <= MAX_MAGNITUDE, "between 0, for none, and 10"),
+            ("std", self.std >= 0, "0 or more"),
+            ("num_ops", self.num_ops >= 1, "at least 1"),
+            ("probability", 0 <= self.probability <= 1, "in [0, 1]"),
+        ):
+            if not valid:
+                value = getattr(self, key)
+                raise ValueError(f"data.randaugment.{key} is {value}; it must be {rule}")
 
 
 class Operation(NamedTuple):
-    """One thing to do to an image.
+    """One thing to do to an image."""
 
-    Attributes:
-      name: a key of OPERATIONS.
-      strength: from -1 to 1, magnitude / 10 with a sign; it counts where there are two directions.
-    """
-
-    name: str
-    strength: float
+    name: str  # a key of OPERATIONS
+    strength: float  # magnitude / 10, with a sign, which counts where there are two directions
 
 
 def _moved(
@@ -142,12 +133,7 @@ def draw(
     epoch: Int64[np.ndarray, " n"],
     index: Int64[np.ndarray, " n"],
 ) -> list[list[Operation]]:
-    """Operations on each record: a pure function of (seed, epoch, record).
-
-    Returns:
-      for each record the operations in their order, fewer than `num_ops` where the dice say so,
-      and none where `config.magnitude` is 0.
-    """
+    """Operations on each record, in their order: a pure function of (seed, epoch, record)."""
     if config.magnitude == 0:
         return [[] for _ in index]
     count = config.num_ops * _UNIFORMS_PER_OPERATION
@@ -172,13 +158,7 @@ def apply(
     operations: Sequence[Operation],
     mean: Sequence[float],
 ) -> UInt8[np.ndarray, "height width channel"]:
-    """The image after these operations, in their order; without any, `pixels` as they are.
-
-    Args:
-      pixels: RGB, or one channel of luminance.
-      operations: what is done.
-      mean: of each channel, in units of [0, 1]: the color of what moves into the image.
-    """
+    """The image after these operations; the mean in [0, 1] colors what moves into the image."""
     if not operations:
         return pixels
     levels = tuple(min(255, round(255 * value)) for value in mean)

@@ -69,12 +69,7 @@ def resize_crops(
     """Each image's box, resized to `out` x `out` as Pillow does it, within a gray level or two.
 
     Pillow rounds and clips to 8 bits between its horizontal and its vertical pass, which is seen
-    where the filter overshoots; so does this.
-
-    Args:
-      images: planar pixels; a matrix product wants them in this order.
-      boxes: (left, top, right, bottom) in whole pixels, within the image.
-      out: rows and columns of the result.
+    where the filter overshoots; so does this. Boxes are (left, top, right, bottom).
     """
     height, width = images.shape[2:]
     if height == width == out and np.array_equal(

@@ -21,11 +21,7 @@ _thread = threading.local()
 
 
 def resizer() -> "Resizer":
-    """The resizer of this thread, which keeps its buffers.
-
-    Raises:
-      ImportError: the package is not installed.
-    """
+    """The resizer of this thread, which keeps its buffers."""
     if not hasattr(_thread, "resizer"):
         try:
             from cykooz_resizer import Resizer
@@ -44,11 +40,6 @@ def resize_box(
     """Resizes the pixels in `box` to `size` x `size` as `Image.resize(BICUBIC, box=box)` does.
 
     First the rows are resized and rounded to 8 bits, then the columns, as in `resample`.
-
-    Args:
-      image: of mode RGB or L.
-      box: (left, top, right, bottom) in pixels; fractions are allowed.
-      size: rows and columns of the result.
     """
     from cykooz_resizer import ImageData, PixelType
 

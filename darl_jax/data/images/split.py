@@ -1,6 +1,5 @@
 """A split of images, each read and decoded when it is its turn."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -25,42 +24,20 @@ Pixels = UInt8[np.ndarray, "height width channel"]
 
 
 class Decoded(NamedTuple):
-    """One record's pixels.
-
-    Attributes:
-      pixels: uint8; of the substitute where `replaced`.
-      label: class number, -1 for none; of the substitute where `replaced`.
-      replaced: the record itself cannot be decoded.
-    """
+    """One record's pixels and label; those of a substitute where it cannot be decoded itself."""
 
     pixels: Pixels
-    label: int
+    label: int  # -1 for none
     replaced: bool
 
 
-@dataclasses.dataclass(frozen=True)
 class ImageSplit:
     """Records of a source as examples."""
 
-    source: Source
-    config: ImagesConfig
-
-    in_memory = False
-
-    @property
-    def dataset(self) -> str:
-        """The dataset's name or folder, for messages."""
-        return self.source.dataset
-
-    @property
-    def split(self) -> str:
-        """The split as the config writes it."""
-        return self.source.split
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label; empty without labels."""
-        return self.source.class_names
+    def __init__(self, source: Source, config: ImagesConfig):
+        self.source, self.config = source, config
+        self.dataset, self.split = source.dataset, source.split
+        self.class_names, self.in_memory = source.class_names, False
 
     def __len__(self) -> int:
         return len(self.source)
@@ -74,10 +51,8 @@ class ImageSplit:
     ) -> Batch:
         """Reads, crops, resizes, mirrors and distorts images, and stacks them.
 
-        Crop and flip (Table 8) and RandAugment are keyed by (seed, epoch, record).
-
-        Raises:
-          BadRecordError: a record cannot be decoded, and on_bad_record is "error".
+        Crop and flip (Table 8) and RandAugment are keyed by (seed, epoch, record). A bad record
+        raises BadRecordError, or has a substitute.
         """
         uniforms = order.uniforms(seed, epoch, index, decode.UNIFORMS_PER_RECORD)
         operations = randaugment.draw(self.config.randaugment, seed, epoch, index)
@@ -96,11 +71,7 @@ class ImageSplit:
         }
 
     def eval_examples(self, index: Int64[np.ndarray, " n"]) -> Batch:
-        """Reads, crops and resizes images; records that cannot be decoded are black and masked.
-
-        Raises:
-          BadRecordError: a record cannot be decoded, and on_bad_record is "error".
-        """
+        """Reads, crops and resizes images; bad records raise, or are black and masked."""
         decoded = self.decode_records(index, functools.partial(central_crop, self.config))
         good = np.array([not d.replaced for d in decoded], bool)
         images = _stacked([d.pixels for d in decoded])
@@ -109,11 +80,7 @@ class ImageSplit:
         return {"image": images, "label": np.where(good, labels, -1), "mask": good}
 
     def labels(self, index: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
-        """Class numbers of records, read and not decoded; -1 for none.
-
-        Raises:
-          BadRecordError: a record cannot be read, and on_bad_record is "error".
-        """
+        """Class numbers of records, read and not decoded; -1 for none. Raises BadRecordError."""
         records = self._read(index)
         for record in records:
             if isinstance(record, BadRecordError):

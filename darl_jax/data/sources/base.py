@@ -10,47 +10,37 @@ from jaxtyping import Int64, UInt8
 
 
 class Record(NamedTuple):
-    """One example as it is stored.
+    """One example as it is stored."""
 
-    Attributes:
-      image: the encoded file's bytes, or pixels of (height, width, channel).
-      label: class number, -1 where the dataset has none.
-      name: what finds the record again, for messages: a file name, a path, a shard.
-    """
-
-    image: bytes | UInt8[np.ndarray, "height width channel"]
-    label: int
-    name: str
+    image: bytes | UInt8[np.ndarray, "height width channel"]  # an encoded file, or pixels
+    label: int  # -1 where the dataset has none
+    name: str  # for messages: a file name, a path, a shard
 
 
 class BadRecordError(ValueError):
     """A record that cannot be read or decoded; the message names it.
 
     Attributes:
-      dataset: the dataset's name or folder.
-      split: the split as the config writes it.
-      index: the record's number in this split.
-      name: the record's file name.
-      reason: why it cannot be decoded.
-      advice: what to do about it; empty where nothing need be done.
+      index: the record's number in its split.
     """
 
     def __init__(
         self, dataset: str, split: str, index: int, name: str, reason: str, advice: str = ""
     ):
         super().__init__(dataset, split, index, name, reason, advice)
-        self.dataset, self.split, self.index = dataset, split, index
-        self.name, self.reason, self.advice = name, reason, advice
+        self.index = index
 
     def __str__(self) -> str:
+        dataset, split, index, name, reason, advice = self.args
         return (
-            f"{self.dataset}, split '{self.split}', record {self.index} ({self.name}) cannot be "
-            f"decoded: {self.reason}{'; ' if self.advice else ''}{self.advice}"
+            f"{dataset}, split '{split}', record {index} ({name}) cannot be decoded: {reason}"
+            f"{'; ' if advice else ''}{advice}"
         )
 
     def advising(self, advice: str) -> "BadRecordError":
         """The same error with advice."""
-        return BadRecordError(self.dataset, self.split, self.index, self.name, self.reason, advice)
+        dataset, split, index, name, reason, _ = self.args
+        return BadRecordError(dataset, split, index, name, reason, advice)
 
 
 @runtime_checkable
@@ -78,21 +68,17 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> str:
-        """A hash of the records and their order, the same wherever the files lie.
-
-        It is made of names and numbers; the images themselves are not read.
-        """
+        """A hash of names and numbers of the records in their order, wherever the files lie."""
         ...
 
 
 def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarray, " n"]:
-    """The record numbers that TFDS's split syntax means, for a source that is not TFDS.
+    """Record numbers of a split in TFDS's syntax, such as "train[:90%]", of one base split.
 
     Args:
-      split: "train", "train[:90%]", "train[10:50]", or a sum of such joined by "+"; all of one
-        base split.
-      lengths: how many records each base split has.
-      key: the config key that the split comes from, for the message.
+      split: as the config has it.
+      lengths: records of each base split.
+      key: of the config, for the message.
 
     Raises:
       ValueError: the split is malformed, unknown, outside the records or empty.
@@ -109,26 +95,24 @@ def split_ranges(split: str, lengths: dict[str, int], key: str) -> list[range]:
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
+        ranges = [
+            range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+            for part in parts
+        ]
+        if not any(ranges):
+            raise ValueError("It holds no records.")
     except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(_bad_split(key, split, lengths, error)) from error
-    ranges = [
-        range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
-        for part in parts
-    ]
-    if not any(ranges):
-        raise ValueError(_bad_split(key, split, lengths, ValueError("It holds no records.")))
+        there = ", ".join(f"{name} ({length} records)" for name, length in lengths.items())
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"data.{key}='{split}' cannot be read: {reason} What is there: {there}"
+        ) from error
     return ranges
 
 
 def base_split(split: str) -> str:
     """The name before the first slice: "train" of "train[:90%]+train[95%:]"."""
     return re.split(r"[\[+]", split, maxsplit=1)[0].strip()
-
-
-def _bad_split(key: str, split: str, lengths: dict[str, int], error: Exception) -> str:
-    there = ", ".join(f"{name} ({length} records)" for name, length in lengths.items())
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"data.{key}='{split}' cannot be read: {reason} What is there: {there}"
 
 
 def as_names(names: Iterable[str], limit: int = 20) -> str:

@@ -25,15 +25,7 @@ class DigitsSource:
     class_names = tuple("0123456789")
 
     def __init__(self, split: str, *, split_key: str = "train_split"):
-        """Takes a split.
-
-        Args:
-          split: "train" or "validation", or slices of one of them.
-          split_key: the config key that the split comes from, for messages.
-
-        Raises:
-          ValueError: there is no such split, or it joins both.
-        """
+        """Takes "train" or "validation", or slices of one of them."""
         lengths = {"train": DIGITS_TRAIN, "validation": DIGITS_VALIDATION}
         index = slice_split(split, lengths, split_key)
         bases = {base_split(part) for part in split.split("+")}

@@ -48,9 +48,7 @@ class FolderSource:
           train_split: the split whose classes number the labels.
 
         Raises:
-          ValueError: there is no such folder or split, no image in it, a folder in it that cannot
-            be listed, images both beside and inside class folders, or a class that the training
-            split lacks.
+          ValueError: the folder is not as it should be, or has no such split.
         """
         root = _root(data_dir)
         base = sources.base_split(split)
@@ -72,15 +70,8 @@ class FolderSource:
         self._paths = np.array([os.fsencode(path) for path in paths])
         chosen = sources.slice_split(split, {base: len(paths)}, split_key)
         self._files = order.permute(chosen, len(paths), order.STREAM_FILES)
-        logging.info(
-            "%s, split '%s': %d images, %s",
-            self.dataset,
-            split,
-            len(self),
-            f"{len(classes)} classes ({sources.as_names(self.class_names, 5)})"
-            if classes
-            else "no class folders",
-        )
+        text, shown = "%s, split '%s': %d images, %d classes %s", self.class_names
+        logging.info(text, self.dataset, split, len(self), len(shown), sources.as_names(shown, 5))
         if len(classes) == 1 and directory == train and split_key == "train_split":
             logging.warning(
                 "%s: all images lie in the one folder '%s', which is then the only class; if it "
@@ -92,11 +83,7 @@ class FolderSource:
         return len(self._files)
 
     def read(self, index: Sequence[int]) -> list[sources.Record]:
-        """The files of these numbers.
-
-        Raises:
-          BadRecordError: a file cannot be read.
-        """
+        """The files of these numbers."""
         if len(index) == 1:
             return [self._read(index[0])]
         return _reading_threads().map(self._read, index)
@@ -137,10 +124,9 @@ def _root(data_dir: str) -> epath.Path:
     if not data_dir:
         raise ValueError("data.data_dir is empty: it is the folder that holds the images")
     root = epath.Path(data_dir).expanduser()
-    if not root.exists():
-        raise ValueError(f"data.data_dir='{data_dir}' does not exist")
     if not root.is_dir():
-        raise ValueError(f"data.data_dir='{data_dir}' is a file, not a folder of images")
+        problem = "is a file, not a folder of images" if root.exists() else "does not exist"
+        raise ValueError(f"data.data_dir='{data_dir}' {problem}")
     return root
 
 

@@ -14,25 +14,32 @@ _NAMED_SHARDS = 3
 def check_shards(
     what: str, directory: epath.Path, records: Mapping[str, int], *, skip_bad: bool
 ) -> None:
-    """Looks at all shards of a split.
+    """Raises ValueError for files that are missing, cut off, or of another dataset.
+
+    The folder is listed once, and of each file the end is read, where ArrayRecord keeps the places
+    of all records: it is missing from a file whose copying or writing was cut short. Damage in the
+    middle of a file shows when the record is read.
 
     Args:
       what: names the dataset and the split, for the message.
       directory: the folder that holds them.
-      records: how many records the dataset's metadata expects in each file, by its name.
-      skip_bad: log what is wrong in place of raising it.
-
-    Raises:
-      ValueError: shards are damaged and `skip_bad` is off.
+      records: number that the dataset's metadata expects in each file, by its name.
+      skip_bad: logs what is wrong instead.
     """
-    damaged = damaged_shards(directory, records)
+    there = {path.name for path in directory.iterdir()}
+
+    def damage(name: str) -> str:
+        return _damage(directory / name, records[name]) if name in there else "it is missing"
+
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+        reasons = zip(records, pool.map(damage, records), strict=True)
+    damaged = [f"{name} ({reason})" for name, reason in reasons if reason]
     if not damaged:
         return
-    names = [f"{name} ({reason})" for name, reason in damaged.items()]
-    more = f" and {len(names) - _NAMED_SHARDS} more" if len(names) > _NAMED_SHARDS else ""
+    more = f" and {len(damaged) - _NAMED_SHARDS} more" if len(damaged) > _NAMED_SHARDS else ""
     message = (
         f"{what}: {len(damaged)} of {len(records)} shards in {directory} cannot be used: "
-        f"{', '.join(names[:_NAMED_SHARDS])}{more}"
+        f"{', '.join(damaged[:_NAMED_SHARDS])}{more}"
     )
     if not skip_bad:
         raise ValueError(
@@ -40,32 +47,6 @@ def check_shards(
             "data.on_bad_record='skip' trains with substitutes for their records"
         )
     logging.warning("%s; their records are replaced by others", message)
-
-
-def damaged_shards(directory: epath.Path, records: Mapping[str, int]) -> dict[str, str]:
-    """The ArrayRecord files that are missing, cut off, or of another dataset.
-
-    The folder is listed once, and of each file the end is read, where ArrayRecord keeps the places
-    of all records: it is missing from a file whose copying or writing was cut short. Damage in the
-    middle of a file shows when the record is read.
-
-    Args:
-      directory: the folder that holds them.
-      records: how many records the dataset's metadata expects in each file, by its name.
-
-    Returns:
-      What is wrong, by file name; empty where nothing is.
-    """
-    there = {path.name for path in directory.iterdir()}
-
-    def damage(name: str) -> str:
-        if name not in there:
-            return "it is missing"
-        return _damage(directory / name, records[name])
-
-    with futures.ThreadPoolExecutor(_THREADS) as pool:
-        reasons = dict(zip(records, pool.map(damage, records), strict=True))
-    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _damage(path: epath.Path, expected: int) -> str:

@@ -12,11 +12,6 @@ from darl_jax.data.base import fingerprint_of
 from darl_jax.data.sources.base import BadRecordError, Record, split_ranges
 from darl_jax.data.sources.shards import check_shards
 
-# One command line on purpose: it is what the reader of the message pastes.
-CONVERT_COMMAND = (
-    "tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record"
-)
-
 
 class TfdsSource:
     """A split of a TFDS dataset that was prepared as ArrayRecord, read without TensorFlow."""
@@ -37,12 +32,10 @@ class TfdsSource:
           split: TFDS's split syntax, slices too.
           data_dir: the folder or bucket that holds the dataset's own folder.
           split_key: the config key that the split comes from, for messages.
-          skip_bad: say which shards are missing or cut off, and go on without them.
+          skip_bad: shards that are missing or cut off are logged, and no error.
 
         Raises:
-          ValueError: there is no such folder, dataset, version, split, or no "image" in it; or it
-            was prepared as TFRecord, and then the message has the command that converts it; or
-            `skip_bad` is off and a shard is missing or cut off.
+          ValueError: what the config names is not there, or cannot be read.
         """
         directory = _tfds_directory(name, data_dir)
         _check_format(directory)
@@ -79,11 +72,7 @@ class TfdsSource:
         return len(self._records)
 
     def read(self, index: Sequence[int]) -> list[Record]:
-        """The records of these numbers, read from their shards in parallel.
-
-        Raises:
-          BadRecordError: a shard is damaged, or a record in it.
-        """
+        """The records of these numbers, read from their shards in parallel."""
         try:
             examples = self._records.__getitems__(list(index))
         except Exception as error:  # ArrayRecord's readers raise types of C++'s own on bad shards.
@@ -180,7 +169,7 @@ def _version_number(path: str) -> tuple[int, ...]:
 
 
 def _no_dataset(name: str, dataset: str, root: epath.Path) -> str:
-    there = _folders(root)
+    there = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.is_dir())
     close = difflib.get_close_matches(dataset, there, n=1)
     guess = f"; did you mean '{close[0]}'?" if close else "."
     return (
@@ -195,10 +184,6 @@ def _check_format(directory: epath.Path) -> None:
     if "array_record" not in formats:
         raise ValueError(
             f"{directory} was prepared as {', '.join(sorted(formats))}, and random access needs "
-            "ArrayRecord; where TensorFlow is installed this converts it in place: "
-            + CONVERT_COMMAND.format(directory=directory)
+            "ArrayRecord; where TensorFlow is installed this converts it in place: tfds "
+            f"convert_format --dataset_version_dir={directory} --out_file_format=array_record"
         )
-
-
-def _folders(path: epath.Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir() if not p.name.startswith(".") and p.is_dir())
