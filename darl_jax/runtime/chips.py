@@ -36,7 +36,7 @@ class Interconnect:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Rates of one device, and their source."""
+    """Rates of one device."""
 
     name: str
     device_kinds: tuple[str, ...]  # as jax.Device.device_kind has it
@@ -46,16 +46,25 @@ class Chip:
     hbm_bytes_per_second: float  # read and written together
     interconnect: Interconnect
     network_bytes_per_second: float  # one way, between what the interconnect does not join
-    source: str
 
 
 def _torus(axes: int, link: float, wrap_multiple: int, max_devices: int) -> Interconnect:
     return Interconnect(2 * axes, link, axes, wrap_multiple, max_devices)
 
 
-def _nvlink(one_way: float) -> Interconnect:
-    # The eight GPUs of a DGX or HGX board.
-    return Interconnect(1, one_way, 0, 0, 8)
+def _gpu(
+    name: str, kind: str, flops: float, mib: int, hbm: float, nvlink: float, network: float
+) -> Chip:
+    return Chip(
+        name=name,
+        device_kinds=(kind,),
+        peak_bf16_flops=flops,
+        hbm_bytes=mib * _MIB,
+        usable_hbm_bytes=int(_GPU_SHARE * mib * _MIB),
+        hbm_bytes_per_second=hbm,
+        interconnect=Interconnect(1, nvlink, 0, 0, 8),  # the eight GPUs of a DGX or HGX board
+        network_bytes_per_second=network,
+    )
 
 
 # The usable memory of TPUs is what libtpu 0.0.42.1 names when it refuses a program: "exceeds
@@ -63,6 +72,7 @@ def _nvlink(one_way: float) -> Interconnect:
 # chip in Google's documentation are twice its links times BOOK's one-way rate (but for v4, which
 # it does not give).
 _CHIPS = (
+    # https://cloud.google.com/tpu/docs/v4 BOOK
     Chip(
         name="v4",
         device_kinds=("TPU v4",),
@@ -72,8 +82,8 @@ _CHIPS = (
         hbm_bytes_per_second=1200e9,
         interconnect=_torus(3, 45e9, 4, 4096),
         network_bytes_per_second=25e9 / 4,  # BOOK: 25 GB/s a host, which has 4 chips
-        source="https://cloud.google.com/tpu/docs/v4 BOOK",
     ),
+    # https://cloud.google.com/tpu/docs/v5e BOOK
     Chip(
         name="v5e",
         device_kinds=("TPU v5 lite", "TPU v5e"),
@@ -83,8 +93,8 @@ _CHIPS = (
         hbm_bytes_per_second=819e9,
         interconnect=_torus(2, 50e9, 16, 256),
         network_bytes_per_second=6400e9 / 8 / 256,  # 6.4 Tbit/s a pod
-        source="https://cloud.google.com/tpu/docs/v5e BOOK",
     ),
+    # https://cloud.google.com/tpu/docs/v5p BOOK
     Chip(
         name="v5p",
         device_kinds=("TPU v5", "TPU v5p"),
@@ -94,8 +104,8 @@ _CHIPS = (
         hbm_bytes_per_second=2765e9,
         interconnect=_torus(3, 100e9, 4, 6144),
         network_bytes_per_second=50e9 / 8,
-        source="https://cloud.google.com/tpu/docs/v5p BOOK",
     ),
+    # https://cloud.google.com/tpu/docs/v6e https://cloud.google.com/tpu/docs/tpu7x BOOK
     Chip(
         name="v6e",
         device_kinds=("TPU v6 lite", "TPU v6e"),
@@ -105,8 +115,8 @@ _CHIPS = (
         hbm_bytes_per_second=1638e9,
         interconnect=_torus(2, 100e9, 16, 256),
         network_bytes_per_second=100e9 / 8,
-        source="https://cloud.google.com/tpu/docs/v6e https://cloud.google.com/tpu/docs/tpu7x BOOK",
     ),
+    # https://cloud.google.com/tpu/docs/tpu7x
     Chip(
         name="tpu7x",
         device_kinds=("TPU7x",),
@@ -118,63 +128,14 @@ _CHIPS = (
         # to each other by something faster, which is not counted.
         interconnect=_torus(3, 1200e9 / 2 / 6 / 2, 4, 2 * 9216),
         network_bytes_per_second=100e9 / 8 / 2,
-        source="https://cloud.google.com/tpu/docs/tpu7x",
     ),
-    Chip(
-        name="a100-40",
-        device_kinds=("NVIDIA A100-SXM4-40GB",),
-        peak_bf16_flops=312e12,
-        hbm_bytes=40960 * _MIB,
-        usable_hbm_bytes=int(_GPU_SHARE * 40960 * _MIB),
-        hbm_bytes_per_second=1555e9,
-        interconnect=_nvlink(300e9),
-        network_bytes_per_second=200e9 / 8,  # DGX A100: a 200 Gbit/s adapter for each GPU
-        source="https://www.nvidia.com/en-us/data-center/a100",
-    ),
-    Chip(
-        name="a100-80",
-        device_kinds=("NVIDIA A100-SXM4-80GB",),
-        peak_bf16_flops=312e12,
-        hbm_bytes=81920 * _MIB,
-        usable_hbm_bytes=int(_GPU_SHARE * 81920 * _MIB),
-        hbm_bytes_per_second=2039e9,
-        interconnect=_nvlink(300e9),
-        network_bytes_per_second=200e9 / 8,
-        source="https://www.nvidia.com/en-us/data-center/a100",
-    ),
-    Chip(
-        name="h100",
-        device_kinds=("NVIDIA H100 80GB HBM3",),
-        peak_bf16_flops=989.4e12,
-        hbm_bytes=81559 * _MIB,
-        usable_hbm_bytes=int(_GPU_SHARE * 81559 * _MIB),
-        hbm_bytes_per_second=3350e9,
-        interconnect=_nvlink(450e9),
-        network_bytes_per_second=400e9 / 8,  # DGX H100, H200, B200: 400 Gbit/s for each GPU
-        source="https://www.nvidia.com/en-us/data-center/h100",
-    ),
-    Chip(
-        name="h200",
-        device_kinds=("NVIDIA H200",),
-        peak_bf16_flops=989.4e12,
-        hbm_bytes=143771 * _MIB,
-        usable_hbm_bytes=int(_GPU_SHARE * 143771 * _MIB),
-        hbm_bytes_per_second=4800e9,
-        interconnect=_nvlink(450e9),
-        network_bytes_per_second=400e9 / 8,
-        source="https://www.nvidia.com/en-us/data-center/h200",
-    ),
-    Chip(
-        name="b200",
-        device_kinds=("NVIDIA B200",),
-        peak_bf16_flops=2250e12,
-        hbm_bytes=183359 * _MIB,
-        usable_hbm_bytes=int(_GPU_SHARE * 183359 * _MIB),
-        hbm_bytes_per_second=8000e9,
-        interconnect=_nvlink(900e9),
-        network_bytes_per_second=400e9 / 8,
-        source="https://www.nvidia.com/en-us/data-center/dgx-b200",
-    ),
+    # https://www.nvidia.com/en-us/data-center/: a100, h100, h200, dgx-b200. A DGX A100 has a 200
+    # Gbit/s adapter for each GPU, those of H100, H200 and B200 have 400 Gbit/s.
+    _gpu("a100-40", "NVIDIA A100-SXM4-40GB", 312e12, 40960, 1555e9, 300e9, 200e9 / 8),
+    _gpu("a100-80", "NVIDIA A100-SXM4-80GB", 312e12, 81920, 2039e9, 300e9, 200e9 / 8),
+    _gpu("h100", "NVIDIA H100 80GB HBM3", 989.4e12, 81559, 3350e9, 450e9, 400e9 / 8),
+    _gpu("h200", "NVIDIA H200", 989.4e12, 143771, 4800e9, 450e9, 400e9 / 8),
+    _gpu("b200", "NVIDIA B200", 2250e12, 183359, 8000e9, 900e9, 400e9 / 8),
 )
 
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _CHIPS}

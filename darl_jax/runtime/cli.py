@@ -9,7 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import ml_collections
@@ -89,27 +89,24 @@ def _interrupt(number: int) -> None:
 
 @contextlib.contextmanager
 def one_line_errors(code: int, *kinds: type[Exception]) -> Iterator[None]:
-    """Turns errors that a user can mend into one line and an exit code; --verbosity=1 shows more.
-
-    Of several processes that fail, the first one says so, and all end.
-    """
+    """Turns errors into one line and an exit code; --verbosity=1 shows more."""
     try:
         yield
     except kinds as error:
-        logging.debug("This is where it happened:", exc_info=True)
-        cluster.fail_together(code, f"error: {error}", error)
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(code)
+        end(code, error)
+
+
+def end(code: int, error: Exception) -> NoReturn:
+    """Ends the program, and all processes of its run, with an error in one line."""
+    logging.debug("This is where it happened:", exc_info=True)
+    cluster.fail_together(code, f"error: {error}", error)
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 @contextlib.contextmanager
 def advice_on_devices() -> Iterator[None]:
-    """Names the keys to change where there is no device, or one runs out of memory.
-
-    Raises:
-      ValueError: JAX has no device.
-      MemoryError: a device ran out of memory.
-    """
+    """Names the keys to change where there is no device, or one runs out of memory."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:  # which JAX raises for a missing platform
@@ -131,18 +128,12 @@ def advice_on_devices() -> Iterator[None]:
 
 
 def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[str]], list[str]]:
-    """Parses flags for `app.run`, with one line for an error in a flag or a config file.
-
-    Args:
-      usage: an example of a command line, for messages.
-      arguments: whether there are other arguments than flags.
-    """
+    """Parser for `app.run`, with one line for an error in a flag or a config file; see `run`."""
 
     def parse(argv: Sequence[str]) -> list[str]:
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
-            argv = [re.sub(r"^(--?config=)(~.*)", _in_home, argument) for argument in argv]
             path = _config_file(argv)
             try:
                 rest = flags.FLAGS(argv)
@@ -167,11 +158,6 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
         return rest
 
     return parse
-
-
-def _in_home(match: re.Match[str]) -> str:
-    """The flag with ~ replaced, which a shell does not do after an equals sign."""
-    return match[1] + os.path.expanduser(match[2])
 
 
 def _config_file(argv: Sequence[str]) -> str:

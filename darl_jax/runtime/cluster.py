@@ -46,14 +46,9 @@ _ending = threading.Lock()
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Joins the other processes of the run, before anything else uses JAX.
 
-    The arguments come before JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Where
-    none is set, JAX looks for a SLURM step, a TPU slice and the like; otherwise the process is
-    alone.
-
-    Args:
-      coordinator: host:port on the machine of process 0.
-      num_processes: number of processes over all machines; 1 looks for no others.
-      process_id: from 0 to num_processes - 1.
+    The arguments come before JAX_COORDINATOR_ADDRESS (host:port on the machine of process 0),
+    JAX_NUM_PROCESSES (1 looks for no others) and JAX_PROCESS_ID. Where none is set, JAX looks for a
+    SLURM step, a TPU slice and the like; otherwise the process is alone.
 
     Raises:
       ValueError: some of the settings are missing, or do not fit each other.
@@ -109,12 +104,8 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
 def share_failures(workdir: epath.Path) -> None:
     """Makes the first failure end all processes, from here on. A collective.
 
-    Args:
-      workdir: an existing folder.
-
     Raises:
-      ValueError: it is not the same folder for all processes.
-      OSError: it cannot be written.
+      ValueError: the workdir, which exists, is not the same folder for all processes.
     """
     global _record
     if not _joined:
@@ -155,12 +146,8 @@ def fail_together(code: int, message: str, error: Exception | None = None) -> No
 def leave_together(code: int, message: str, error: BaseException | None = None) -> NoReturn:
     """Ends this process at once, and the others with the reason and code of the first to fail.
 
-    May be called on any thread.
-
-    Args:
-      code: exit code, unless another process failed first.
-      message: its first line is the reason that other processes print.
-      error: cause; one of JAX's runtime may mean that another process is gone.
+    May be called on any thread. The others print the first line of the message. An error of JAX's
+    runtime may mean that another process is gone.
     """
     _ending.acquire()  # Never released: one thread ends the process, others wait here.
     try:
@@ -176,11 +163,7 @@ def agree_on(value: int) -> int:
 
 
 def gather(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "process *shape"]:
-    """Values of all processes, bit for bit, in the order of the processes. A collective.
-
-    Args:
-      values: of the same shape and dtype in all processes.
-    """
+    """Values of all processes, bit for bit, in the order of the processes. A collective."""
     if jax.process_count() == 1:
         return values[None]
     # As bytes: JAX would make float32 of float64.
@@ -191,16 +174,9 @@ def gather(values: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "process 
 
 
 def check_alike(content: Mapping[str, Any], name: str) -> None:
-    """Checks that all processes have the same content. A collective.
+    """Checks that all processes have the same content, by its name in the error. A collective.
 
     Processes that differ would call other collectives, and wait for each other for ever.
-
-    Args:
-      content: JSON values, compared by their hash.
-      name: names the content in the message.
-
-    Raises:
-      ValueError: some processes have another content than process 0.
     """
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
     _check(gather(np.frombuffer(digest, np.uint8)), f"have other {name} than process 0")

@@ -81,12 +81,13 @@ class StopRequest:
 
     Attributes:
       signal: name of the signal that came during training, or None.
+      training: training has begun.
     """
 
     def __init__(self, leave: Callable[[int, str], NoReturn]) -> None:
         self.signal: str | None = None
         self._leave = leave
-        self._training = False
+        self.training = False
         self._ended = False
         self._finish: Callable[[], str] | None = None
         self._handling = handling(
@@ -95,7 +96,7 @@ class StopRequest:
 
     def begin_training(self) -> None:
         """Notes signals from now on, for the training loop to save and leave."""
-        self._training = True
+        self.training = True
 
     def end_training(self) -> None:
         """Ignores SIGTERM from now on, because the run ends anyway; Ctrl-C exits immediately."""
@@ -125,12 +126,12 @@ class StopRequest:
 
     def _before_training(self, number: int) -> None:
         name = signal.Signals(number).name
-        if not self._training:
+        if not self.training:
             self._leave(128 + number, f"{name} before training began: nothing was changed")
 
     def _in_training(self, number: int) -> None:
         name = signal.Signals(number).name
-        if not self._training:
+        if not self.training:
             return
         if self._ended:
             if number == signal.SIGINT:

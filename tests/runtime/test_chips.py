@@ -35,9 +35,8 @@ def test_rates_agree_with_other_sources() -> None:
         assert chip.peak_bf16_flops / chip.hbm_bytes_per_second == pytest.approx(ratio, rel=0.01)
 
 
-def test_every_chip_is_slower_farther_away_and_has_a_source() -> None:
+def test_every_chip_is_slower_farther_away() -> None:
     for chip in chips.CHIPS.values():
-        assert chip.source.startswith("https://")
         assert 0.7 * chip.hbm_bytes < chip.usable_hbm_bytes < chip.hbm_bytes
         inside = chip.interconnect.bytes_per_second
         assert chip.hbm_bytes_per_second > inside > chip.network_bytes_per_second
