@@ -4,15 +4,13 @@
 
 One run, from top to bottom: config -> mesh -> data -> state -> restore -> loop. A new run may take
 its parameters from a checkpoint (`config.init`). Started again with the same workdir it goes on
-from its own last checkpoint. Exit codes: 0 finished; 1 an error while it ran; 2 a config, dataset
-or checkpoint that cannot be used, found before training began; 3 stopped because updates were not
-finite; 75 stopped by SIGTERM or Ctrl-C after saving: start it again to go on; 130 and 143 the same
-before there was anything to save, or a second Ctrl-C.
+from its own last checkpoint. README.md has the exit codes.
 """
 
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,13 +18,14 @@ import optax
 from absl import flags, logging
 from clu import parameter_overview
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
 from darl_jax.config import TrainConfig
-from darl_jax.config.resuming import check_length, check_same_run, without_own_keys
+from darl_jax.config.resuming import check_same_run, without_own_keys
 from darl_jax.data import pipeline
 from darl_jax.evaluators.base import Context
 from darl_jax.evaluators.schedule import Evaluation
@@ -39,7 +38,7 @@ from darl_jax.monitoring.writers import MetricWriter
 from darl_jax.runtime import cli, cluster, compilation, lock
 from darl_jax.runtime.chips import peak_flops
 from darl_jax.runtime.signals import StopRequest
-from darl_jax.training.checkpoint import Checkpointer, SaveTimeoutError, writable_path
+from darl_jax.training.checkpoint import Check, Checkpointer, SaveTimeoutError, writable_path
 from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
 from darl_jax.training.sharding import check_batch, make_mesh
 from darl_jax.training.state import (
@@ -68,144 +67,117 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Rank of this process, fr
 
 
 def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
-    """One run; returns its exit code.
+    """One run, which writes below `workdir`; returns its exit code."""
+    with contextlib.ExitStack() as cleanup, cluster.failing_together(), exit_codes(stop):
+        # Mesh.
+        mesh = make_mesh(config.mesh)
+        check_batch(config.batch_size, config.accumulation_steps, mesh)
+        config.method.check_mesh(mesh)
+        cleanup.enter_context(jax.set_mesh(mesh))
+        device, is_writer = jax.devices()[0], jax.process_index() == 0
+        logging.info("Mesh %s of %s", dict(mesh.shape), device.device_kind)
+        logging.info("Kernels: %s", dict(config.method.kernels(device)) or "XLA's")
 
-    Args:
-      config: of the run.
-      workdir: folder of all that the run writes.
-      stop: notices SIGTERM and Ctrl-C.
-    """
-    with contextlib.ExitStack() as cleanup, cluster.failing_together():
-        with preparing():
-            # Mesh.
-            mesh = make_mesh(config.mesh)
-            check_batch(config.batch_size, config.accumulation_steps, mesh)
-            config.method.check_mesh(mesh)
-            cleanup.enter_context(jax.set_mesh(mesh))
-            device, is_writer = jax.devices()[0], jax.process_index() == 0
-            logging.info("Mesh %s of %s", dict(mesh.shape), device.device_kind)
-            logging.info("Kernels: %s", dict(config.method.kernels(device)) or "XLA's")
+        # Data. The order of the records follows from their number and fingerprint.
+        with phase("Opening the data"):
+            splits = config.data.open()
+        config = config.resolved(splits.train)
+        steps_per_epoch = len(splits.train) / config.batch_size
+        total_steps = config.steps(len(splits.train))
+        log_length(config, len(splits.train), total_steps)
+        records = f"{len(splits.train)}, {splits.train.fingerprint()}"
+        saved_config = config_lib.to_dict(config)
+        alike = without_own_keys(saved_config) | {"train_records": records}
+        cluster.check_alike(alike, "keys of the config, or records,")
 
-            # Data.
-            with phase("Opening the data"):
-                splits = config.data.open()
-            config = config.resolved(splits.train)
-            steps_per_epoch = len(splits.train) / config.batch_size
-            total_steps = config.steps(len(splits.train))
-            log_length(config, len(splits.train), total_steps)
+        # Method and optimizer.
+        method = config.method
+        graphdef = graph_definition(method.init)
+        learning_rate = learning_rate_schedule(
+            config.optimizer, config.batch_size, steps_per_epoch, total_steps
+        )
+        optimizer = build_optimizer(config.optimizer, learning_rate, method)
+        init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
-            # Method and optimizer.
-            method = config.method
-            graphdef = graph_definition(method.init)
-            learning_rate = learning_rate_schedule(
-                config.optimizer,
-                batch_size=config.batch_size,
-                steps_per_epoch=steps_per_epoch,
-                total_steps=total_steps,
-            )
-            optimizer = build_optimizer(config.optimizer, learning_rate, method)
-            init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
+        # State: restored where there is a checkpoint, new where there is none.
+        kept = config.checkpoint
+        checkpointer = Checkpointer(workdir, kept.keep_last, kept.keep_every, kept.timeout_seconds)
+        cleanup.enter_context(checkpointer)
+        check = functools.partial(check_same_run, saved_config, records, total_steps, workdir)
+        state, start_step = begin(config, checkpointer, check, optimizer, init_key, mesh)
 
-            # State: restored where there is a checkpoint, new where there is none. The order of the
-            # records follows from their number and fingerprint.
-            records = f"{len(splits.train)}, {splits.train.fingerprint()}"
-            saved_config = config_lib.to_dict(config)
-            alike = without_own_keys(saved_config) | {"train_records": records}
-            cluster.check_alike(alike, "keys of the config, or records,")
-            checkpointer = Checkpointer(
-                workdir,
-                keep_last=config.checkpoint.keep_last,
-                keep_every=config.checkpoint.keep_every,
-                timeout_seconds=config.checkpoint.timeout_seconds,
-            )
-            cleanup.enter_context(closing(checkpointer))
+        # Metrics, and evaluators, whose data is checked here.
+        history = history_until(workdir, start_step) if is_writer else []
+        clock = Clock(history)
+        writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
+        cleanup.callback(writer.close)
+        run_log = RunLog(
+            writer=writer,
+            clock=clock,
+            total_steps=total_steps,
+            batch_size=config.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            flops_per_example=method.flops(),
+            peak_flops=peak_flops(device),
+            learning_rate=learning_rate,
+        )
+        cleanup.callback(run_log.close)
+        context = Context(
+            method=method,
+            graphdef=graphdef,
+            data=config.data,
+            splits=splits,
+            batch_size=config.batch_size // config.accumulation_steps,
+            mesh=mesh,
+            key=evaluation_key,
+            initial_params=lambda: create_params(method.init, init_key, mesh),
+        )
+        evaluation = Evaluation(config.evaluators, context)
+        pipeline.check_shared_memory((splits.train, config.data), *evaluation.read)
+        # A run that was killed in an evaluation makes up for it.
+        missing = evaluation.missing(history, start_step, last=start_step == total_steps)
+        missing = bool(cluster.agree_on(int(missing and start_step > 0)))
+        if start_step == total_steps and not missing:
+            logging.info("All %d steps are done already; %s has them", total_steps, workdir)
+            return 0
 
-            def check(saved: Mapping[str, Any], saved_records: str, step: int) -> None:
-                check_same_run(saved, saved_records, saved_config, records, workdir)
-                check_length(step, total_steps, workdir)
-
-            state, start_step = begin(config, checkpointer, check, optimizer, init_key, mesh)
-
-            # Metrics, and evaluators, whose data is checked here.
-            history = history_until(workdir, start_step) if is_writer else []
-            clock = Clock(history)
-            writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
-            cleanup.callback(writer.close)
-            run_log = RunLog(
-                writer=writer,
-                clock=clock,
-                total_steps=total_steps,
-                batch_size=config.batch_size,
-                steps_per_epoch=steps_per_epoch,
-                flops_per_example=method.flops(),
-                peak_flops=peak_flops(device),
-                learning_rate=learning_rate,
-            )
-            cleanup.callback(run_log.close)
-            context = Context(
-                method=method,
-                graphdef=graphdef,
-                data=config.data,
-                splits=splits,
-                batch_size=config.batch_size // config.accumulation_steps,
-                mesh=mesh,
-                key=evaluation_key,
-                initial_params=lambda: create_params(method.init, init_key, mesh),
-            )
-            evaluation = Evaluation(config.evaluators, context)
-            pipeline.check_shared_memory((splits.train, config.data), *evaluation.read)
-            # A run that was killed in an evaluation makes up for it.
-            missing = evaluation.missing(history, start_step, last=start_step == total_steps)
-            missing = bool(cluster.agree_on(int(missing and start_step > 0)))
-            if start_step == total_steps and not missing:
-                logging.info("All %d steps are done already; %s has them", total_steps, workdir)
-                return 0
-
-            # Batches; data workers start while the step is compiled. `start_step` batches have been
-            # consumed, so the position in the data needs no state of its own.
-            batches = pipeline.train_batches(
-                splits.train,
-                config.data,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                start_step=start_step,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            cleanup.callback(batches.close)
-
-            # The step.
-            step_function = make_train_step(
-                graphdef,
-                method,
-                optimizer,
-                accumulation_steps=config.accumulation_steps,
-                ema_decay=config.ema_decay,
-            )
-            with clock("compile"), phase("Compiling the train step"):
-                batch_shapes = abstract_batch(method.inputs, config.batch_size, mesh)
-                train_step = lower_step(step_function, state, batch_shapes, step_key).compile()
-            compilation.log_memory(train_step)
-            step_metrics = StepMetrics(config.max_dropped_in_a_row)
-            profile = ProfileWindow(
-                workdir,
-                first_step=config.profile.first_step,
-                num_steps=config.profile.num_steps,
-                wait=lambda: jax.block_until_ready(state),
-                active=is_writer,
-            )
-            cleanup.callback(profile.close)
+        # Batches; data workers start while the step is compiled. `start_step` batches have been
+        # consumed, so the position in the data needs no state of its own.
+        batches = pipeline.train_batches(
+            splits.train,
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        cleanup.callback(batches.close)
 
         def next_batch() -> Any:
             with clock("input"):
                 rows = next(batches)
             return device_batch(rows, method.inputs, mesh, stop=stop.signal is not None)
 
+        # The step.
+        with clock("compile"), phase("Compiling the train step"):
+            train_step = compiled_step(config, graphdef, optimizer, state, step_key, mesh)
+        step_metrics = StepMetrics(config.max_dropped_in_a_row)
+        first_traced = config.profile.first_step if is_writer else 0
+        profile = ProfileWindow(
+            workdir, first_traced, config.profile.num_steps, lambda: jax.block_until_ready(state)
+        )
+        cleanup.callback(profile.close)
+
+        def save(step: int) -> None:
+            with clock("checkpoint"):
+                checkpointer.save(step, state, saved_config, records)
+
         def evaluate(step: int) -> None:
             def leave() -> str:
                 # A process alone saves the steps since the last checkpoint; several cannot agree.
                 if jax.process_count() == 1 and checkpointer.latest_step() != step:
-                    checkpointer.save(step, state, saved_config, records)
+                    save(step)
                 return where_saved(checkpointer, total_steps, workdir)
 
             writer.flush()
@@ -216,51 +188,50 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
                 evaluation.run(state.evaluated_params, step, writer, last=last)
             run_log.note(step)
 
-        with running(), jax.transfer_guard("disallow"):
-            stop.begin_training()
-            run_log.begin(start_step)
-            if missing:
-                evaluate(start_step)
-            step, stops = start_step, False
-            batch = next_batch() if start_step < total_steps else None
-            for step in range(start_step + 1, total_steps + 1):
-                profile.before_step(step)
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = train_step(state, batch, step_key)
-                last = step == total_steps
-                # On the devices before the step is awaited.
-                batch = None if last else next_batch()
+        # The loop.
+        cleanup.enter_context(jax.transfer_guard("disallow"))
+        stop.begin_training()
+        run_log.begin(start_step)
+        if missing:
+            evaluate(start_step)
+        step, stops = start_step, False
+        batch = next_batch() if start_step < total_steps else None
+        for step in range(start_step + 1, total_steps + 1):
+            profile.before_step(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, batch, step_key)
+            last = step == total_steps
+            # On the devices before the step is awaited.
+            batch = None if last else next_batch()
+            with clock("device"):
+                step_metrics.add(step, metrics)
+            stops = step_metrics.stop_requested and not last
+            evaluates = evaluation.due(step, last=last) and not stops
+            saves = last or stops or step % config.checkpoint.every_steps == 0
+            logs = last or stops or step % config.log_every_steps == 0
+            if saves or logs or evaluates:
+                # Before anything is saved or shown all steps are known to be finite.
                 with clock("device"):
-                    step_metrics.add(step, metrics)
-                stops = step_metrics.stop_requested and not last
-                evaluates = evaluation.due(step, last=last) and not stops
-                saves = last or stops or step % config.checkpoint.every_steps == 0
-                logs = last or stops or step % config.log_every_steps == 0
-                if saves or logs or evaluates:
-                    # Before anything is saved or shown all steps are known to be finite.
-                    with clock("device"):
-                        step_metrics.wait()
-                run_log.show(step, step_metrics.loss)
-                if logs:
-                    run_log.write(step, step_metrics.summary())
-                if saves:
-                    with clock("checkpoint"):
-                        checkpointer.save(step, state, saved_config, records)
-                    run_log.note(step)
-                if evaluates:
-                    evaluate(step)
-                if stops:
-                    break
-            with clock("checkpoint"):
-                saved = where_saved(checkpointer, total_steps, workdir)
-            run_log.note(step, finished=not stops)
-            run_log.close()
+                    step_metrics.wait()
+            run_log.show(step, step_metrics.loss)
+            if logs:
+                run_log.write(step, step_metrics.summary())
+            if saves:
+                save(step)
+                run_log.note(step)
+            if evaluates:
+                evaluate(step)
+            if stops:
+                break
+        with clock("checkpoint"):
+            saved = where_saved(checkpointer, total_steps, workdir)
+        run_log.note(step, finished=not stops)
+        run_log.close()
         if not stops:
             logging.info("Finished %d steps; everything is in %s", total_steps, workdir)
-            return 0
-        if is_writer:
+        elif is_writer:
             print(f"{stop.signal or 'another process got a signal'}: {saved}", file=sys.stderr)
-        return cli.EXIT_INTERRUPTED
+        return cli.EXIT_INTERRUPTED if stops else 0
 
 
 def log_length(config: TrainConfig, records: int, total_steps: int) -> None:
@@ -278,22 +249,12 @@ def log_length(config: TrainConfig, records: int, total_steps: int) -> None:
 def begin(
     config: TrainConfig,
     checkpointer: Checkpointer,
-    check: Callable[[Mapping[str, Any], str, int], None],
+    check: Check,
     optimizer: optax.GradientTransformation,
     key: PRNGKeyArray,
     mesh: Mesh,
 ) -> tuple[TrainState, int]:
-    """The state to begin with, and its step.
-
-    Args:
-      config: of the run.
-      checkpointer: of the workdir; its newest step that is whole is restored.
-      check: called with config, records and step of that checkpoint; raises where it is another
-        run's.
-      optimizer: of the run.
-      key: of the initial parameters.
-      mesh: of the run.
-    """
+    """State to begin with, and its step: that of the newest whole checkpoint, or new parameters."""
     method, averages = config.method, config.ema_decay > 0
     with phase("Reading the last checkpoint"):
         abstract = abstract_state(method.init, optimizer, mesh, ema=averages)
@@ -312,6 +273,28 @@ def begin(
     return state, step
 
 
+def compiled_step(
+    config: TrainConfig,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    key: PRNGKeyArray,
+    mesh: Mesh,
+) -> jax.stages.Compiled:
+    """The train step, for the shapes and layouts of the state and of the config's batches."""
+    step = make_train_step(
+        graphdef,
+        config.method,
+        optimizer,
+        accumulation_steps=config.accumulation_steps,
+        ema_decay=config.ema_decay,
+    )
+    batch = abstract_batch(config.method.inputs, config.batch_size, mesh)
+    compiled = lower_step(step, state, batch, key).compile()
+    compilation.log_memory(compiled)
+    return compiled
+
+
 def where_saved(checkpointer: Checkpointer, total_steps: int, workdir: epath.Path) -> str:
     """Waits for the save that is under way; returns a line for whoever stopped the run."""
     checkpointer.wait()
@@ -322,82 +305,46 @@ def where_saved(checkpointer: Checkpointer, total_steps: int, workdir: epath.Pat
 
 
 def main() -> None:
-    """Trains, and exits with one of the codes above."""
-    with StopRequest(cluster.leave_together) as stop, contextlib.ExitStack() as run:
-        with (
-            cli.one_line_errors(cli.EXIT_BAD_INPUT, ValueError),
-            cli.one_line_errors(cli.EXIT_ERROR, OSError),
-        ):
-            cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        with preparing():
-            if _CONFIG.value is None or not _WORKDIR.value:
-                raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
-            workdir = writable_path(_WORKDIR.value)
-            make_workdir(workdir)
-            cluster.share_failures(workdir)
-            if jax.process_index() == 0:
-                run.enter_context(lock.held(workdir))
-            config = config_lib.load(_CONFIG.value)
-            compilation.keep_in(workdir)
-        if jax.process_index() > 0 and logging.get_verbosity() == logging.INFO:
+    """Trains, and exits with one of README's codes."""
+    with (
+        StopRequest(cluster.leave_together) as stop,
+        contextlib.ExitStack() as run,
+        exit_codes(stop),
+    ):
+        cluster.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _CONFIG.value is None or not _WORKDIR.value:
+            raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
+        workdir = writable_path(_WORKDIR.value)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"--workdir={workdir} cannot be used: {error.strerror or error}"
+            raise type(error)(reason) from error
+        cluster.share_failures(workdir)
+        if jax.process_index() == 0:
+            run.enter_context(lock.held(workdir))
+        elif logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
+        config = config_lib.load(_CONFIG.value)
+        compilation.keep_in(workdir)
         code = train(config, workdir, stop)
         stop.end_training()
         sys.exit(code)
 
 
-def make_workdir(workdir: epath.Path) -> None:
-    """Creates the folder. Raises OSError, naming the flag."""
+@contextlib.contextmanager
+def exit_codes(stop: StopRequest) -> Iterator[None]:
+    """Turns errors into one line and an exit code, which is another once training has begun."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"--workdir={workdir} cannot be used: {error.strerror or error}"
-        raise type(error)(reason) from error
-
-
-@contextlib.contextmanager
-def preparing() -> Iterator[None]:
-    """Turns errors before training into one line and an exit code: bad input where it is that."""
-    with (
-        cli.one_line_errors(cli.EXIT_ERROR, OSError),
-        cli.one_line_errors(cli.EXIT_BAD_INPUT, *cli.BAD_INPUT),
-        cli.advice_on_devices(),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def running() -> Iterator[None]:
-    """Turns errors in training into one line and an exit code."""
-    with (
-        cli.one_line_errors(cli.EXIT_NOT_FINITE, NotFiniteError),
-        cli.one_line_errors(cli.EXIT_ERROR, *cli.USER_ERRORS),
-        leaving_hung_saves(),
-        cli.advice_on_devices(),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def leaving_hung_saves() -> Iterator[None]:
-    """Ends the run at once where a file system hangs, whose threads would never let it end."""
-    try:
-        yield
-    except SaveTimeoutError as error:
+        with cli.advice_on_devices():
+            yield
+    except SaveTimeoutError as error:  # A file system hangs, whose threads would never let it end.
         cluster.leave_together(cli.EXIT_ERROR, f"error: {error}")
-
-
-@contextlib.contextmanager
-def closing(checkpointer: Checkpointer) -> Iterator[None]:
-    """Waits for the last save; an earlier error takes precedence over one of the save."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            checkpointer.close()
-        raise
-    with cli.one_line_errors(cli.EXIT_ERROR, OSError), leaving_hung_saves():
-        checkpointer.close()
+    except NotFiniteError as error:
+        cli.end(cli.EXIT_NOT_FINITE, error)
+    except cli.USER_ERRORS as error:
+        bad_input = isinstance(error, cli.BAD_INPUT) and not stop.training
+        cli.end(cli.EXIT_BAD_INPUT if bad_input else cli.EXIT_ERROR, error)
 
 
 if __name__ == "__main__":

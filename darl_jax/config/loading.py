@@ -22,20 +22,11 @@ class ConfigError(ValueError):
 
 
 def load(config: ml_collections.ConfigDict, *, begins: bool = True) -> TrainConfig:
-    """The run that a config describes.
-
-    Args:
-      config: from a config file.
-      begins: whether a run may begin with it; if not, `init.checkpoint` need not have a value.
+    """The run that a config describes; if none begins with it, it may lack `init.checkpoint`.
 
     Raises:
       ConfigError: a key is unknown, missing or of the wrong type, or a value is out of its range.
     """
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(
-            f"get_config() returns a {type(config).__name__}; it must return the ConfigDict that "
-            "darl_jax.config.default_config() makes, with changes"
-        )
     values = config.to_dict()
     if not begins and isinstance(values.get("init"), dict):
         values["init"]["checkpoint"] = values["init"].get("checkpoint") or ""

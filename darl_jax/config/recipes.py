@@ -69,10 +69,6 @@ def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
 
     Settled here: 5 warm-up epochs (the table's "4 5" is garbled); the rates are absolute, not for a
     batch of 256; the crop takes 8 to 100% of the area, as in MAE's fine-tuning.
-
-    Args:
-      size: 'B', 'L' or 'H'.
-      epochs: 90, or 50 for 'L'.
     """
     config = _classification(size)
     config.init.checkpoint = config_dict.placeholder(str)
@@ -88,11 +84,7 @@ def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
 
 
 def supervised(size: str) -> ml_collections.ConfigDict:
-    """Table 10: 200 epochs from nothing, mean pooling; attention full or causal (Table 1).
-
-    Args:
-      size: a name in VIT_SIZES.
-    """
+    """Table 10: 200 epochs from nothing, mean pooling; attention full or causal (Table 1)."""
     config = _classification(size)
     config.total_epochs = 200.0
     config.model.drop_path = 0.2
@@ -104,11 +96,7 @@ def supervised(size: str) -> ml_collections.ConfigDict:
 
 
 def linear_probes(size: str) -> ml_collections.ConfigDict:
-    """Table 13: linear probes of every block's output, side by side, on a frozen backbone.
-
-    Args:
-      size: of the checkpoint's backbone.
-    """
+    """Table 13: linear probes of every block's output, side by side, on a frozen backbone."""
     config = default_config(objective="probes", size=size, optimizer="lars")
     config.init.checkpoint = config_dict.placeholder(str)
     config.data.dataset = "imagenet2012"
@@ -122,30 +110,6 @@ def linear_probes(size: str) -> ml_collections.ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 0.0
     config.optimizer.warmup_epochs = 10.0
-    return config
-
-
-def attentive_probes(size: str) -> ml_collections.ConfigDict:
-    """AIM's attentive probe (arXiv 2401.08541) of every block's output, on a frozen backbone.
-
-    Args:
-      size: of the checkpoint's backbone.
-    """
-    config = default_config(objective="probes", size=size)
-    config.init.checkpoint = config_dict.placeholder(str)
-    config.data.dataset = "imagenet2012"
-    config.data.crop_scale = (0.08, 1.0)
-    config.data.randaugment.magnitude = 9.0
-    config.objective.kind = "attentive"
-    config.objective.average_blocks = 6
-    config.batch_size = 1024
-    config.total_epochs = 100.0
-    config.optimizer.base_learning_rate, config.optimizer.learning_rate = None, 1e-3
-    config.optimizer.final_learning_rate = 1e-5
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.clip_norm = 3.0
-    config.optimizer.warmup_epochs = 5.0
     return config
 
 

@@ -16,23 +16,18 @@ _OWN_DATA_KEYS = ("data_dir", "num_workers", "worker_timeout_seconds")
 
 
 def check_same_run(
-    saved: Mapping[str, Any],
-    saved_records: str,
     current: Mapping[str, Any],
     records: str,
+    total_steps: int,
     workdir: epath.Path,
+    saved: Mapping[str, Any],
+    saved_records: str,
+    step: int,
 ) -> None:
-    """Compares the run of a checkpoint with this one.
-
-    Args:
-      saved: config of the checkpoint.
-      saved_records: number and fingerprint of its training records.
-      current: config of this run.
-      records: number and fingerprint of the training records.
-      workdir: for the message.
+    """Compares config and records of this run with those of a checkpoint of a step.
 
     Raises:
-      ConfigError: the records or a key differ that decide on the result.
+      ConfigError: the records or a key differ that decide on the result, or this run is shorter.
     """
     differences = config_differences(saved, current, MAY_CHANGE_ON_RESUME)
     if saved_records != records:
@@ -41,6 +36,11 @@ def check_same_run(
         raise ConfigError(
             f"{workdir} holds a checkpoint of another run: {'; '.join(differences)}. Set these "
             "keys to their old values to continue it, or another --workdir to start anew"
+        )
+    if step > total_steps:
+        raise ConfigError(
+            f"{workdir} has a checkpoint of step {step}, and the config ends at step "
+            f"{total_steps}; raise config.total_steps or give another --workdir"
         )
     for difference in config_differences(saved, current, ()):
         logging.info("Changed since the checkpoint: %s", difference)
@@ -52,27 +52,12 @@ def without_own_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "data": data}
 
 
-def check_length(start_step: int, total_steps: int, workdir: epath.Path) -> None:
-    """Raises ConfigError where a checkpoint lies behind the end of the run."""
-    if start_step > total_steps:
-        raise ConfigError(
-            f"{workdir} has a checkpoint of step {start_step}, and the config ends at step "
-            f"{total_steps}; raise config.total_steps or give another --workdir"
-        )
-
-
 def config_differences(
     saved: Mapping[str, Any], current: Mapping[str, Any], may_change: Sequence[str]
 ) -> list[str]:
-    """Lists the keys that differ between two configs, as JSON keeps them: lists equal tuples.
+    """Lines such as "model.width: 384 in the checkpoint, 768 now"; lists equal tuples.
 
-    Args:
-      saved: nested dicts.
-      current: nested dicts.
-      may_change: dotted keys that may differ, each with all keys below it.
-
-    Returns:
-      A line for each other key, such as "model.width: 384 in the checkpoint, 768 now".
+    Keys of `may_change`, with all keys below them, are left out.
     """
     old, new = (
         traverse_util.flatten_dict(json.loads(json.dumps(config)), sep=".")

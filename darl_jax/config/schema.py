@@ -95,9 +95,6 @@ class TrainConfig:
       checkpoint: when checkpoints are written.
       evaluators: configs of EVALUATORS by a name of one's own.
       profile: steps that are traced.
-
-    Raises:
-      ValueError: a value is out of range, or groups do not fit each other.
     """
 
     seed: int = 0
@@ -121,15 +118,8 @@ class TrainConfig:
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     def __post_init__(self) -> None:
-        _at_least(
-            self,
-            "",
-            batch_size=1,
-            accumulation_steps=1,
-            max_dropped_in_a_row=1,
-            log_every_steps=1,
-            total_steps=1,
-        )
+        least = ("batch_size", "accumulation_steps", "max_dropped_in_a_row", "log_every_steps")
+        _at_least(self, "", total_steps=1, **dict.fromkeys(least, 1))
         if self.total_steps is None and self.total_epochs is None:
             raise ValueError("total_epochs or config.total_steps must have a value")
         if self.total_epochs is not None and self.total_epochs <= 0:
@@ -144,11 +134,7 @@ class TrainConfig:
         return METHODS[self.objective.name][1](self.objective, self.model, self.data)
 
     def resolved(self, train: Split) -> "TrainConfig":
-        """The config with every key that the training split decides.
-
-        Raises:
-          ValueError: the split does not suit the objective.
-        """
+        """The config with every key that the training split decides."""
         return dataclasses.replace(self, objective=self.objective.resolved(train))
 
     def steps(self, records: int) -> int:

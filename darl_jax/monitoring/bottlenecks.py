@@ -34,11 +34,7 @@ def straggler(times: Float[np.ndarray, "process 3"]) -> tuple[int, float] | None
     All processes take a step together, so the one that others wait for is the one that does not
     wait: it waits for its device less than 10% of the time, and is busy for longer than the median
     of the others, by more than 10% of the time. A slow device is not found: all hosts wait for it
-    alike.
-
-    Args:
-      times: seconds in which each process waited for input, was busy itself, and waited for its
-        device, from `Clock.window`.
+    alike. Times are those of `Clock.window`: waiting for input, the host's own, for the device.
     """
     if len(times) < 2:
         return None
@@ -52,12 +48,7 @@ def straggler(times: Float[np.ndarray, "process 3"]) -> tuple[int, float] | None
 
 
 class Bottlenecks:
-    """Judges windows of at least 10 seconds, and repeats a warning after 5 minutes only.
-
-    Args:
-      hosts: from `host_names`.
-      now: seconds from any origin.
-    """
+    """Judges windows of at least 10 seconds, and repeats a warning after 5 minutes only."""
 
     def __init__(self, hosts: Sequence[str], *, now: Callable[[], float] = time.monotonic) -> None:
         self._hosts = hosts
@@ -67,12 +58,7 @@ class Bottlenecks:
         self._num_steps = 0
 
     def warnings(self, times: Float[np.ndarray, "process 3"], num_steps: int) -> list[str]:
-        """Lines to log, most often none.
-
-        Args:
-          times: of the steps since the last call, as in `straggler`.
-          num_steps: number of these steps.
-        """
+        """Lines to log, most often none, for the times of the steps since the last call."""
         self._times = self._times + times
         self._num_steps += num_steps
         if self._times.sum(axis=1).max() < _JUDGED_SECONDS:

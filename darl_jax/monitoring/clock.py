@@ -84,12 +84,8 @@ class Clock:
     def __call__(self, category: str) -> Iterator[None]:
         """Counts the time inside for a category; an inner `with` counts for its own alone.
 
-        Args:
-          category: 'startup', 'compile', 'input', 'checkpoint', 'evaluation', or 'device' for the
-            wait for results of steps, which is productive. The first wait for input is start-up.
-
-        Raises:
-          ValueError: an unknown category.
+        'device' is the wait for results of steps, and productive. The first wait for input is
+        start-up.
         """
         if category not in _NAMES:
             raise ValueError(f"there is no category of time {category!r}; choose from {_NAMES}")
@@ -104,14 +100,9 @@ class Clock:
             self._turn_to(before)
 
     def summary(self, *, finished: bool = False) -> dict[str, float]:
-        """Account so far, for a line of metrics.
+        """Account so far, for a line of metrics; time after a run that is finished is not lost.
 
-        Args:
-          finished: whether the run ends here; time until a later extension is not lost then.
-
-        Returns:
-          'goodput/share' of productive time; 'goodput/<category>_seconds', which add up to the time
-          since the first attempt began; 'goodput/attempt', from 1 on.
+        The seconds of all categories add up to the time since the first attempt began.
         """
         self._turn_to(self._category)
         seconds = {category: self._seconds[category] for category in CATEGORIES}

@@ -12,12 +12,7 @@ _SILENT_SECONDS = 2.0
 
 @contextlib.contextmanager
 def phase(name: str, *, silent_seconds: float = _SILENT_SECONDS) -> Iterator[None]:
-    """Logs that a phase is under way once it has taken 2 seconds, and its duration when it ends.
-
-    Args:
-      name: begins the log line, such as "Opening the data".
-      silent_seconds: duration below which nothing is logged.
-    """
+    """Logs that a phase is under way once it has taken 2 seconds, and its duration when it ends."""
     began = time.monotonic()
     timer = threading.Timer(silent_seconds, lambda: logging.info("%s ...", name))
     timer.daemon = True

@@ -23,24 +23,21 @@ class ProfileWindow:
 
     Args:
       workdir: local or bucket path.
-      first_step: 0 for no trace.
+      first_step: 0 for no trace; of several processes, one that traces is enough.
       num_steps: steps in the trace.
       wait: returns when the device has done all that it was asked to do. It is called by the
         process that traces alone, so it must not call collectives.
-      active: whether this process traces; of several, one is enough.
     """
 
     def __init__(
         self,
         workdir: os.PathLike | str,
-        *,
         first_step: int,
         num_steps: int,
         wait: Callable[[], object],
-        active: bool = True,
     ) -> None:
         self._folder = epath.Path(workdir) / "profile"
-        self._first_step = first_step if active else 0
+        self._first_step = first_step
         self._num_steps = num_steps
         self._wait = wait
         # The profiler writes to local disks only.
@@ -49,25 +46,18 @@ class ProfileWindow:
         self._last_step = 0  # in the trace
 
     def before_step(self, step: int) -> None:
-        """Begins or ends the trace where it is time to; call it before each step.
-
-        Raises:
-          OSError: the trace cannot be written.
-        """
+        """Begins or ends the trace where it is time to; call it before each step."""
         if step == self._first_step:
             self._wait()
             self._local = pathlib.Path(tempfile.mkdtemp() if self._in_bucket else self._folder)
             self._local.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._local)
         elif step == self._first_step + self._num_steps:
-            self._end()
+            self.close()
         self._last_step = step
 
     def close(self) -> None:
-        """Ends a trace that is still being taken. Raises as `before_step`."""
-        self._end()
-
-    def _end(self) -> None:
+        """Ends a trace that is still being taken."""
         if self._local is None:
             return
         self._wait()
@@ -83,21 +73,12 @@ class ProfileWindow:
         logging.info(
             "Profiled steps %d to %d into %s. To look at them: pip install xprof; "
             "xprof --logdir=%s; or open its .trace.json.gz at https://ui.perfetto.dev",
-            self._first_step,
-            self._last_step,
-            self._folder,
-            self._folder,
+            *(self._first_step, self._last_step, self._folder, self._folder),
         )
 
 
 def device_memory() -> dict[str, float]:
-    """Device memory in use, in GiB, for a line of metrics.
-
-    Returns:
-      'memory/device_peak_gib', the most that was ever in use on one of this process's devices, and
-      'memory/device_limit_gib', its capacity; nothing for backends that do not report it, as
-      the CPU.
-    """
+    """GiB that were ever in use on one of this process's devices, and its capacity, where known."""
     statistics = [device.memory_stats() or {} for device in jax.local_devices()]
     values = {}
     for key, name in (("peak_bytes_in_use", "peak"), ("bytes_limit", "limit")):
@@ -108,12 +89,7 @@ def device_memory() -> dict[str, float]:
 
 
 def host_memory() -> dict[str, float]:
-    """Host memory in use, in GiB, for a line of metrics.
-
-    Returns:
-      'memory/host_gib', held by this process (data workers hold their own), and
-      'memory/host_available_gib', left on the machine for all programs.
-    """
+    """GiB that this process holds, without data workers, and that are left on the machine."""
     return {
         "memory/host_gib": psutil.Process().memory_info().rss / _GIB,
         "memory/host_available_gib": psutil.virtual_memory().available / _GIB,

@@ -1,6 +1,7 @@
 """Live line, lines of metrics and warnings of a training run."""
 
 import collections
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,43 +18,24 @@ from darl_jax.runtime import cluster
 _RECENT_SECONDS = 30.0  # of the loop: span of the speed on the live line
 
 
+@dataclasses.dataclass
 class RunLog:
     """Adds speed, utilization, goodput and memory to the metrics of steps, and shows a live line.
 
     All processes create one and call the same methods together, for a slow process is found by
     comparing them.
-
-    Args:
-      writer: receives the lines.
-      clock: of the run.
-      total_steps: step at which the run ends.
-      batch_size: examples in a step, of all processes together.
-      steps_per_epoch: batches in the training split.
-      flops_per_example: FLOPs of one example in a training step.
-      peak_flops: FLOP/s of one device, or None where it is not known.
-      learning_rate: of an update, counted from 0.
     """
 
-    def __init__(
-        self,
-        *,
-        writer: MetricWriter,
-        clock: Clock,
-        total_steps: int,
-        batch_size: int,
-        steps_per_epoch: float,
-        flops_per_example: int,
-        peak_flops: float | None,
-        learning_rate: Callable[[int], Any],
-    ) -> None:
-        self._writer = writer
-        self._clock = clock
-        self._total_steps = total_steps
-        self._batch_size = batch_size
-        self._steps_per_epoch = steps_per_epoch
-        self._flops_per_example = flops_per_example
-        self._peak_flops = peak_flops
-        self._learning_rate = learning_rate
+    writer: MetricWriter
+    clock: Clock
+    total_steps: int
+    batch_size: int  # of all processes together
+    steps_per_epoch: float
+    flops_per_example: int  # in a training step
+    peak_flops: float | None  # of one device, where it is known
+    learning_rate: Callable[[int], Any]  # of an update, counted from 0
+
+    def __post_init__(self) -> None:
         self._bottlenecks = Bottlenecks(host_names())
         self._progress: Progress | None = None
         self._recent: collections.deque[tuple[float, int]] = collections.deque()
@@ -62,51 +44,36 @@ class RunLog:
     def begin(self, step: int) -> None:
         """Begins the first window and the live line, for the steps after `step`."""
         self._last_step = step
-        self._clock.window()
+        self.clock.window()
         self.note(step)
         active = jax.process_index() == 0
-        self._progress = Progress(self._total_steps, start=step, active=active)
+        self._progress = Progress(self.total_steps, start=step, active=active)
 
     def show(self, step: int, loss: float | None) -> None:
-        """Updates the live line; cheap enough for every step.
-
-        Args:
-          step: steps done.
-          loss: of a recent step, or None before there is one.
-        """
+        """Updates the live line after a step; cheap enough for each."""
         if self._progress is None:
             return
         recent = self._recent
-        recent.append((self._clock.loop_seconds(), step))
+        recent.append((self.clock.loop_seconds(), step))
         # The oldest point stays just outside of the span, for steps that take longer than it.
         while len(recent) > 2 and recent[1][0] <= recent[-1][0] - _RECENT_SECONDS:
             recent.popleft()
         (began, first), (ended, last) = recent[0], recent[-1]
         notes = [] if loss is None else [f"loss {loss:.4f}"]
         if ended > began:
-            speed = (last - first) * self._batch_size / (ended - began)
+            speed = (last - first) * self.batch_size / (ended - began)
             notes.append(f"{speed:,.1f} examples/s")
         self._progress.update(step, "  ".join(notes))
 
     def note(self, step: int, *, finished: bool = False) -> None:
-        """Writes the account of the time at once, for the run may be killed.
-
-        Args:
-          step: steps done.
-          finished: whether the run ends here.
-        """
-        self._writer.scalars(step, self._clock.summary(finished=finished))
-        self._writer.flush()
+        """Writes the account of the time at once, for the run may be killed."""
+        self.writer.scalars(step, self.clock.summary(finished=finished))
+        self.writer.flush()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes a line for the steps since the last one, and warns of bottlenecks.
-
-        Args:
-          step: the last of them, whose results have been waited for.
-          values: of these steps, from `StepMetrics.summary`.
-        """
-        with self._clock("device"):  # A process waits here for slower ones.
-            times = cluster.gather(self._clock.window())
+        """Writes a line for the steps since the last one, which are done; warns of bottlenecks."""
+        with self.clock("device"):  # A process waits here for slower ones.
+            times = cluster.gather(self.clock.window())
         num_steps, self._last_step = step - self._last_step, step
         if jax.process_index() == 0:
             for text in self._bottlenecks.warnings(times, num_steps):
@@ -115,22 +82,18 @@ class RunLog:
         # Dropped updates do not count for the schedule.
         updates = step - 1 - int(values["dropped_updates"])
         with jax.transfer_guard("allow"):  # A schedule is a small program of its own.
-            line["learning_rate"] = float(self._learning_rate(max(updates, 0)))
-        line["epoch"] = step / self._steps_per_epoch
+            line["learning_rate"] = float(self.learning_rate(max(updates, 0)))
+        line["epoch"] = step / self.steps_per_epoch
         line["input_wait"] = float(input_shares(times).max())
-        speed = num_steps * self._batch_size / max(float(times[0].sum()), 1e-9)
+        speed = num_steps * self.batch_size / max(float(times[0].sum()), 1e-9)
         line["examples_per_second"] = speed
-        line["model_tflops_per_second"] = self._flops_per_example * speed / 1e12
-        if self._peak_flops is not None:
-            peak = self._peak_flops * jax.device_count()
-            line["model_flops_utilization"] = self._flops_per_example * speed / peak
-        self._writer.scalars(
-            step,
-            {f"train/{name}": value for name, value in line.items()}
-            | self._clock.summary()
-            | device_memory()
-            | host_memory(),
-        )
+        line["model_tflops_per_second"] = self.flops_per_example * speed / 1e12
+        if self.peak_flops is not None:
+            peak = self.peak_flops * jax.device_count()
+            line["model_flops_utilization"] = self.flops_per_example * speed / peak
+        line = {f"train/{name}": value for name, value in line.items()}
+        line |= self.clock.summary() | device_memory() | host_memory()
+        self.writer.scalars(step, line)
 
     def close(self) -> None:
         """Erases the live line."""

@@ -25,7 +25,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
 
 _METRICS_FILE = "metrics.jsonl"
-_RESERVED = ("step", "time", "purge_step")
 _EVENTS_PREFIX = "darl_jax"  # of paths for tensorboardX; see _AppendedFiles
 
 _UPLOAD_SECONDS = 60.0  # between two uploads of a file that lies in a bucket
@@ -46,9 +45,6 @@ class MetricWriter:
             this step on are superseded: they stay in the files, and neither TensorBoard nor
             `read_metrics` shows them. None supersedes nothing.
         active: whether anything is written; of several processes, one is active.
-
-    Raises:
-        OSError: a file cannot be written (here and in every method).
     """
 
     def __init__(
@@ -73,14 +69,7 @@ class MetricWriter:
             self._write_event(step=purge_step, session_log=start)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes numbers (anything that `float` takes) under their names.
-
-        Raises:
-            ValueError: a name that the files need for themselves.
-        """
-        for name in _RESERVED:
-            if name in values:
-                raise ValueError(f"a metric cannot be called {name!r}")
+        """Writes numbers (anything that `float` takes) under their names."""
         if not self._active:
             return
         numbers = {name: float(value) for name, value in values.items()}
@@ -138,17 +127,9 @@ class MetricWriter:
 
 
 def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
-    """Reads the history in a `metrics.jsonl`, as if the run had never been killed.
+    """Lines of a `metrics.jsonl`, or of that in a workdir, as if the run had never been killed.
 
-    Args:
-        path: the file, or the workdir that it is in.
-
-    Returns:
-        A dict for each line, with "step", "time" and the metrics, in the order of writing, without
-        superseded lines and (with a warning) without lines that a kill cut short.
-
-    Raises:
-        FileNotFoundError: there is no such file.
+    Superseded lines are left out, and with a warning those that a kill cut short.
     """
     file = epath.Path(path)
     if file.is_dir():
@@ -172,11 +153,7 @@ def read_metrics(path: os.PathLike | str) -> list[dict[str, int | float]]:
 
 
 class AppendedFile:
-    """File that grows at its end: on disk with each write, in a bucket with each upload.
-
-    Raises:
-        OSError: it cannot be written; the error names it (here and in every method).
-    """
+    """File that grows at its end: on disk with each write, in a bucket with each upload."""
 
     def __init__(self, path: epath.Path) -> None:
         self._path = path

@@ -37,9 +37,6 @@ class _OptimizerConfig:
         clip_norm: largest global norm of the gradient; 0 leaves the gradient as it is.
         warmup_epochs: length of the linear warm-up in epochs.
         warmup_steps: the same in steps, in place of warmup_epochs.
-
-    Raises:
-        ValueError: a value is out of its range.
     """
 
     name: str
@@ -52,22 +49,11 @@ class _OptimizerConfig:
     warmup_steps: int | None = None
 
     def __post_init__(self) -> None:
-        for key in (
-            "base_learning_rate",
-            "learning_rate",
-            "final_learning_rate",
-            "weight_decay",
-            "clip_norm",
-            "warmup_epochs",
-            "warmup_steps",
-        ):
-            value = getattr(self, key)
-            if value is not None and not value >= 0:
-                raise ValueError(f"optimizer.{key} must be >= 0, got {value!r}")
-        for one, other in (
-            ("learning_rate", "base_learning_rate"),
-            ("warmup_steps", "warmup_epochs"),
-        ):
+        for field in dataclasses.fields(_OptimizerConfig)[1:]:
+            value = getattr(self, field.name)
+            self._check(value is None or value >= 0, field.name, ">= 0")
+        pairs = (("learning_rate", "base_learning_rate"), ("warmup_steps", "warmup_epochs"))
+        for one, other in pairs:
             if getattr(self, one) is None and getattr(self, other) is None:
                 raise ValueError(f"optimizer.{one} or config.optimizer.{other} must have a value")
 
@@ -141,23 +127,14 @@ OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
 
 
 def learning_rate_schedule(
-    config: OptimizerConfig, *, batch_size: int, steps_per_epoch: float, total_steps: int
+    config: OptimizerConfig, batch_size: int, steps_per_epoch: float, total_steps: int
 ) -> optax.Schedule:
     """The learning rate at a step: linear warm-up from 0, then half a cosine down (Table 8).
 
     The first update (step 0) has rate 0, step `warmup` has the peak, and total_steps, one past the
     last update, has final_learning_rate. A warm-up that is longer than the run is allowed, so that
     a few steps of a long config can be tried: the rate then rises to the end, as it would in the
-    long run.
-
-    Args:
-        config: the rates and the length of the warm-up.
-        batch_size: global batch, which scales the base rate by batch_size / 256.
-        steps_per_epoch: turns warmup_epochs into steps (rounded); need not be whole.
-        total_steps: length of the run.
-
-    Raises:
-        ValueError: the rate would have to rise to where it ends.
+    long run. The base rate is scaled by batch_size / 256; warmup_epochs is rounded to steps.
     """
     peak, source = config.learning_rate, "learning_rate"
     if peak is None:
@@ -223,10 +200,6 @@ def make_optimizer(
             is trained must be below it.
         layer_of: layer of a parameter (`Method.layer_of`), which layer decay needs.
         num_layers: number of layers.
-
-    Raises:
-        ValueError: layer decay without layers; at initialization: a parameter that is neither
-            frozen nor below `stacked`, or a stack of kernels under LARS.
     """
     # Named, for a checkpoint's paths are made of these names.
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
@@ -250,7 +223,10 @@ def make_optimizer(
                 layer_of=layer_of,
                 num_layers=num_layers,
             )
-            parts.append(("layer_decay", _scale_by(scales)))
+            scale = optax.stateless(
+                lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates))
+            )
+            parts.append(("layer_decay", scale))
     parts.append(("learning_rate", optax.scale_by_learning_rate(learning_rate)))
     optimizer = optax.named_chain(*parts)
     if stacked is not None:
@@ -287,9 +263,7 @@ def layer_decay_scales(
 ) -> PyTree:
     """Factor of each parameter's learning rate: decay^(num_layers - 1 - layer) (Table 9).
 
-    Returns:
-        A number for each leaf; an array that is broadcast against the leaf where each entry of its
-        first axis has a layer of its own.
+    It is an array where each entry of the parameter's first axis has a layer of its own.
     """
 
     def scale(path: tuple[Any, ...], leaf: Any) -> float | Float[np.ndarray, "stack ..."]:
@@ -304,10 +278,6 @@ def layer_decay_scales(
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def _scale_by(scales: Callable[[PyTree], PyTree]) -> optax.GradientTransformation:
-    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates)))
 
 
 def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:

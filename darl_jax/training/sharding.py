@@ -53,10 +53,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
     Several slices of TPUs are joined along `data`, so that the slow network between them carries
     the gradients and nothing else.
-
-    Raises:
-      ValueError: the axes do not multiply to the number of devices, or `data` does not divide among
-        the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.data, config.fsdp, config.tensor]
@@ -87,11 +83,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def check_batch(batch_size: int, accumulation_steps: int, mesh: Mesh) -> None:
-    """Checks that a batch can be split over the mesh.
-
-    Raises:
-      ValueError: it cannot; the message names the keys.
-    """
+    """Raises ValueError, which names the keys, where a batch cannot be split over the mesh."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     parts = shards * accumulation_steps
     if batch_size % parts:

@@ -30,14 +30,9 @@ def make_train_step(
 ) -> TrainStep:
     """The train step, to be compiled by the caller, who may donate the state.
 
-    Args:
-      graphdef: the model without its parameters.
-      method: gives the loss.
-      optimizer: turns gradients into updates.
-      accumulation_steps: micro-batches that a batch is cut into; gradients are averaged. The
-        squared error's result is that of the whole batch; diffusion draws other noise, and
-        mixing and batch normalization see one micro-batch at a time.
-      ema_decay: of the parameters' exponential moving average, for a state that has one.
+    Gradients of micro-batches are averaged. The squared error's result is then that of the whole
+    batch; diffusion draws other noise, and mixing and batch normalization see one micro-batch at a
+    time.
     """
 
     def loss_and_gradient(
@@ -123,14 +118,7 @@ FLAGS = ("mask", "replaced", "stop")
 def device_batch(
     rows: Mapping[str, np.ndarray], inputs: Features, mesh: Mesh, *, stop: bool
 ) -> PyTree:
-    """This process's rows of a batch as global arrays that a step reads.
-
-    Args:
-      rows: from the pipeline.
-      inputs: of the method.
-      mesh: of the run.
-      stop: whether this process got a signal.
-    """
+    """This process's rows of a batch, and its flag `stop`, as global arrays that a step reads."""
     read = {name: rows[name] for name in (*inputs, "mask", "replaced")}
     return global_array(read | {"stop": np.full(len(rows["mask"]), stop)}, mesh)
 
@@ -149,16 +137,7 @@ def abstract_batch(inputs: Features, batch_size: int, mesh: Mesh) -> PyTree:
 def lower_step(
     step: TrainStep, state: TrainState, batch: PyTree, key: PRNGKeyArray
 ) -> jax.stages.Lowered:
-    """The step for these shapes and layouts, to be compiled by `.compile()`.
-
-    It takes the old state's memory for the new one.
-
-    Args:
-      step: as `make_train_step` returns it.
-      state: arrays, or their shapes with shardings.
-      batch: the same.
-      key: any key.
-    """
+    """The step for arrays, or shapes with shardings; it reuses the old state's memory."""
     # Said here, for the compiler would choose other layouts for the new state than the old has.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key)

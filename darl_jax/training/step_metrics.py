@@ -20,13 +20,11 @@ class StepMetrics:
 
     The host reads a step's metrics after it has started two more steps, so that it stays a few
     steps ahead of the device and no more. All processes read the same steps at the same time.
+    Too many dropped updates in a row are a NotFiniteError.
 
     Attributes:
       loss: of the last step that was read, or None.
       stop_requested: whether a process had received a signal when a step that was read began.
-
-    Args:
-      max_dropped_in_a_row: number of consecutive dropped updates that ends training.
     """
 
     def __init__(self, max_dropped_in_a_row: int):
@@ -39,16 +37,12 @@ class StepMetrics:
         self.stop_requested = False
 
     def add(self, step: int, metrics: Mapping[str, Average]) -> None:
-        """Takes the metrics of a step that was started, and reads those of an earlier one.
-
-        Raises:
-          NotFiniteError: too many updates in a row were dropped.
-        """
+        """Takes the metrics of a step that was started, and reads those of an earlier one."""
         self._in_flight.append((step, metrics))
         self._read_all_but(_STEPS_AHEAD)
 
     def wait(self) -> None:
-        """Waits for all steps and reads their metrics. Raises as `add`."""
+        """Waits for all steps and reads their metrics."""
         self._read_all_but(0)
 
     def _read_all_but(self, number: int) -> None:

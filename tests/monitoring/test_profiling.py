@@ -43,7 +43,6 @@ class Trace:
         ((1, 8), {"num_steps": 2}, [1, 2, "wait", "start", 3, 4, "wait", "stop", 5, 6, 7]),
         ((1, 5), {"num_steps": 9}, [1, 2, "wait", "start", 3, 4, "wait", "stop"]),
         ((4, 9), {"num_steps": 3}, [4, 5, 6, 7, 8]),  # resumed inside
-        ((1, 5), {"num_steps": 3, "active": False}, [1, 2, 3, 4]),  # of another process
     ],
 )
 def test_window_holds_its_steps_and_waits_at_both_ends(

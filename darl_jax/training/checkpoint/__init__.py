@@ -8,9 +8,10 @@ from darl_jax.training.checkpoint.reading import (
     restore_records,
     writable_path,
 )
-from darl_jax.training.checkpoint.saving import Checkpointer, SaveTimeoutError
+from darl_jax.training.checkpoint.saving import Check, Checkpointer, SaveTimeoutError
 
 __all__ = [
+    "Check",
     "Checkpointer",
     "DamagedCheckpointError",
     "SaveTimeoutError",

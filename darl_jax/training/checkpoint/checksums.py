@@ -28,10 +28,8 @@ _CHUNK = 1 << 20  # elements that NumPy hashes at once, in the processor's cache
 def checksums(arrays: Mapping[str, Any]) -> dict[str, int]:
     """Checksum of each array by its name; of global arrays, the same in every process.
 
-    Arrays of JAX are summed on their devices, in one pass. A collective.
-
-    Raises:
-        ValueError: elements of another size than 1, 2 or 4 bytes.
+    Arrays of JAX are summed on their devices, in one pass. A collective. Elements have 1, 2 or 4
+    bytes.
     """
     # One after another: each is a collective, and on the CPU several of them that run at once wait
     # for each other's threads for ever. NumPy's arrays stay so, for JAX would change 64-bit types.
@@ -59,11 +57,7 @@ def _sum_on_devices(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
 
 
 def numpy_checksum(array: np.ndarray) -> int:
-    """Checksum of an array in the host's memory, by NumPy; equals that of `checksums`.
-
-    Raises:
-        ValueError: as `checksums`.
-    """
+    """Checksum of an array in the host's memory, by NumPy; equals that of `checksums`."""
     width = _word_bits(array.dtype)
     bits = np.ravel(array).view(f"uint{width}")
     total = 0

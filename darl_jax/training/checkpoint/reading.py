@@ -35,12 +35,7 @@ _LISTED = 10  # paths, files or steps that an error message names before it only
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that cannot be read, or holds other bits than were written.
-
-    Attributes:
-        path: its folder.
-        reason: the first thing that is wrong, in one line.
-    """
+    """A checkpoint that cannot be read, or holds other bits than were written, for a reason."""
 
     def __init__(self, path: epath.Path, reason: str) -> None:
         super().__init__(
@@ -89,11 +84,6 @@ def restore_params(
     Returns:
         The parameters as nested dicts of numpy arrays; the config as JSON kept it, for
         `darl_jax.config.load`; and the step.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint, or none of this step.
-        ValueError: another format version.
-        DamagedCheckpointError: the checkpoint cannot be read, or has other bits.
     """
     step_path, metadata, config = _open_checkpoint(path, step)
     has_average = any(name.startswith("ema/") for name in metadata["arrays"])
@@ -140,11 +130,7 @@ def _open_checkpoint(
 
 
 def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
-    """Folder of a complete checkpoint: the newest, or that of `step`.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Folder of a complete checkpoint: the newest, or that of `step`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoints: there is no folder {folder}")
     steps = sorted(ocp.utils.checkpoint_steps(folder))
@@ -161,17 +147,7 @@ def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
 def make_metadata(
     step: int, state: Mapping[str, Any], config: Mapping[str, Any], train_records: str
 ) -> dict[str, Any]:
-    """Content of the item `metadata`. A collective.
-
-    Args:
-        step: number of steps that lead to the state.
-        state: its arrays as nested dicts.
-        config: as JSON will keep it.
-        train_records: number and fingerprint of the training records.
-
-    Raises:
-        ValueError: an array of a type that has no checksum.
-    """
+    """Content of the item `metadata`, for a state as nested dicts. A collective."""
     arrays = arrays_by_name(state)
     sums = checksums(arrays)
     libraries = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -194,12 +170,7 @@ def make_metadata(
 
 
 def read_metadata(path: epath.Path) -> dict[str, Any]:
-    """Reads and verifies the item `metadata` of a checkpoint.
-
-    Raises:
-        ValueError: another format version.
-        DamagedCheckpointError: the item cannot be read, or is not what was written.
-    """
+    """Reads and verifies the item `metadata`; raises ValueError for another format version."""
     metadata = _read_json(path, "metadata")
     content = {key: value for key, value in metadata.items() if key != "checksum"}
     if metadata.get("checksum") != json_checksum(content):
@@ -214,7 +185,7 @@ def read_metadata(path: epath.Path) -> dict[str, Any]:
 
 
 def read_config(path: epath.Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads and verifies the config of a checkpoint. Raises DamagedCheckpointError."""
+    """Reads and verifies the config of a checkpoint."""
     config = _read_json(path, "config")
     if json_checksum(config) != metadata["config_checksum"]:
         raise DamagedCheckpointError(path, "wrong checksum of 'config'")
@@ -228,11 +199,7 @@ def names_in(path: epath.Path) -> set[str]:
 
 
 def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) -> None:
-    """Compares the arrays of a checkpoint with those of a run, by name, shape and type.
-
-    Raises:
-        ValueError: some differ; the message lists them.
-    """
+    """Raises ValueError where names, shapes or types differ from those of a run's arrays."""
     saved = {
         name: f"{array['dtype']} {tuple(array['shape'])}"
         for name, array in metadata["arrays"].items()
@@ -255,15 +222,7 @@ def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) 
 
 
 def read_arrays(path: epath.Path, target: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the arrays of a checkpoint, without verifying them and without waiting for others.
-
-    Args:
-        path: folder of a step.
-        target: abstract arrays with shardings, as nested dicts.
-
-    Raises:
-        DamagedCheckpointError: this process cannot read its part.
-    """
+    """Reads the arrays for abstract ones with shardings; neither verifies nor waits for others."""
     with readable(path, "state"), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         return handler.restore(path / "state", args=ocp.args.StandardRestore(target))
 
@@ -271,17 +230,7 @@ def read_arrays(path: epath.Path, target: Mapping[str, Any]) -> dict[str, Any]:
 def check_whole(
     path: epath.Path, metadata: Mapping[str, Any], state: Mapping[str, Any], below: str = ""
 ) -> None:
-    """Compares arrays with the checksums of those that were saved. A collective.
-
-    Args:
-        path: folder of the step, for the message.
-        metadata: of the same checkpoint.
-        state: the arrays, as nested dicts.
-        below: prefix of the names that should be in `state`.
-
-    Raises:
-        DamagedCheckpointError: an array is missing, or has other bits.
-    """
+    """Raises DamagedCheckpointError unless arrays below a prefix are those saved. A collective."""
     saved = {
         name: array["checksum"]
         for name, array in metadata["arrays"].items()
@@ -297,11 +246,9 @@ def check_whole(
 
 @contextlib.contextmanager
 def readable(path: epath.Path, item: str) -> Iterator[None]:
-    """Turns any exception while an item is read into one error that names the item.
+    """Turns exceptions while an item is read into DamagedCheckpointError, which names the item.
 
-    Raises:
-        DamagedCheckpointError: in place of any exception but those of the devices, which fail in
-            the same way for every checkpoint.
+    Not those of the devices, which fail in the same way for every checkpoint.
     """
     try:
         yield

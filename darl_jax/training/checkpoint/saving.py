@@ -47,16 +47,11 @@ class Checkpointer:
         keep_last: number of newest checkpoints that stay.
         keep_every: checkpoints whose step is a multiple of it stay for ever; 0 for none.
         timeout_seconds: limit for writing in the background.
-
-    Raises:
-        ValueError: as `writable_path`.
-        OSError: the folder cannot be created.
     """
 
     def __init__(
         self,
         workdir: os.PathLike | str,
-        *,
         keep_last: int,
         keep_every: int,
         timeout_seconds: int = 1800,
@@ -111,12 +106,6 @@ class Checkpointer:
 
         Waits first for the previous save. Saving the newest step again does nothing.
 
-        Args:
-            step: number of steps that lead to this state.
-            state: any tree of arrays.
-            config: of the run; anything that JSON can hold.
-            train_records: number and fingerprint of the training records.
-
         Raises:
             ValueError: a later checkpoint exists, which a resumed run would prefer to this one.
             OSError: as `wait`, for this save or the previous one.
@@ -153,13 +142,11 @@ class Checkpointer:
         Args:
             abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, or of arrays. The mesh
                 may differ from the one that the checkpoint was written on; the bits will not.
-            check: called with config, training records and step of a checkpoint before its arrays
-                are read. Its exceptions end the search, and nothing is moved.
+            check: called before the arrays are read. Its exceptions end the search.
 
         Raises:
             ValueError: no checkpoint can be read (none is moved); another format version; or names,
                 shapes or types differ: the message lists them, and nothing was allocated.
-            OSError: as `wait`; another process failed; or a checkpoint could not be moved.
         """
         self.wait()
         damaged: list[DamagedCheckpointError] = []
@@ -199,11 +186,7 @@ class Checkpointer:
             self._saving = None
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads; those of a save that hangs are left.
-
-        Raises:
-            OSError: as `wait`, unless that has been raised before.
-        """
+        """Waits for the last save and ends the threads; those of a save that hangs are left."""
         try:
             self.wait()
         finally:
@@ -212,6 +195,16 @@ class Checkpointer:
                 self._waiter.submit(self._manager.close).result()
                 self._closed = True
             self._waiter.shutdown(wait=False)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:
+            if kind is None:  # An earlier error takes precedence.
+                raise
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -291,10 +284,7 @@ class Checkpointer:
                 error.path.rename(moved)
                 logging.warning(
                     "The checkpoint of step %s cannot be used (%s): moved to %s; step %d is used",
-                    error.path.name,
-                    error.reason,
-                    moved,
-                    step,
+                    *(error.path.name, error.reason, moved, step),
                 )
 
         if damaged:
@@ -306,10 +296,7 @@ def _together(path: epath.Path, action: Callable[[], None]) -> None:
     """Runs `action` in every process; all continue when it is done, or all raise.
 
     A process may see what others do not: its part of a checkpoint is damaged, or its disk is full.
-
-    Raises:
-        DamagedCheckpointError: `action` raised it in one process or more, and nothing else.
-        OSError: `action` raised something else in another process; in this one it is raised.
+    Where `action` failed in others alone, DamagedCheckpointError or OSError says so.
     """
     problem: Exception | None = None
     try:
