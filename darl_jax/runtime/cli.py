@@ -61,10 +61,8 @@ config_flags.register_flag_parser_for_type(float, _OrNone(flags.FloatParser()))
 def run(main: Callable[..., None], usage: str, *, arguments: bool = False) -> None:
     """Runs a program: parses its flags, and turns errors and Ctrl-C into one line and an exit code.
 
-    Args:
-      main: called without arguments, or with the list of those that are no flags.
-      usage: example of a command line, for messages.
-      arguments: whether there may be other arguments than flags.
+    `usage` is an example of a command line, for messages; `main` takes `arguments` that are no
+    flags, if there may be any.
     """
     keep_freed_pages()
     logging_lib.getLogger("jax").setLevel(logging_lib.WARNING)  # INFO lists absent platforms.
@@ -161,12 +159,8 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
 
 
 def _config_file(argv: Sequence[str]) -> str:
-    """Path of the last --config=PATH or --config PATH."""
-    path = ""
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        flag, equals, value = argument.partition("=")
-        if flag.lstrip("-") == "config" and flag != argument.lstrip("-"):
-            path = (value if equals else following).split(":")[0]
+    """Path of the last --config=PATH or --config PATH, without the word after it."""
+    path = _given(argv).get("config", "").split(":")[0]
     # Left to itself ml_collections says so over several lines, and later, when a key is read.
     if path and not pathlib.Path(path).is_file():
         raise ValueError(f"--config={path}: there is no such file; configs/ holds the project's")
@@ -200,14 +194,19 @@ def _in_config_file(error: BaseException, path: str) -> str:
     return f"{path}, line {lines[-1]}: {message}" if path and lines else message
 
 
-def with_saved_config(argv: Sequence[str]) -> list[str]:
-    """The arguments, with a checkpoint's own config where --checkpoint stands without --config."""
-    given = {
-        name: value or following
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """Values of flags as --name=value or --name value."""
+    return {
+        name: value if equals else following
         for argument, following in zip(argv, [*argv[1:], ""], strict=True)
-        for name, _, value in [argument.lstrip("-").partition("=")]
+        for name, equals, value in [argument.lstrip("-").partition("=")]
         if argument.startswith("-")
     }
+
+
+def with_saved_config(argv: Sequence[str]) -> list[str]:
+    """The arguments, with a checkpoint's own config where --checkpoint stands without --config."""
+    given = _given(argv)
     if "config" in given or not given.get("checkpoint") or not {"config"} & set(flags.FLAGS):
         return list(argv)
     file = pathlib.Path(__file__).parents[1] / "interchange" / "saved_config.py"

@@ -75,11 +75,6 @@ def abstract_state(
     """Shapes, types and shardings of a state, with nothing allocated."""
     # The key is made inside, for the mesh may be one of devices that are not here.
     shapes = jax.eval_shape(lambda: init_state(build_model, optimizer, jax.random.key(0), ema=ema))
-    return laid_out(shapes, mesh)
-
-
-def laid_out(shapes: TrainState, mesh: Mesh) -> TrainState:
-    """The shapes of a state with the layout that the mesh gives them."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

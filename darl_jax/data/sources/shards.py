@@ -7,6 +7,8 @@ from absl import logging
 from array_record.python import array_record_module
 from etils import epath
 
+from darl_jax.data.sources.base import as_names
+
 _THREADS = 16
 _NAMED_SHARDS = 3
 
@@ -36,10 +38,9 @@ def check_shards(
     damaged = [f"{name} ({reason})" for name, reason in reasons if reason]
     if not damaged:
         return
-    more = f" and {len(damaged) - _NAMED_SHARDS} more" if len(damaged) > _NAMED_SHARDS else ""
     message = (
         f"{what}: {len(damaged)} of {len(records)} shards in {directory} cannot be used: "
-        f"{', '.join(damaged[:_NAMED_SHARDS])}{more}"
+        f"{as_names(damaged, _NAMED_SHARDS)}"
     )
     if not skip_bad:
         raise ValueError(

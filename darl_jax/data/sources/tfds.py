@@ -83,7 +83,11 @@ class TfdsSource:
         for i, example in zip(index, examples, strict=True):
             if not isinstance(example["image"], bytes):
                 raise self._bad(i, ValueError("it is empty, so its shard may be cut off"))
-        return [self._record(i, example) for i, example in zip(index, examples, strict=True)]
+        labels = [int(e["label"]) if self.class_names else -1 for e in examples]
+        return [
+            Record(example["image"], label, self._name(i, example))
+            for i, example, label in zip(index, examples, labels, strict=True)
+        ]
 
     def files(self, index: Sequence[int]) -> list[str]:
         """The shards of these records."""
@@ -96,10 +100,6 @@ class TfdsSource:
             for part in self._instructions
         ]
         return fingerprint_of(self.dataset, *shards)
-
-    def _record(self, index: int, example: dict) -> Record:
-        label = int(example["label"]) if self.class_names else -1
-        return Record(example["image"], label, self._name(index, example))
 
     def _name(self, index: int, example: dict) -> str:
         for key in ("file_name", "filename", "image/filename", "id"):
@@ -143,7 +143,13 @@ def _tfds_directory(name: str, data_dir: str) -> epath.Path:
     path, _, version = name.partition(":")
     dataset, _, config = path.partition("/")
     if not (root / dataset).is_dir():
-        raise ValueError(_no_dataset(name, dataset, root))
+        there = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.is_dir())
+        close = difflib.get_close_matches(dataset, there, n=1)
+        guess = f"; did you mean '{close[0]}'?" if close else "."
+        raise ValueError(
+            f"data.dataset='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
+            f"It holds: {', '.join(there[:20]) or 'no folders'}"
+        )
     prepared = sorted(
         "/".join(info.parent.relative_to(root / dataset).parts)
         for pattern in ("*/dataset_info.json", "*/*/dataset_info.json")
@@ -166,16 +172,6 @@ def _tfds_directory(name: str, data_dir: str) -> epath.Path:
 
 def _version_number(path: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", path.rpartition("/")[2]))
-
-
-def _no_dataset(name: str, dataset: str, root: epath.Path) -> str:
-    there = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.is_dir())
-    close = difflib.get_close_matches(dataset, there, n=1)
-    guess = f"; did you mean '{close[0]}'?" if close else "."
-    return (
-        f"data.dataset='{name}': data.data_dir='{root}' has no folder '{dataset}'{guess} "
-        f"It holds: {', '.join(there[:20]) or 'no folders'}"
-    )
 
 
 def _check_format(directory: epath.Path) -> None:

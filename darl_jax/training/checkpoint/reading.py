@@ -89,19 +89,12 @@ def restore_params(
     has_average = any(name.startswith("ema/") for name in metadata["arrays"])
     item = "ema" if averaged and has_average else "params"
     as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    with (
-        readable(step_path, "state"),
-        contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
-    ):
+    closing = contextlib.closing(ocp.PyTreeCheckpointHandler())
+    with readable(step_path, "state"), closing as handler:
         wanted = {item: handler.metadata(step_path / "state").tree[item]}
-        restored = handler.restore(
-            step_path / "state",
-            args=ocp.args.PyTreeRestore(
-                item=wanted,
-                restore_args=jax.tree.map(lambda _: as_numpy, wanted),
-                partial_restore=True,
-            ),
-        )
+        numpy_args = jax.tree.map(lambda _: as_numpy, wanted)
+        args = ocp.args.PyTreeRestore(item=wanted, restore_args=numpy_args, partial_restore=True)
+        restored = handler.restore(step_path / "state", args=args)
     check_whole(step_path, metadata, restored, below=f"{item}/")
     return restored[item], config, int(step_path.name)
 
@@ -124,13 +117,6 @@ def _open_checkpoint(
     folder = absolute_path(path)
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
-    step_path = path_of_step(folder, step)
-    metadata = read_metadata(step_path)
-    return step_path, metadata, read_config(step_path, metadata)
-
-
-def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
-    """Folder of a complete checkpoint: the newest, or that of `step`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoints: there is no folder {folder}")
     steps = sorted(ocp.utils.checkpoint_steps(folder))
@@ -141,7 +127,9 @@ def path_of_step(folder: epath.Path, step: int | None) -> epath.Path:
         raise FileNotFoundError(
             f"no checkpoint of step {step} in {folder}; there are: {', '.join(map(str, steps))}"
         )
-    return folder / str(steps[-1] if step is None else step)
+    step_path = folder / str(steps[-1] if step is None else step)
+    metadata = read_metadata(step_path)
+    return step_path, metadata, read_config(step_path, metadata)
 
 
 def make_metadata(
@@ -200,14 +188,9 @@ def names_in(path: epath.Path) -> set[str]:
 
 def check_fits(path: epath.Path, metadata: Mapping[str, Any], expected: PyTree) -> None:
     """Raises ValueError where names, shapes or types differ from those of a run's arrays."""
-    saved = {
-        name: f"{array['dtype']} {tuple(array['shape'])}"
-        for name, array in metadata["arrays"].items()
-    }
-    current = {
-        name: f"{np.dtype(leaf.dtype).name} {tuple(leaf.shape)}"
-        for name, leaf in arrays_by_name(expected).items()
-    }
+    saved = {name: f"{a['dtype']} {tuple(a['shape'])}" for name, a in metadata["arrays"].items()}
+    arrays = arrays_by_name(expected).items()
+    current = {name: f"{np.dtype(a.dtype).name} {tuple(a.shape)}" for name, a in arrays}
     differences = [
         f"{name}: {saved.get(name, 'absent')} in the checkpoint, "
         f"{current.get(name, 'absent')} in this run"
@@ -231,15 +214,10 @@ def check_whole(
     path: epath.Path, metadata: Mapping[str, Any], state: Mapping[str, Any], below: str = ""
 ) -> None:
     """Raises DamagedCheckpointError unless arrays below a prefix are those saved. A collective."""
-    saved = {
-        name: array["checksum"]
-        for name, array in metadata["arrays"].items()
-        if name.startswith(below)
-    }
+    arrays = metadata["arrays"].items()
+    saved = {name: array["checksum"] for name, array in arrays if name.startswith(below)}
     found = checksums(arrays_by_name(state))
-    wrong = sorted(
-        name for name in saved.keys() | found.keys() if saved.get(name) != found.get(name)
-    )
+    wrong = sorted({name for name, _ in saved.items() ^ found.items()})
     if wrong:
         raise DamagedCheckpointError(path, f"wrong checksum of {', '.join(shortened(wrong))}")
 
