@@ -19,19 +19,13 @@ from darl_jax.training.sharding import MeshConfig
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Checkpoints: when one is written (at the end of a run, too) and which are kept.
+    """Checkpoints: when one is written (at the end of a run, too) and which are kept."""
 
-    Attributes:
-      every_steps: steps between two checkpoints.
-      keep_last: newest checkpoints that are kept.
-      keep_every: steps; checkpoints at multiples of it are never removed; 0 keeps none for ever.
-      timeout_seconds: a save that takes longer ends the run with an error.
-    """
-
-    every_steps: int = 1000
-    keep_last: int = 3
+    every_steps: int = 1000  # steps between two checkpoints
+    keep_last: int = 3  # newest checkpoints that are kept
+    # Steps; checkpoints at multiples of it are never removed; 0 keeps none for ever.
     keep_every: int = 0
-    timeout_seconds: int = 1800
+    timeout_seconds: int = 1800  # a save that takes longer ends the run with an error
 
     def __post_init__(self) -> None:
         _at_least(self, "checkpoint", every_steps=1, keep_last=1, keep_every=0, timeout_seconds=1)
@@ -39,30 +33,19 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Initial parameters of a new run (interchange/loading.py lists the kinds of files).
+    """Initial parameters of a new run (interchange/loading.py lists the kinds of files)."""
 
-    Attributes:
-      checkpoint: a run's workdir, an export, or another framework's file; empty for none.
-      step: of a run's checkpoints; None for the newest.
-      drop: beginnings of paths that are not taken from it, such as 'head'.
-    """
-
-    checkpoint: str = ""
-    step: int | None = None
-    drop: tuple[str, ...] = ()
+    checkpoint: str = ""  # a run's workdir, an export, or another framework's file; empty for none
+    step: int | None = None  # of a run's checkpoints; None for the newest
+    drop: tuple[str, ...] = ()  # beginnings of paths that are not taken from it, such as 'head'
 
 
 @dataclasses.dataclass(frozen=True)
 class ProfileConfig:
-    """Steps that the profiler traces.
+    """Steps that the profiler traces."""
 
-    Attributes:
-      first_step: first of them; 0 traces none.
-      num_steps: number of them.
-    """
-
-    first_step: int = 0
-    num_steps: int = 5
+    first_step: int = 0  # first of them; 0 traces none
+    num_steps: int = 5  # number of them
 
     def __post_init__(self) -> None:
         _at_least(self, "profile", first_step=0, num_steps=1)
@@ -75,36 +58,16 @@ def default_evaluators() -> dict[str, EvaluatorConfig]:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run. The defaults are pre-training by Table 8 with a ViT-B/16.
+    """One run. The defaults are pre-training by Table 8 with a ViT-B/16."""
 
-    Attributes:
-      seed: of the parameters, the order of the data, and the noise.
-      batch_size: examples of a step, over all devices.
-      total_epochs: length of the run; not read where total_steps is given.
-      total_steps: length of the run in steps.
-      accumulation_steps: micro-batches of a step.
-      max_dropped_in_a_row: non-finite updates in a row after which the run stops.
-      log_every_steps: steps between two lines of metrics.
-      ema_decay: of an average of the parameters, which is evaluated; 0 keeps none.
-      init: initial parameters from a checkpoint.
-      model: a config of MODELS.
-      objective: a config of METHODS.
-      data: a config of DATA.
-      optimizer: a config of OPTIMIZERS.
-      mesh: devices along each axis.
-      checkpoint: when checkpoints are written.
-      evaluators: configs of EVALUATORS by a name of one's own.
-      profile: steps that are traced.
-    """
-
-    seed: int = 0
-    batch_size: int = 4096
-    total_epochs: float | None = 800.0
-    total_steps: int | None = None
-    accumulation_steps: int = 1
-    max_dropped_in_a_row: int = 10
-    log_every_steps: int = 50
-    ema_decay: float = 0.0
+    seed: int = 0  # of the parameters, the order of the data, and the noise
+    batch_size: int = 4096  # examples of a step, over all devices
+    total_epochs: float | None = 800.0  # length of the run; not read where total_steps is given
+    total_steps: int | None = None  # length of the run in steps
+    accumulation_steps: int = 1  # micro-batches of a step
+    max_dropped_in_a_row: int = 10  # non-finite updates in a row after which the run stops
+    log_every_steps: int = 50  # steps between two lines of metrics
+    ema_decay: float = 0.0  # of an average of the parameters, which is evaluated; 0 keeps none
     init: InitConfig = dataclasses.field(default_factory=InitConfig)
     model: Any = dataclasses.field(default_factory=ViTConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=MSEConfig)
@@ -112,6 +75,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    # By a name of one's own.
     evaluators: Mapping[str, EvaluatorConfig] = dataclasses.field(
         default_factory=default_evaluators
     )

@@ -73,18 +73,13 @@ class Splits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(abc.ABC):
-    """Keys that every kind of data has.
+    """Keys that every kind of data has."""
 
-    Attributes:
-      name: kind of data, a key of `data.DATA`.
-      num_workers: processes that make examples, in each process of the run, but no more than the
-        cores it may use; 0 makes them in threads of the program itself, as data in memory does.
-      worker_timeout_seconds: time limit for a batch that is waited for.
-    """
-
-    name: str = ""
+    name: str = ""  # kind of data, a key of `data.DATA`
+    # Processes that make examples, in each process of the run, but no more than the cores it may
+    # use; 0 makes them in threads of the program itself, as data in memory does.
     num_workers: int = 8
-    worker_timeout_seconds: float = 300.0
+    worker_timeout_seconds: float = 300.0  # time limit for a batch that is waited for
 
     def __post_init__(self) -> None:
         self.check(self.num_workers >= 0, "num_workers", "0 or more")

@@ -24,29 +24,18 @@ RUNNING_RATE = 0.1  # torch's default `momentum` of BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class _OptimizerConfig:
-    """Keys that all optimizers have.
+    """Keys that all optimizers have."""
 
-    Attributes:
-        name: which optimizer.
-        base_learning_rate: peak learning rate for a batch of 256; the peak of a run is this times
-            batch_size / 256.
-        learning_rate: the peak itself, for any batch (Table 9's are of this kind), in place of
-            base_learning_rate.
-        final_learning_rate: where the schedule ends.
-        weight_decay: of the leaves named "kernel".
-        clip_norm: largest global norm of the gradient; 0 leaves the gradient as it is.
-        warmup_epochs: length of the linear warm-up in epochs.
-        warmup_steps: the same in steps, in place of warmup_epochs.
-    """
-
-    name: str
+    name: str  # which optimizer
+    # Peak learning rate for a batch of 256; the peak of a run is this times batch_size / 256.
     base_learning_rate: float | None
+    # The peak itself, for any batch (Table 9's are of this kind), in place of base_learning_rate.
     learning_rate: float | None = None
-    final_learning_rate: float = 0.0
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    warmup_epochs: float | None = 0.0
-    warmup_steps: int | None = None
+    final_learning_rate: float = 0.0  # where the schedule ends
+    weight_decay: float = 0.0  # of the leaves named "kernel"
+    clip_norm: float = 0.0  # largest global norm of the gradient; 0 leaves the gradient as it is
+    warmup_epochs: float | None = 0.0  # length of the linear warm-up in epochs
+    warmup_steps: int | None = None  # the same in steps, in place of warmup_epochs
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(_OptimizerConfig)[1:]:
@@ -67,22 +56,18 @@ class AdamWConfig(_OptimizerConfig):
     """AdamW and its learning rate; the defaults are Table 8 of arXiv 2403.05196.
 
     Weight decay is decoupled and multiplied by the learning rate, as optax and torch do it.
-
-    Attributes:
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment (settled here; the paper does not say).
-        layer_decay: factor of the learning rate from each block to the one below it, see
-            `layer_decay_scales`; 1 is the same rate everywhere (Table 9 has 0.75).
     """
 
     name: str = "adamw"
     base_learning_rate: float | None = 1.5e-4
     weight_decay: float = 0.05
     warmup_epochs: float | None = 40.0
-    b1: float = 0.9
-    b2: float = 0.95
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
+    # Added to the root of the second moment (settled here; the paper does not say).
     eps: float = 1e-8
+    # Factor of the learning rate from each block to the one below it, see `layer_decay_scales`; 1
+    # is the same rate everywhere (Table 9 has 0.75).
     layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
@@ -98,17 +83,14 @@ class LarsConfig(_OptimizerConfig):
     """LARS and its learning rate; the defaults are the linear evaluation's (Table 13).
 
     Weight decay is added to the gradient before it is scaled.
-
-    Attributes:
-        momentum: decay of the sum of scaled gradients.
-        trust_coefficient: size of a kernel's step, before the learning rate, over the size of the
-            kernel (settled here, as in MAE; the paper does not say).
     """
 
     name: str = "lars"
     base_learning_rate: float | None = 0.1
     warmup_epochs: float | None = 10.0
-    momentum: float = 0.9
+    momentum: float = 0.9  # decay of the sum of scaled gradients
+    # Size of a kernel's step, before the learning rate, over the size of the kernel (settled here,
+    # as in MAE; the paper does not say).
     trust_coefficient: float = 1e-3
 
     def __post_init__(self) -> None:

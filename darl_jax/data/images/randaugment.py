@@ -35,19 +35,12 @@ Fill = int | tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class RandAugmentConfig:
-    """Strength of the distortion of training images; fine-tuning has magnitude 9.
+    """Strength of the distortion of training images; fine-tuning has magnitude 9."""
 
-    Attributes:
-      magnitude: the mean strength, of 10; 0 leaves RandAugment out.
-      std: standard deviation of the strength.
-      num_ops: how many operations are drawn for an image.
-      probability: with which each of them is done.
-    """
-
-    magnitude: float = 0.0
-    std: float = 0.5
-    num_ops: int = 2
-    probability: float = 0.5
+    magnitude: float = 0.0  # the mean strength, of 10; 0 leaves RandAugment out
+    std: float = 0.5  # standard deviation of the strength
+    num_ops: int = 2  # how many operations are drawn for an image
+    probability: float = 0.5  # with which each of them is done
 
     def __post_init__(self) -> None:
         for key, valid, rule in (
