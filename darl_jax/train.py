@@ -236,13 +236,11 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
 
 def log_length(config: TrainConfig, records: int, total_steps: int) -> None:
     """Logs the length of a run, and which key decides it."""
-    unread = ""
-    if config.total_steps is not None and config.total_epochs is not None:
-        unread = f" (config.total_steps; total_epochs={config.total_epochs:g} is not read)"
+    key = "total_epochs" if config.total_steps is None else "total_steps"
     logging.info(
-        "%d training records, %.1f steps an epoch, %d steps = %.4g epochs in all%s",
+        "%d training records, %.1f steps an epoch, %d steps = %.4g epochs in all (config.%s)",
         *(records, records / config.batch_size, total_steps),
-        *(total_steps * config.batch_size / records, unread),
+        *(total_steps * config.batch_size / records, key),
     )
 
 

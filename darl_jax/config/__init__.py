@@ -55,12 +55,8 @@ def default_config(
 ) -> ml_collections.ConfigDict:
     """Every key with its default, for a config file to change.
 
-    Args:
-      objective: a name in METHODS, which decides the keys under `config.objective`.
-      size: of a ViT, a name in VIT_SIZES.
-      model: a name in MODELS, which decides the keys under `config.model`.
-      data: a name in DATA, which decides the keys under `config.data`.
-      optimizer: a name in OPTIMIZERS, which decides the keys under `config.optimizer`.
+    Names in METHODS, MODELS, DATA and OPTIMIZERS decide the keys of their groups; `size`, a name in
+    VIT_SIZES, is that of a ViT.
     """
     objective_config, method = METHODS[objective]
     evaluators = default_evaluators()

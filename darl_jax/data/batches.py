@@ -1,7 +1,6 @@
 """Chunks of batches as pure functions of their number: rows -> records -> examples."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -45,19 +44,6 @@ class BatchRows:
         return np.arange(start + low, start + high, dtype=np.int64)
 
 
-@runtime_checkable
-class MakeChunk(Protocol):
-    """Makes any chunk of a stream: a pure function of its number, pickled to the workers."""
-
-    def __call__(self, chunk: int) -> Batch:
-        """Makes a chunk."""
-        ...
-
-    def describe(self, chunk: int) -> str:
-        """Names the chunk's records and their files, for messages."""
-        ...
-
-
 def rows_to_records(
     rows: Int64[np.ndarray, " n"], length: int, seed: int
 ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
@@ -76,17 +62,14 @@ class TrainChunks:
 
     def __call__(self, chunk: int) -> Batch:
         """Makes a chunk."""
-        epoch, index = self._records(chunk)
+        epoch, index = rows_to_records(self.rows.of_chunk(chunk), len(self.split), self.seed)
         ones = np.ones(len(index), bool)
         examples = self.split.train_examples(index, epoch, self.seed)
         return {"replaced": ~ones} | examples | {"index": index, "mask": ones}
 
-    def describe(self, chunk: int) -> str:
-        """Names the chunk's records and their files."""
-        return self.split.describe(self._records(chunk)[1])
-
-    def _records(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-        return rows_to_records(self.rows.of_chunk(chunk), len(self.split), self.seed)
+    def records(self, chunk: int) -> Int64[np.ndarray, " n"]:
+        """Record numbers of a chunk."""
+        return rows_to_records(self.rows.of_chunk(chunk), len(self.split), self.seed)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +82,7 @@ class EvalChunks:
 
     def __call__(self, chunk: int) -> Batch:
         """Makes a chunk."""
-        index = self._records(chunk)
+        index = self.records(chunk)
         mask = np.ones(len(index), bool)
         examples = {"mask": mask} | (self.split.eval_examples(index) if len(index) else self.empty)
         examples |= {"index": index, "replaced": ~examples["mask"]}
@@ -113,10 +96,11 @@ class EvalChunks:
         padded["index"][len(index) :] = -1
         return padded
 
-    def describe(self, chunk: int) -> str:
-        """Names the chunk's records and their files."""
-        return self.split.describe(self._records(chunk))
-
-    def _records(self, chunk: int) -> Int64[np.ndarray, " n"]:
+    def records(self, chunk: int) -> Int64[np.ndarray, " n"]:
+        """Record numbers of a chunk, without padding."""
         rows = self.rows.of_chunk(chunk)
         return rows[rows < len(self.split)]
+
+
+# Pure functions of a chunk's number, pickled to the workers.
+MakeChunk = TrainChunks | EvalChunks

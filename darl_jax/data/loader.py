@@ -227,12 +227,15 @@ class _Feed:
             return []
         return list(_NOTE.iter_unpack(self._notes.buf[: self._num_workers * _NOTE.size]))
 
+    def _describe(self, chunk: int) -> str:
+        return self._make_chunk.split.describe(self._make_chunk.records(chunk))
+
     def _starting(self) -> bool:
         """True while a worker has not begun its first chunk."""
         return any(chunk < 0 or not pid for pid, chunk in self._worker_notes())
 
     def _stuck(self, seconds: float) -> str:
-        wanted = self._make_chunk.describe(self._numbers[self._received])
+        wanted = self._describe(self._numbers[self._received])
         said = (
             f"has made nothing for {seconds:g} s (data.worker_timeout_seconds) of {wanted}; the "
             "disk or file system that holds them may have stopped answering"
@@ -248,7 +251,7 @@ class _Feed:
             if pid and not _is_alive(pid):
                 return (
                     f"data worker {worker + 1} of {self._num_workers} (pid {pid}) died while it "
-                    f"made {self._make_chunk.describe(chunk)}; memory may have run out: "
+                    f"made {self._describe(chunk)}; memory may have run out: "
                     "data.num_workers sets the number of workers"
                 )
         return f"a data worker died while it started: {error}"

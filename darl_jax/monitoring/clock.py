@@ -48,12 +48,8 @@ class Clock:
     first line is lost time too. Between a finished run and its extension nothing is lost.
 
     Start-up lasts from the creation of this process until the first batch is there, compilation
-    excluded. After it, time outside of every `with` is the host's share of training steps.
-
-    Args:
-      history: lines of earlier attempts, from `history_until`.
-      created: creation time of this process, in Unix seconds; None asks the operating system.
-      now: Unix seconds. Where it goes backwards, no time passes.
+    excluded. After it, time outside of every `with` is the host's share of training steps. Where
+    the clock goes backwards, no time passes.
     """
 
     def __init__(

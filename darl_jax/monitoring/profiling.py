@@ -17,16 +17,10 @@ _GIB = 2**30
 class ProfileWindow:
     """Traces steps `first_step` to `first_step + num_steps - 1`, into `<workdir>/profile`.
 
-    The device is waited for at both ends, so that these steps are in the trace and no others. A run
-    that goes on from a later step traces nothing, and one that ends before the last of them has a
-    shorter trace.
-
-    Args:
-      workdir: local or bucket path.
-      first_step: 0 for no trace; of several processes, one that traces is enough.
-      num_steps: steps in the trace.
-      wait: returns when the device has done all that it was asked to do. It is called by the
-        process that traces alone, so it must not call collectives.
+    The device is waited for at both ends (`wait`, which must not call collectives, for one process
+    traces alone), so that these steps are in the trace and no others. A run that goes on from a
+    later step traces nothing, and one that ends before the last of them has a shorter trace. With
+    `first_step` 0 there is none.
     """
 
     def __init__(

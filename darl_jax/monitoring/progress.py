@@ -15,13 +15,7 @@ class Progress:
     Where standard error is no terminal, nothing is shown. Log messages and whatever else is printed
     erase the line first; the next `update` draws it again. So an error stands last, whether it is
     printed before or after `close`. The ETA counts everything since this object was created,
-    evaluations and checkpoints included.
-
-    Args:
-      total: count at the end.
-      start: count at the beginning.
-      unit: name of the things counted.
-      active: whether anything is shown; of several processes, one is active.
+    evaluations and checkpoints included. Of several processes one is active.
     """
 
     def __init__(

@@ -39,12 +39,9 @@ class MetricWriter:
     nothing. Objects in buckets cannot be appended to: there each file is kept in memory and
     uploaded whole, once a minute and at `flush` and `close`.
 
-    Args:
-        workdir: local or bucket path.
-        purge_step: first step that this run writes (again). Lines of an earlier, killed run from
-            this step on are superseded: they stay in the files, and neither TensorBoard nor
-            `read_metrics` shows them. None supersedes nothing.
-        active: whether anything is written; of several processes, one is active.
+    A run writes steps from `purge_step` on (again): lines of an earlier, killed run from there on
+    are superseded. They stay in the files, and neither TensorBoard nor `read_metrics` shows them.
+    Of several processes one is active.
     """
 
     def __init__(

@@ -19,12 +19,8 @@ def handling(
     """Calls two handlers with the number of a signal, while entered.
 
     Python calls a handler in the main thread, when that returns from compiled code: minutes late
-    in a compilation. An exception that is raised there may be lost, or crash the compiler.
-
-    Args:
-      numbers: signals.
-      at_once: called on a thread of its own.
-      on_main: called in the main thread, when that runs Python.
+    in a compilation. An exception that is raised there may be lost, or crash the compiler. So
+    `at_once` is called on a thread of its own, and `on_main` later, in the main thread.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -106,8 +102,7 @@ class StopRequest:
     def leaving_after(self, finish: Callable[[], str]) -> Iterator[None]:
         """Lets a signal, an earlier one too, end the process at once, in an evaluation say.
 
-        Args:
-          finish: called first, on the main thread; returns the text after the signal's name.
+        `finish` is called first, on the main thread; it returns the text after the signal's name.
         """
         self._finish = finish
         if self.signal is not None:

@@ -83,23 +83,19 @@ def slice_split(split: str, lengths: dict[str, int], key: str) -> Int64[np.ndarr
     Raises:
       ValueError: the split is malformed, unknown, outside the records or empty.
     """
-    parts = split_ranges(split, lengths, key)
-    return np.concatenate([np.arange(part.start, part.stop, dtype=np.int64) for part in parts])
-
-
-def split_ranges(split: str, lengths: dict[str, int], key: str) -> list[range]:
-    """As `slice_split`, one range for each part of the split."""
     infos = {
         name: tfds.core.SplitInfo(name=name, shard_lengths=[length], num_bytes=0)
         for name, length in lengths.items()
     }
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(infos)
-        ranges = [
-            range(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
-            for part in parts
-        ]
-        if not any(ranges):
+        index = np.concatenate(
+            [
+                np.arange(part.from_ or 0, lengths[part.splitname] if part.to is None else part.to)
+                for part in parts
+            ]
+        )
+        if not len(index):
             raise ValueError("It holds no records.")
     except (ValueError, KeyError, AssertionError) as error:
         there = ", ".join(f"{name} ({length} records)" for name, length in lengths.items())
@@ -107,7 +103,7 @@ def split_ranges(split: str, lengths: dict[str, int], key: str) -> list[range]:
         raise ValueError(
             f"data.{key}='{split}' cannot be read: {reason} What is there: {there}"
         ) from error
-    return ranges
+    return index.astype(np.int64)
 
 
 def base_split(split: str) -> str:

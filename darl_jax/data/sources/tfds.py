@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from darl_jax.data.base import fingerprint_of
-from darl_jax.data.sources.base import BadRecordError, Record, split_ranges
+from darl_jax.data.sources.base import BadRecordError, Record, slice_split
 from darl_jax.data.sources.shards import check_shards
 
 
@@ -53,7 +53,7 @@ class TfdsSource:
         # TFDS names classes by their numbers where it has no names.
         self.class_names: tuple[str, ...] = tuple(getattr(label, "names", None) or ())
         lengths = {key: info.num_examples for key, info in builder.info.splits.items()}
-        split_ranges(split, lengths, split_key)
+        slice_split(split, lengths, split_key)  # raises where it is none
         try:
             self._records = builder.as_data_source(
                 split, decoders={"image": tfds.decode.SkipDecoding()}
