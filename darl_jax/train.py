@@ -31,7 +31,6 @@ from darl_jax.evaluators.base import Context
 from darl_jax.evaluators.schedule import Evaluation
 from darl_jax.interchange.initialization import initialize, load_initial
 from darl_jax.monitoring.clock import Clock, history_until
-from darl_jax.monitoring.phases import phase
 from darl_jax.monitoring.profiling import ProfileWindow
 from darl_jax.monitoring.run_log import RunLog
 from darl_jax.monitoring.writers import MetricWriter
@@ -79,8 +78,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
         logging.info("Kernels: %s", dict(config.method.kernels(device)) or "XLA's")
 
         # Data. The order of the records follows from their number and fingerprint.
-        with phase("Opening the data"):
-            splits = config.data.open()
+        logging.info("Opening the data")
+        splits = config.data.open()
         config = config.resolved(splits.train)
         steps_per_epoch = len(splits.train) / config.batch_size
         total_steps = config.steps(len(splits.train))
@@ -160,7 +159,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
             return device_batch(rows, method.inputs, mesh, stop=stop.signal is not None)
 
         # The step.
-        with clock("compile"), phase("Compiling the train step"):
+        logging.info("Compiling the train step")
+        with clock("compile"):
             train_step = compiled_step(config, graphdef, optimizer, state, step_key, mesh)
         step_metrics = StepMetrics(config.max_dropped_in_a_row)
         first_traced = config.profile.first_step if is_writer else 0
@@ -254,16 +254,14 @@ def begin(
 ) -> tuple[TrainState, int]:
     """State to begin with, and its step: that of the newest whole checkpoint, or new parameters."""
     method, averages = config.method, config.ema_decay > 0
-    with phase("Reading the last checkpoint"):
-        abstract = abstract_state(method.init, optimizer, mesh, ema=averages)
-        restored = checkpointer.restore_latest(abstract, check)
+    abstract = abstract_state(method.init, optimizer, mesh, ema=averages)
+    restored = checkpointer.restore_latest(abstract, check)
     if restored is not None:
         state, step = restored
         logging.info("Goes on from step %d", step)
     else:
         initial = load_initial(config) if config.init.checkpoint else None
-        with phase("Initializing the parameters"):
-            state, step = create_state(method.init, optimizer, key, mesh, ema=averages), 0
+        state, step = create_state(method.init, optimizer, key, mesh, ema=averages), 0
         if initial is not None:
             state = initialize(state, initial, drop=config.init.drop)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
@@ -325,9 +323,7 @@ def main() -> None:
             logging.set_verbosity(logging.WARNING)  # Process 0 speaks for all.
         config = config_lib.load(_CONFIG.value)
         compilation.keep_in(workdir)
-        code = train(config, workdir, stop)
-        stop.end_training()
-        sys.exit(code)
+        sys.exit(train(config, workdir, stop))
 
 
 @contextlib.contextmanager

@@ -115,11 +115,6 @@ class Clock:
         before, self._window_began = self._window_began, self._loop_seconds()
         return self._window_began - before
 
-    def loop_seconds(self) -> float:
-        """Seconds of the loop so far, without compilation, evaluations and checkpoints."""
-        self._turn_to(self._category)
-        return float(self._loop_seconds().sum())
-
     def _loop_seconds(self) -> Float[np.ndarray, " part=3"]:
         return np.array([self._seconds[part] for part in _WINDOW])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-_FORMAT = "{desc} {n:,}/{total:,} ({percentage:.1f}%){postfix}  ETA {remaining}  {elapsed} |{bar}|"
+_FORMAT = "{desc} {n:,}/{total:,} ({percentage:.1f}%){postfix}  {rate_fmt}  ETA {remaining} |{bar}|"
 
 
 class Progress:
@@ -14,7 +14,7 @@ class Progress:
 
     Where standard error is no terminal, nothing is shown. Log messages and whatever else is printed
     erase the line first; the next `update` draws it again. So an error stands last, whether it is
-    printed before or after `close`. The ETA counts everything since this object was created,
+    printed before or after `close`. Rate and ETA count everything since this object was created,
     evaluations and checkpoints included. Of several processes one is active.
     """
 

@@ -1,6 +1,5 @@
 """Live line, lines of metrics and warnings of a training run."""
 
-import collections
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,8 +13,6 @@ from darl_jax.monitoring.profiling import device_memory, host_memory
 from darl_jax.monitoring.progress import Progress
 from darl_jax.monitoring.writers import MetricWriter
 from darl_jax.runtime import cluster
-
-_RECENT_SECONDS = 30.0  # of the loop: span of the speed on the live line
 
 
 @dataclasses.dataclass
@@ -38,7 +35,6 @@ class RunLog:
     def __post_init__(self) -> None:
         self._bottlenecks = Bottlenecks(host_names())
         self._progress: Progress | None = None
-        self._recent: collections.deque[tuple[float, int]] = collections.deque()
         self._last_step = 0
 
     def begin(self, step: int) -> None:
@@ -51,19 +47,8 @@ class RunLog:
 
     def show(self, step: int, loss: float | None) -> None:
         """Updates the live line after a step; cheap enough for each."""
-        if self._progress is None:
-            return
-        recent = self._recent
-        recent.append((self.clock.loop_seconds(), step))
-        # The oldest point stays just outside of the span, for steps that take longer than it.
-        while len(recent) > 2 and recent[1][0] <= recent[-1][0] - _RECENT_SECONDS:
-            recent.popleft()
-        (began, first), (ended, last) = recent[0], recent[-1]
-        notes = [] if loss is None else [f"loss {loss:.4f}"]
-        if ended > began:
-            speed = (last - first) * self.batch_size / (ended - began)
-            notes.append(f"{speed:,.1f} examples/s")
-        self._progress.update(step, "  ".join(notes))
+        if self._progress is not None:
+            self._progress.update(step, "" if loss is None else f"loss {loss:.4f}")
 
     def note(self, step: int, *, finished: bool = False) -> None:
         """Writes the account of the time at once, for the run may be killed."""

@@ -23,7 +23,6 @@ from etils import epath
 FILE = "running.json"
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0  # a file without a change for so long is left over
-OLD_SECONDS = 600.0  # and one with a time so long ago, by any two clocks, is not waited for
 SETTLE_SECONDS = 0.5  # between two processes that take over the same file
 
 
@@ -93,8 +92,6 @@ def _is_alive(path: epath.Path, holder: dict[str, Any]) -> bool:
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-    if abs(time.time() - holder["time"]) > OLD_SECONDS:
-        return False
     logging.info("Waits %g s for a sign of %s", SILENT_SECONDS, _name(holder))
     end = time.monotonic() + SILENT_SECONDS
     while time.monotonic() < end:

@@ -84,7 +84,6 @@ class StopRequest:
         self.signal: str | None = None
         self._leave = leave
         self.training = False
-        self._ended = False
         self._finish: Callable[[], str] | None = None
         self._handling = handling(
             (signal.SIGTERM, signal.SIGINT), self._before_training, self._in_training
@@ -93,10 +92,6 @@ class StopRequest:
     def begin_training(self) -> None:
         """Notes signals from now on, for the training loop to save and leave."""
         self.training = True
-
-    def end_training(self) -> None:
-        """Ignores SIGTERM from now on, because the run ends anyway; Ctrl-C exits immediately."""
-        self._ended = True
 
     @contextlib.contextmanager
     def leaving_after(self, finish: Callable[[], str]) -> Iterator[None]:
@@ -128,10 +123,7 @@ class StopRequest:
         name = signal.Signals(number).name
         if not self.training:
             return
-        if self._ended:
-            if number == signal.SIGINT:
-                self._leave(128 + number, f"{name}: everything is saved")
-        elif self._finish is not None:
+        if self._finish is not None:
             self._leave(os.EX_TEMPFAIL, f"{name}: {self._finish()}")
         elif self.signal is not None and number == signal.SIGINT:
             # What is being written is not complete and will be ignored.

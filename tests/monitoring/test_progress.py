@@ -57,7 +57,7 @@ def test_line_has_count_share_and_note_and_fits_the_terminal(open_terminal):
         time.sleep(_REDRAWN_AFTER if step == 810 else 0)
         progress.update(step, "loss 0.2330")
     (line,) = terminal.screen()
-    assert line.startswith("step 810/2,000 (40.5%), loss 0.2330  ETA ")
+    assert line.startswith("step 810/2,000 (40.5%), loss 0.2330  ")
     assert len(line) < 64
     progress.close()
     assert terminal.screen() == [""]
