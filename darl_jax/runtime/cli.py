@@ -132,6 +132,7 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
         # ml_collections runs the config file and applies --config.key=value while it parses, so
         # whatever a config file raises is seen here.
         with one_line_errors(EXIT_BAD_INPUT, Exception):
+            argv = [re.sub(r"^(--?config=)(~.*)", _in_home, argument) for argument in argv]
             path = _config_file(argv)
             try:
                 rest = flags.FLAGS(argv)
@@ -156,6 +157,11 @@ def flags_parser(usage: str, *, arguments: bool = False) -> Callable[[Sequence[s
         return rest
 
     return parse
+
+
+def _in_home(match: re.Match[str]) -> str:
+    """The flag with ~ replaced, which a shell does not do after an equals sign."""
+    return match[1] + os.path.expanduser(match[2])
 
 
 def _config_file(argv: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ longer changes belongs to nobody.
 import contextlib
 import json
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -46,7 +47,7 @@ def held(workdir: epath.Path) -> Iterator[None]:
         if _is_alive(path, holder):
             raise RunningError(_refusal(workdir, holder))
         logging.info("Takes over %s of a run that is gone (%s)", path, _name(holder))
-        path.write_text(json.dumps(me))
+        _write(path, me)
         time.sleep(SETTLE_SECONDS)
         winner = _read(path)
         if winner is None or winner["key"] != me["key"]:
@@ -105,7 +106,7 @@ def _is_alive(path: epath.Path, holder: dict[str, Any]) -> bool:
 def _beat(path: epath.Path, me: dict[str, Any], stop: threading.Event) -> None:
     while not stop.wait(BEAT_SECONDS):
         with contextlib.suppress(OSError):  # a full disk ends the run elsewhere
-            path.write_text(json.dumps(me | {"time": time.time()}))
+            _write(path, me | {"time": time.time()})
 
 
 def _created(path: epath.Path, content: dict[str, Any]) -> bool:
@@ -113,7 +114,7 @@ def _created(path: epath.Path, content: dict[str, Any]) -> bool:
     if "://" in str(path):  # Buckets have no exclusive creation here.
         if path.exists():
             return False
-        path.write_text(json.dumps(content))
+        _write(path, content)
         time.sleep(SETTLE_SECONDS)
         return (_read(path) or {}).get("key") == content["key"]
     try:
@@ -134,6 +135,16 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
             time.sleep(0.1)  # being written
     # Cut off, by a machine that went down: of nobody.
     return {"host": "an unknown host", "pid": 0, "started": 0.0, "key": "", "time": 0.0}
+
+
+def _write(path: epath.Path, content: dict[str, Any]) -> None:
+    """Replaces the file at once."""
+    if "://" in str(path):
+        path.write_text(json.dumps(content))
+    else:
+        partial = pathlib.Path(f"{path}.{content['key']}")
+        partial.write_text(json.dumps(content))
+        os.replace(partial, path)
 
 
 def _name(holder: dict[str, Any]) -> str:

@@ -45,6 +45,12 @@ def test_key_takes_none_and_a_key_that_is_none_takes_a_number(parsed):
     assert config.steps(records=6400) == 250
 
 
+def test_tilde_is_the_home_folder(parsed, monkeypatch, tmp_path):
+    (tmp_path / "my.py").write_text(pathlib.Path(DIGITS).resolve().read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parsed("--config=~/my.py").batch_size == 64
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -14,6 +14,16 @@ EXTENSIONS = frozenset(
     + ([".avif"] if features.check("avif") else [])
     + ([".jp2"] if features.check("jpg_2000") else [])
 )
+# Other formats of images, and packages that read and convert them.
+_CONVERTERS = {
+    ".avif": "a newer Pillow",
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+    ".jp2": "a newer Pillow",
+    ".psd": "psd-tools",
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "rawpy"),
+}
 _MANY = 0.1  # A larger share of files left out is worth a warning.
 _TWICE = "reached a second time by links"
 
@@ -41,7 +51,7 @@ def list_images(directory: epath.Path, *, log: bool) -> list[str]:
         )
     if skipped and log:
         others = skipped.total() - skipped["hidden"]
-        many = others > _MANY * (others + len(paths))
+        many = others > _MANY * (others + len(paths)) or not _CONVERTERS.keys().isdisjoint(skipped)
         level = logging.WARNING if many else logging.INFO
         message = "%s: %d images; files left out: %s"
         logging.log(level, message, directory, len(paths), _count(skipped))
@@ -57,8 +67,11 @@ def holds_images(directory: epath.Path) -> bool:
 
 
 def _count(skipped: Counter[str]) -> str:
-    kinds = sorted(skipped.items(), key=lambda each: (-each[1], each[0]))[:8]
-    return ", ".join(f"{count} {kind}" for kind, count in kinds) or "none"
+    kinds = []
+    for kind, count in sorted(skipped.items(), key=lambda each: (-each[1], each[0]))[:8]:
+        reader = _CONVERTERS.get(kind)
+        kinds.append(f"{count} {kind}{f' ({reader} converts them to PNG)' if reader else ''}")
+    return ", ".join(kinds) or "none"
 
 
 def _files(directory: epath.Path, skipped: Counter[str]) -> Iterator[str]:

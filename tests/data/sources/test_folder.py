@@ -84,7 +84,7 @@ def test_other_files_are_left_out_and_counted_with_the_reader_of_formats(tmp_pat
             Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "picture.avif")
         assert len(FolderSource(str(tmp_path), "train")) == 3 + read
     (record,) = [r for r in caplog.records if "left out" in r.message]
-    assert record.levelname == "WARNING" and "1 .heic" in record.message
+    assert record.levelname == "WARNING" and "1 .heic (pillow-heif" in record.message
 
 
 @pytest.mark.parametrize("train", ["train", "training"])
