@@ -6,13 +6,12 @@ import signal
 
 import numpy as np
 import pytest
-from etils import epath
 
 from darl_jax import train
 from darl_jax.config import to_config_dict
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
-from tests.programs import finish, start
+from tests.programs import finish, refusal, start
 from tests.tiny_runs import assert_same_bits, refused, run, saved_state, stopped, tiny
 
 
@@ -176,8 +175,9 @@ def test_batch_that_does_not_divide_and_a_workdir_that_cannot_be_made_are_named(
     message = refused(tiny(batch_size=33, accumulation_steps=2), tmp_path, capsys)
     assert "config.batch_size=33 must be a multiple of 2" in message
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"--workdir=.*/file cannot be used"):
-        train.make_workdir(epath.Path(tmp_path / "file"))
+    workdir = f"--workdir={tmp_path / 'file'}"
+    message = refusal(capsys, "train", "--config=configs/digits.py", workdir)
+    assert message == f"error: {workdir} cannot be used: File exists"
 
 
 def command(workdir, *arguments: str) -> list[str]:
