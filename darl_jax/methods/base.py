@@ -60,8 +60,6 @@ class Method(abc.ABC, Generic[Model]):
     model: Any
     data: Any
 
-    # First names of the paths of parameters that are not trained.
-    frozen: ClassVar[tuple[str, ...]] = ()
     # First name of parameters whose leading axis counts models trained side by side.
     stacked: ClassVar[str | None] = None
 
@@ -101,6 +99,11 @@ class Method(abc.ABC, Generic[Model]):
     @abc.abstractmethod
     def flops(self) -> int:
         """Model FLOPs of one example in a training step, by the convention of nn/flops.py."""
+
+    def trains(self, path: tuple[str, ...]) -> bool:
+        """True if the parameter at a path is trained; the others stay as they are."""
+        del path
+        return True
 
     @property
     def num_layers(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from absl import logging
 from jaxtyping import Array, Float, PyTree
 
 from darl_jax.methods.base import Method
+from darl_jax.training.trained import Trains, path_names, split_trained
 
 # Path of a parameter -> its layer, or one for each entry of its first axis.
 LayerOf = Callable[[tuple[str, ...]], int | tuple[int, ...]]
@@ -153,7 +154,7 @@ def make_optimizer(
     config: OptimizerConfig,
     learning_rate: optax.ScalarOrSchedule,
     *,
-    frozen: Sequence[str] = (),
+    trains: Trains = lambda path: True,
     stacked: str | None = None,
     layer_of: LayerOf | None = None,
     num_layers: int = 0,
@@ -175,7 +176,7 @@ def make_optimizer(
     Args:
         config: the optimizer's settings.
         learning_rate: a number or a function of the step.
-        frozen: parameters below these names, first on their paths, are not trained: they have no
+        trains: whether the parameter at a path is trained (`Method.trains`); one that is not has no
             state and no update.
         stacked: the first name on the path of modules that are stacked along a first dimension and
             trained side by side, each as if it were alone: clipping has a norm for each. All that
@@ -213,7 +214,7 @@ def make_optimizer(
     optimizer = optax.named_chain(*parts)
     if stacked is not None:
         optimizer = _per_slice(optimizer, stacked)
-    return _only_trained(optimizer, frozen)
+    return _only_trained(optimizer, trains)
 
 
 def build_optimizer(
@@ -223,7 +224,7 @@ def build_optimizer(
     return make_optimizer(
         config,
         learning_rate,
-        frozen=method.frozen,
+        trains=method.trains,
         stacked=method.stacked,
         layer_of=method.layer_of,
         num_layers=method.num_layers,
@@ -237,7 +238,9 @@ def weight_decay_mask(params: PyTree) -> PyTree[bool]:
     norm scales two dimensions. Settled here: the start-of-sequence token, query tokens and learned
     positions do not decay either.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == "kernel", params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path_names(path)[-1] == "kernel", params
+    )
 
 
 def layer_decay_scales(
@@ -249,17 +252,13 @@ def layer_decay_scales(
     """
 
     def scale(path: tuple[Any, ...], leaf: Any) -> float | Float[np.ndarray, "stack ..."]:
-        layer = layer_of(_names(path))
+        layer = layer_of(path_names(path))
         if isinstance(layer, int):
             return decay ** (num_layers - 1 - layer)
         exponents = (num_layers - 1) - np.asarray(layer).reshape(-1, *(1,) * (leaf.ndim - 1))
         return np.asarray(decay**exponents, np.float32)
 
     return jax.tree_util.tree_map_with_path(scale, params)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
 def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
@@ -270,10 +269,11 @@ def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
 
     def init(params: PyTree) -> optax.OptState:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if _names(path)[-1] == "kernel" and leaf.ndim != 2:
+            names = path_names(path)
+            if names[-1] == "kernel" and leaf.ndim != 2:
                 raise ValueError(
                     f"config.optimizer.name='lars' scales whole matrices, and "
-                    f"{'/'.join(_names(path))} has {leaf.ndim} dimensions: it trains probes; use "
+                    f"{'/'.join(names)} has {leaf.ndim} dimensions: it trains probes; use "
                     "'adamw'"
                 )
         return ratio.init(params)
@@ -288,9 +288,10 @@ def _per_slice(
 
     def init(params: PyTree) -> optax.OptState:
         for path, _ in jax.tree_util.tree_leaves_with_path(params):
-            if _names(path)[0] != stacked:
+            names = path_names(path)
+            if names[0] != stacked:
                 raise ValueError(
-                    f"the parameter {'/'.join(_names(path))} is trained and is not below "
+                    f"the parameter {'/'.join(names)} is trained and is not below "
                     f"'{stacked}', where each optimizer has its slice; freeze it"
                 )
         return jax.vmap(optimizer.init)(params)
@@ -304,35 +305,30 @@ def _per_slice(
 
 
 def _only_trained(
-    optimizer: optax.GradientTransformation, frozen: Sequence[str]
+    optimizer: optax.GradientTransformation, trains: Trains
 ) -> optax.GradientTransformation:
     """The optimizer on trained parameters; running statistics step alone, frozen ones stay."""
 
-    def split(path: tuple[Any, ...]) -> str:
-        names = _names(path)
-        if names[0] in frozen:
-            return "frozen"
-        return "running" if names[-1] in RUNNING_STATISTICS else "trained"
+    def running(path: tuple[str, ...]) -> bool:
+        return path[-1] in RUNNING_STATISTICS
 
-    def trained(tree: PyTree) -> PyTree:
+    def optimized(tree: PyTree) -> PyTree:
         # Nodes without leaves in the others' places: the state has the parameters' own paths.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if split(path) == "trained" else optax.MaskedNode(), tree
-        )
+        return split_trained(tree, lambda path: trains(path) and not running(path))[0]
 
     def init(params: PyTree) -> optax.OptState:
-        return optimizer.init(trained(params))
+        return optimizer.init(optimized(params))
 
     def update(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None
     ) -> tuple[PyTree, optax.OptState]:
-        steps, state = optimizer.update(trained(updates), state, trained(params))
+        steps, state = optimizer.update(optimized(updates), state, optimized(params))
 
-        def step(path: tuple[Any, ...], gradient: Array, of_trained: Any) -> Array:
-            kind = split(path)
-            if kind == "frozen":
+        def step(path: tuple[Any, ...], gradient: Array, optimized_step: Any) -> Array:
+            names = path_names(path)
+            if not trains(names):
                 return jnp.zeros_like(gradient)
-            return -RUNNING_RATE * gradient if kind == "running" else of_trained
+            return -RUNNING_RATE * gradient if running(names) else optimized_step
 
         return jax.tree_util.tree_map_with_path(step, updates, steps), state
 

@@ -15,6 +15,7 @@ from darl_jax.methods import Batch, Features, Method, Metrics
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.training.sharding import batch_sharding, global_array
 from darl_jax.training.state import TrainState
+from darl_jax.training.trained import join_trained, split_trained
 
 LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]
 TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metrics]]
@@ -30,6 +31,8 @@ def make_train_step(
 ) -> TrainStep:
     """The train step, to be compiled by the caller, who may donate the state.
 
+    The gradient is taken in the parameters that the method trains.
+
     Gradients of micro-batches are averaged. The squared error's result is then that of the whole
     batch; diffusion draws other noise, and mixing and batch normalization see one micro-batch at a
     time.
@@ -38,10 +41,13 @@ def make_train_step(
     def loss_and_gradient(
         params: PyTree, batch: Batch, key: PRNGKeyArray
     ) -> tuple[PyTree, Metrics]:
-        def loss_fn(params: PyTree) -> tuple[Float[Array, ""], Metrics]:
-            return method.loss(nnx.merge(graphdef, params), batch, key)
+        trained, frozen = split_trained(params, method.trains)
 
-        return jax.grad(loss_fn, has_aux=True)(params)
+        def loss_fn(trained: PyTree) -> tuple[Float[Array, ""], Metrics]:
+            model = nnx.merge(graphdef, join_trained(trained, frozen))
+            return method.loss(model, batch, key)
+
+        return jax.grad(loss_fn, has_aux=True)(trained)
 
     def train_step(
         state: TrainState, batch: Batch, key: PRNGKeyArray
@@ -56,7 +62,8 @@ def make_train_step(
             )
         gradient_norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = split_trained(state.params, method.trains)
+        params = join_trained(optax.apply_updates(trained, updates), frozen)
         ema = state.ema
         if ema is not None:
             # Not decay * a + (1 - decay) * b: rounded, the two do not add up to 1.

@@ -215,6 +215,10 @@ def test_layer_decay_of_one_leaves_the_state_and_its_names_as_they_are():
 # --- frozen and stacked parameters, running statistics -------------------------------------------
 
 
+def _below_probes(path: tuple[str, ...]) -> bool:
+    return path[0] == "probes"
+
+
 def _stack(trees: list[dict]) -> dict:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
@@ -240,7 +244,7 @@ def test_probes_side_by_side_train_as_each_would_alone(config):
 
     backbone = {"blocks": {"kernel": np.ones((2, 3, 3), np.float32)}}
     together = _trained(
-        optimizers.make_optimizer(config, learning_rate, frozen=("backbone",), stacked="probes"),
+        optimizers.make_optimizer(config, learning_rate, trains=_below_probes, stacked="probes"),
         {"backbone": backbone, "probes": _stack(probes)},
         [{"backbone": backbone, "probes": _stack([a, b])} for a, b in zip(*gradients, strict=True)],
     )
@@ -256,7 +260,7 @@ def test_probes_side_by_side_train_as_each_would_alone(config):
 def test_frozen_parameters_stay_bit_for_bit_and_have_no_state(config):
     rng = np.random.default_rng(0)
     params = jax.tree.map(jnp.float32, {"backbone": _parameters(rng), "probes": _probe(rng)})
-    optimizer = optimizers.make_optimizer(config, 0.1, frozen=("backbone",))
+    optimizer = optimizers.make_optimizer(config, 0.1, trains=_below_probes)
     after = _trained(optimizer, params, [jax.tree.map(np.ones_like, params)] * 3)
     jax.tree.map(np.testing.assert_array_equal, after["backbone"], params["backbone"])
     assert (

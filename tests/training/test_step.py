@@ -42,7 +42,15 @@ class Poisoned(MSE):
         return loss + nan + 0.0 * jnp.sqrt(hidden), metrics | {"loss": average}
 
 
+class FrozenStart(MSE):
+    """The squared error with a start token that stays as it is."""
+
+    def trains(self, path: tuple[str, ...]) -> bool:
+        return path != ("backbone", "sos")
+
+
 OBJECTIVES = {
+    "frozen_start": FrozenStart(MSEConfig(), VIT, DATA),
     "mse": method(MSEConfig(), VIT, DATA),
     "poisoned": Poisoned(MSEConfig(), VIT, DATA),
     "diffusion": method(DiffusionConfig(draws=2), VIT, DATA),
@@ -144,6 +152,23 @@ def test_gradients_of_micro_batches_average_to_that_of_the_batch():
     for name, value in values(whole_metrics).items():
         assert values(metrics)[name] == pytest.approx(value, rel=1e-5), name
     assert float(metrics["loss"].count) == float(whole_metrics["loss"].count) == 4 * 4
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_what_is_not_trained_stays_and_has_no_gradient(accumulation_steps):
+    step, state = step_of("mse", accumulation_steps, True)
+    frozen, _ = step_of("frozen_start", accumulation_steps, True)
+    batch = make_batch()
+    (all_move, metrics), (moved, of_frozen) = step(state, batch, KEY), frozen(state, batch, KEY)
+    expected, before = all_move.params, state.params["backbone"]["sos"]
+    change = norm_of(expected["backbone"]["sos"] - before) / 0.1
+    np.testing.assert_array_equal(moved.params["backbone"]["sos"], before)
+    expected["backbone"]["sos"] = before
+    for got, wanted in zip(jax.tree.leaves(moved.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+    norms = (values(each)["gradient_norm"] for each in (metrics, of_frozen))
+    assert change > 1e-3
+    assert next(norms) ** 2 - next(norms) ** 2 == pytest.approx(change**2, rel=1e-2)
 
 
 def test_micro_batches_of_diffusion_draw_noise_of_their_own():

@@ -31,7 +31,6 @@ class ProbeMethod(LabelMethod[Probes]):
     is the mean. Examples without a label (-1) are ignored, in batch normalization too.
     """
 
-    frozen: ClassVar[tuple[str, ...]] = ("backbone",)
     stacked: ClassVar[str | None] = "probes"
 
     objective: ProbesConfig
@@ -45,6 +44,9 @@ class ProbeMethod(LabelMethod[Probes]):
             channels=self.data.channels,
             rngs=rngs,
         )
+
+    def trains(self, path: tuple[str, ...]) -> bool:
+        return path[0] != "backbone"
 
     def flops(self) -> int:
         """Forward pass of the backbone, and three times those of the probes."""

@@ -149,7 +149,7 @@ def make_state(optimizer, params) -> TrainState:
 def test_steps_leave_the_backbone_bit_for_bit_and_move_all_of_the_probes(kind, config):
     graphdef, params = make_model(kind)
     objective = make_objective(kind=kind)
-    optimizer = make_optimizer(config, 0.1, frozen=objective.frozen, stacked=objective.stacked)
+    optimizer = make_optimizer(config, 0.1, trains=objective.trains, stacked=objective.stacked)
     step = jax.jit(make_train_step(graphdef, objective, optimizer))
     state = make_state(optimizer, params)
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_running_statistics_are_torchs_with_micro_batches_too():
     """Two micro-batches: 0.9 running + 0.1 (the mean of their statistics)."""
     graphdef, params = make_model()
     objective = make_objective()
-    optimizer = make_optimizer(LarsConfig(), 0.0, frozen=("backbone",), stacked="probes")
+    optimizer = make_optimizer(LarsConfig(), 0.0, trains=objective.trains, stacked="probes")
     batch = make_batch()
     x = pooled_features()
     norm = params["probes"]["norm"]
