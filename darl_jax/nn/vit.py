@@ -157,10 +157,25 @@ class ViT(nnx.Module):
         Raises:
           ValueError: these are not all the patches of an image, or the order does not fit them.
         """
-        config = self.config
         grid = grid or self.grid
         order = self.order(grid) if order is None else order
         x, angles = self.sequence(patches, grid, order, without_last=without_last)
+        return self.encode(x, angles, mask=mask, depth=depth, key=key)
+
+    def encode(
+        self,
+        x: Float[Array, "batch token width"],
+        angles: Angles,
+        *,
+        mask: attention_lib.Mask = "causal",
+        depth: int | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Features:
+        """Features of embedded tokens: the blocks and the final norm, after `sequence`.
+
+        The arguments are those of `__call__`, with each token's rotation angles.
+        """
+        config = self.config
         scales = None
         if key is not None:
             if config.drop_path:
