@@ -16,6 +16,7 @@ from darl_jax.nn import attention as attention_lib
 from darl_jax.nn import positions
 from darl_jax.nn.dtypes import DTYPES, at_least_float32
 
+INITIALIZATIONS = ("xavier", "normal")
 MLPS = ("gelu", "swiglu")
 NORMS = ("layer", "rms")
 QK_NORMS = ("none", "plain", "scale")
@@ -52,6 +53,7 @@ class TransformerConfig:
     qk_norm: str = "none"  # LayerNorm of a head's queries and keys: 'plain', or with a 'scale'
     layer_scale: float = 0.0  # initial factor of both branches (LayerScale); 0 for none
     drop_path: float = 0.0  # of the last block; linear from 0 at the first; in training only
+    initialization: str = "xavier"  # of kernels: 'xavier' (uniform), or 'normal': N(0, 0.02)
     fused_qkv_init: bool = False  # the Xavier bound of one D x 3D matrix, as in MAE's torch code
     dtype: str = "bfloat16"  # of activations and matmul inputs; parameters are float32
     attention: str = "auto"  # one of attention.IMPLEMENTATIONS
@@ -63,6 +65,7 @@ class TransformerConfig:
             dtype=DTYPES,
             attention=attention_lib.IMPLEMENTATIONS,
             remat=REMAT_POLICIES,
+            initialization=INITIALIZATIONS,
             mlp=MLPS,
             norm=NORMS,
             qk_norm=QK_NORMS,
@@ -135,6 +138,17 @@ def linear(
     )
 
 
+def kernel_initializer(config: TransformerConfig, scale: float = 1.0) -> nnx.Initializer:
+    """Initializer of kernels; `scale` multiplies Xavier's variance.
+
+    'normal' is torch's truncated normal as ViTs of the Transformers library use it: it cuts at
+    +-2, which is 100 standard deviations.
+    """
+    if config.initialization == "normal":
+        return nnx.initializers.normal(TOKEN_STDDEV)
+    return nnx.initializers.variance_scaling(scale, "fan_avg", "uniform")
+
+
 def recompute(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps a cheap function to keep only its arguments for the backward pass.
 
@@ -178,11 +192,9 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.implementation = config.attention
         # One matrix of D x 3D has the bound sqrt(6 / 4D), one of D x D has sqrt(6 / 2D).
-        init = nnx.initializers.variance_scaling(
-            0.5 if config.fused_qkv_init else 1.0, "fan_avg", "uniform"
-        )
+        init = kernel_initializer(config, 0.5 if config.fused_qkv_init else 1.0)
 
-        def project(kernel_init: nnx.Initializer | None = None) -> nnx.Linear:
+        def project(kernel_init: nnx.Initializer) -> nnx.Linear:
             return linear(
                 config.width,
                 config.width,
@@ -193,7 +205,7 @@ class Attention(nnx.Module):
             )
 
         self.query, self.key, self.value = (project(init) for _ in range(3))
-        self.out = project()
+        self.out = project(kernel_initializer(config))
 
         def head_norm() -> LayerNorm | None:
             if config.qk_norm == "none":
@@ -265,7 +277,13 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         def project(*sizes: int) -> nnx.Linear:
-            return linear(*sizes, use_bias=config.mlp_bias, dtype=config.dtype, rngs=rngs)
+            return linear(
+                *sizes,
+                use_bias=config.mlp_bias,
+                dtype=config.dtype,
+                rngs=rngs,
+                kernel_init=kernel_initializer(config),
+            )
 
         self.gate = project(config.width, config.mlp_dim) if config.mlp == "swiglu" else None
         self.up = project(config.width, config.mlp_dim)

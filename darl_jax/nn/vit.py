@@ -19,6 +19,7 @@ from darl_jax.nn.blocks import (
     Block,
     TransformerConfig,
     drop_path_scales,
+    kernel_initializer,
     linear,
     make_norm,
     scan_blocks,
@@ -109,7 +110,13 @@ class ViT(nnx.Module):
         self.config = config
         self.grid = grid
         token = nnx.initializers.normal(TOKEN_STDDEV)
-        self.patch_embedding = linear(patch_dim, config.width, dtype=config.dtype, rngs=rngs)
+        self.patch_embedding = linear(
+            patch_dim,
+            config.width,
+            dtype=config.dtype,
+            rngs=rngs,
+            kernel_init=kernel_initializer(config),
+        )
         self.patch_norm = (
             None
             if config.patch_norm == "none"

@@ -219,6 +219,18 @@ def test_the_fused_bound_is_that_of_one_d_by_3d_matrix_for_query_key_and_value_a
         assert largest == pytest.approx(bound, rel=1e-3), name
 
 
+def test_normal_kernels_start_with_deviation_002_and_are_not_cut_at_two_of_them() -> None:
+    config = dataclasses.replace(CONFIG, width=64, initialization="normal")
+    vit = ViT(config, patch_dim=192, grid=(16, 16), rngs=nnx.Rngs(0))
+    flat = traverse_util.flatten_dict(parameters(vit), sep="/")
+    kernels = {name: np.asarray(w) for name, w in flat.items() if name.endswith("kernel")}
+    assert len(kernels) == 7
+    for name, w in kernels.items():
+        assert w.std() == pytest.approx(0.02, rel=0.03), name  # of 8192 values or more
+        assert np.abs(w).max() > 0.06, name
+    assert not any(np.any(w) for name, w in flat.items() if name.endswith("bias"))
+
+
 def test_biases_start_at_0_scales_at_1_and_tokens_at_deviation_002(
     wide: dict[str, np.ndarray],
 ) -> None:
