@@ -6,6 +6,7 @@ from darl_jax.data.base import Features
 from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.mse import MSE, MSEConfig
+from darl_jax.methods.nepa.next_embedding import NextEmbedding, NextEmbeddingConfig
 from darl_jax.methods.transfer.classification import Classification, ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
 from darl_jax.methods.transfer.probes import ProbeMethod
@@ -15,6 +16,7 @@ from darl_jax.nn.vit import ViTConfig
 METHODS: dict[str, tuple[type[ObjectiveConfig], type[Method[Any]]]] = {
     "mse": (MSEConfig, MSE),
     "diffusion": (DiffusionConfig, Diffusion),
+    "next_embedding": (NextEmbeddingConfig, NextEmbedding),
     "classification": (ClassificationConfig, Classification),
     "probes": (ProbesConfig, ProbeMethod),
 }

@@ -1,0 +1,1 @@
+"""NEPA: next-embedding prediction (arXiv 2512.16922)."""
