@@ -7,6 +7,9 @@ python -m darl_jax.cost --config=configs/cifar10_pretrain.py:small_mse
 word               width x blocks, patches         objective                            minutes
 small_mse          128 x 6, 4 x 4 pixels           squared error                        25
 small_diffusion    128 x 6, 4 x 4 pixels           diffusion                            25
+small_next_embedding
+                   128 x 6, 4 x 4 pixels           next-embedding prediction            not run
+small_nepa         128 x 6, 4 x 4 pixels           the same, NEPA's backbone            not run
 transfer           128 x 6, 8 x 8 pixels           squared error, normalized patches    26
 tiny_mse           64 x 4, 8 x 8 pixels            squared error, normalized patches    1
 orders             64 x 4, 4 x 4 pixels            squared error                        1
@@ -34,7 +37,8 @@ def _small(objective: str) -> ml_collections.ConfigDict:
     config.optimizer.base_learning_rate = 2e-3
     config.optimizer.warmup_epochs = 1.0
     config.evaluators.validation.every_steps = 250
-    config.evaluators.pictures.every_steps = 1000
+    if "pictures" in config.evaluators:
+        config.evaluators.pictures.every_steps = 1000
     return config
 
 
@@ -46,6 +50,19 @@ def _small_diffusion() -> ml_collections.ConfigDict:
     config = _small("diffusion")
     config.objective.patch_decoder.kind = "transformer"
     config.objective.patch_decoder.layers = 1
+    return config
+
+
+def _small_next_embedding() -> ml_collections.ConfigDict:
+    config = _small("next_embedding")
+    config.evaluators.probe = evaluator("linear_probe", every_steps=1000)
+    return config
+
+
+def _small_nepa() -> ml_collections.ConfigDict:
+    config = _small_next_embedding()
+    config.model.update(recipes.NEPA)
+    config.data.crop_scale = (0.08, 1.0)
     return config
 
 
@@ -93,6 +110,8 @@ def _tiny(patch_size: int) -> ml_collections.ConfigDict:
 WORDS = {
     "small_mse": _small_mse,
     "small_diffusion": _small_diffusion,
+    "small_next_embedding": _small_next_embedding,
+    "small_nepa": _small_nepa,
     "transfer": _transfer,
     "tiny_mse": _tiny_mse,
     "orders": _orders,

@@ -13,6 +13,8 @@ Measured with this file; minutes on 2 CPU cores. The linear probe has 10 labels 
 word                   objective                   validation loss    linear probe
 diffusion (default)    diffusion                   0.123              0.698 +- 0.026
 mse                    squared error               0.230              0.741 +- 0.015
+next_embedding         next-embedding prediction   not run
+nepa                   the same, NEPA's backbone   not run
 """
 
 import ml_collections
@@ -43,7 +45,25 @@ def _mse() -> ml_collections.ConfigDict:
     return config
 
 
-WORDS = {"diffusion": _diffusion, "mse": _mse}
+def _next_embedding() -> ml_collections.ConfigDict:
+    config = default_config(objective="next_embedding")
+    config.data.crop_scale = (0.7, 1.0)
+    config.evaluators.validation.every_steps = 250
+    return config
+
+
+def _nepa() -> ml_collections.ConfigDict:
+    config = _next_embedding()
+    config.model.update(recipes.NEPA)
+    return config
+
+
+WORDS = {
+    "diffusion": _diffusion,
+    "mse": _mse,
+    "next_embedding": _next_embedding,
+    "nepa": _nepa,
+}
 
 
 def get_config(word: str = "diffusion") -> ml_collections.ConfigDict:
@@ -69,6 +89,7 @@ def get_config(word: str = "diffusion") -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.2
     config.optimizer.warmup_epochs, config.optimizer.warmup_steps = None, 50
     config.checkpoint.every_steps = 500
-    config.evaluators.pictures.every_steps = 1000
+    if "pictures" in config.evaluators:
+        config.evaluators.pictures.every_steps = 1000
     config.evaluators.probe = evaluator("linear_probe", every_steps=1000)
     return config

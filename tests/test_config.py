@@ -107,6 +107,25 @@ AIM = {
     "optimizer.final_learning_rate": 1e-5, "optimizer.b2": 0.999, "optimizer.weight_decay": 0.1,
     "optimizer.clip_norm": 3.0, "optimizer.warmup_epochs": 5.0,
 }
+NEPA = {
+    "model.patch_size": 14, "model.positions": "rope_dinov3", "model.rope_max_wavelength": 100.0,
+    "model.rope_rescale": 2.0, "model.norm": "layer", "model.norm_epsilon": 1e-12,
+    "model.layer_scale": 1e-5, "model.initialization": "normal", "model.mlp": "gelu",
+    "model.start_token": "learned", "data.dataset": "imagenet2012", "data.image_size": 224,
+    "data.crop_scale": (0.08, 1.0), "data.mean": (0.5, 0.5, 0.5), "data.std": (0.5, 0.5, 0.5),
+    "data.flip": True, "optimizer.weight_decay": 0.05, "optimizer.b1": 0.9, "ema_decay": 0.9999,
+}
+NEPA_PRETRAINING = NEPA | {
+    "batch_size": 4096, "total_epochs": 1600.0, "objective.name": "next_embedding",
+    "objective.stop_gradient": True, "model.drop_path": 0.0, "data.randaugment.magnitude": 0.0,
+    "optimizer.base_learning_rate": 3e-4, "optimizer.b2": 0.95, "optimizer.warmup_epochs": 40.0,
+    "optimizer.layer_decay": 1.0,
+}
+NEPA_FINE_TUNING = LABELS | NEPA | {
+    "batch_size": 1024, "total_epochs": 100.0, "objective.mask": "full",
+    "objective.pooling": "mean", "objective.freeze_patch_embedding": True,
+    "objective.mixing.erasing_probability": 0.25, "optimizer.b2": 0.999,
+}
 # fmt: on
 SIZES = {"b16": B16, "l16": L16, "h14": H14}
 
@@ -128,6 +147,18 @@ PAPER = {
     "finetune_vit_h14": TABLE_9 | H14 | {"model.drop_path": 0.2, "optimizer.learning_rate": 3e-3},
     "finetune_vit_l16_50ep": TABLE_9_50,
     "supervised_vit_l16": TABLE_10,
+    "nepa_vit_b14:pretrain": B16 | NEPA_PRETRAINING | {"model.qk_norm": "plain"},
+    "nepa_vit_l14:pretrain": L16 | NEPA_PRETRAINING | {"model.qk_norm": "scale"},
+    "nepa_vit_b14:finetune": B16 | NEPA_FINE_TUNING | {
+        "model.qk_norm": "plain", "model.drop_path": 0.1, "data.eval_crop": 0.875,
+        "optimizer.base_learning_rate": 1.5e-3, "optimizer.layer_decay": 0.65,
+        "optimizer.warmup_epochs": 20.0,
+    },
+    "nepa_vit_l14:finetune": L16 | NEPA_FINE_TUNING | {
+        "model.qk_norm": "scale", "model.drop_path": 0.2, "data.eval_crop": 0.95,
+        "optimizer.base_learning_rate": 1e-3, "optimizer.layer_decay": 0.75,
+        "optimizer.warmup_epochs": 30.0,
+    },
     "linear_vit": TABLE_13,
     "attentive_vit": AIM,
 }  # fmt: skip
@@ -138,7 +169,8 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
     loaded = load(given(name))
     file, _, word = name.partition(":")
     keys = words_of(CONFIGS / f"{file}.py").get(word, {})
-    expected = PAPER.get(file, {}) | (keys if isinstance(keys, dict) else SIZES.get(word, {}))
+    table = PAPER.get(name, PAPER.get(file, {}))
+    expected = table | (keys if isinstance(keys, dict) else SIZES.get(word, {}))
     assert expected or "vit" not in name
     for key, value in expected.items():
         assert operator.attrgetter(key)(loaded) == value, key
@@ -153,6 +185,7 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
         "darl_vit_l8_64px_generation",
         "finetune_vit_l16_50ep:rope2d_384",
         "attentive_vit:b16",
+        "nepa_vit_l14:pretrain",
     ],
 )
 def test_model_of_a_config_can_be_traced(name):

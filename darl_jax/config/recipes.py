@@ -26,6 +26,22 @@ _ON_A_CPU = {"dtype": "float32"}
 SMALL = {"width": 128, "depth": 6, "num_heads": 4, "mlp_dim": 512, "unroll": 6} | _ON_A_CPU
 TINY = {"width": 64, "depth": 4, "num_heads": 2, "mlp_dim": 256, "unroll": 4} | _ON_A_CPU
 
+# NEPA's backbone beside its size and patches: one scale of RoPE's coordinates a step, in training.
+NEPA: dict[str, Any] = {
+    "positions": "rope_dinov3",
+    "rope_max_wavelength": 100.0,
+    "rope_rescale": 2.0,
+    "norm_epsilon": 1e-12,
+    "qk_norm": "plain",
+    "layer_scale": 1e-5,
+    "initialization": "normal",
+}
+# NEPA's fine-tuning by size: (base learning rate, layer decay, warm-up epochs, drop path, crop).
+_NEPA_FINE_TUNING = {
+    "B": (1.5e-3, 0.65, 20.0, 0.1, 0.875),
+    "L": (1e-3, 0.75, 30.0, 0.2, 0.95),
+}
+
 _ORDER, _BLOCK, _AT_256 = "model.order.name", "model.order.block", {"data.image_size": 256}
 # Table 7, Figures 11 and 13: word -> keys.
 PATCH_ORDERS: dict[str, dict[str, Any]] = {
@@ -62,6 +78,65 @@ def use_cifar10(config: ml_collections.ConfigDict) -> None:
     config.data.in_memory = True
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
+
+
+def nepa(size: str) -> ml_collections.ConfigDict:
+    """NEPA's pre-training (arXiv 2512.16922; github.com/SihanXU/nepa): 1600 epochs at 224 pixels.
+
+    Settled here: images are resized as everywhere in this project, where NEPA's crops are bilinear.
+
+    Args:
+      size: 'B' or 'L'.
+    """
+    config = default_config(objective="next_embedding", size=size)
+    _use_nepa(config, size)
+    config.total_epochs = 1600.0
+    config.ema_decay = 0.9999
+    config.data.crop_scale = (0.08, 1.0)
+    config.optimizer.base_learning_rate = 3e-4
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup_epochs = 40.0  # 2.5% of the steps
+    return config
+
+
+def nepa_fine_tuning(size: str) -> ml_collections.ConfigDict:
+    """NEPA's fine-tuning (the same source): full attention, mean pooling, frozen patch embedding.
+
+    Not as in the source, where the last block has no layer decay (here one factor), lower layers
+    warm up for longer, head and final norm have a rate of their own (1e-3), a LayerNorm follows the
+    mean, and accuracies are those of the best epoch on the validation split.
+
+    Args:
+      size: 'B' or 'L'.
+    """
+    rate, decay, warmup, drop_path, crop = _NEPA_FINE_TUNING[size]
+    config = _classification(size)
+    _use_nepa(config, size)
+    config.init.checkpoint = config_dict.placeholder(str)
+    config.batch_size = 1024
+    config.total_epochs = 100.0
+    config.ema_decay = 0.9999
+    config.model.drop_path = drop_path
+    config.data.eval_crop = crop
+    config.objective.mask = "full"
+    config.objective.pooling = "mean"
+    config.objective.freeze_patch_embedding = True
+    config.objective.mixing.erasing_probability = 0.25
+    config.optimizer.base_learning_rate = rate
+    config.optimizer.layer_decay = decay
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.warmup_epochs = warmup
+    return config
+
+
+def _use_nepa(config: ml_collections.ConfigDict, size: str) -> None:
+    """NEPA's backbone and pixels; a ViT-L's norms of queries and keys have scales."""
+    config.model.update(NEPA, patch_size=14)
+    if size == "L":
+        config.model.qk_norm = "scale"
+    config.data.dataset = "imagenet2012"
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
 
 
 def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:

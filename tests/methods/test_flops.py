@@ -12,6 +12,7 @@ from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.flops import forward_flops
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.nepa.next_embedding import NextEmbeddingConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
 from darl_jax.nn.orders import OrderConfig
@@ -54,6 +55,7 @@ def diffusion(*decoder: Any, draws: int = 1) -> DiffusionConfig:
         (diffusion("transformer", 0, draws=3), {}),
         (diffusion("transformer", 1, True, draws=3), {}),
         (diffusion("transformer", 4, draws=2), {}),
+        (NextEmbeddingConfig(), {}),
         (ClassificationConfig(num_classes=CLASSES), {}),
         (
             ClassificationConfig(num_classes=CLASSES),
@@ -68,6 +70,13 @@ def diffusion(*decoder: Any, draws: int = 1) -> DiffusionConfig:
 def test_a_step_is_three_times_the_multiplications_of_the_loss(objective, model) -> None:
     of = method(objective, VIT, RGB, **model)
     assert BATCH * of.flops() == 3 * traced(of)
+
+
+def test_a_frozen_patch_embedding_has_no_backward_pass():
+    frozen = ClassificationConfig(num_classes=CLASSES, freeze_patch_embedding=True)
+    of = method(frozen, VIT, RGB)
+    embedding = 16 * 2 * 48 * VIT.width  # 4 x 4 patches of 4 x 4 RGB pixels
+    assert BATCH * of.flops() == 3 * traced(of) - 2 * BATCH * embedding
 
 
 @pytest.mark.parametrize("kind", ["linear", "attentive"])

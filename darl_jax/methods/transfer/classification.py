@@ -1,6 +1,7 @@
 """Classification: fine-tuning (Tables 3 and 9) and supervised training (Tables 1 and 10)."""
 
 import dataclasses
+import math
 from typing import cast
 
 import jax
@@ -26,12 +27,14 @@ class ClassificationConfig(LabelConfig):
       mask: attention, 'full' or 'causal' (Table 3).
       pooling: readout of the 'last' token or the 'mean' over the patches (Table 3).
       mixing: Mixup, CutMix and random erasing in training.
+      freeze_patch_embedding: leave the patch embedding as it is (NEPA, arXiv 2512.16922).
     """
 
     name: str = "classification"
     mask: str = "full"
     pooling: str = "last"
     mixing: MixingConfig = dataclasses.field(default_factory=MixingConfig)
+    freeze_patch_embedding: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,8 +62,17 @@ class Classification(LabelMethod[Classifier]):
             rngs=rngs,
         )
 
+    def trains(self, path: tuple[str, ...]) -> bool:
+        frozen = self.objective.freeze_patch_embedding
+        return not frozen or path[:2] != ("backbone", "patch_embedding")
+
     def flops(self) -> int:
-        return 3 * (self.backbone_flops() + linear(self.model.width, self.num_classes))
+        """Three forward passes, less the backward pass of a patch embedding that is frozen."""
+        forward = self.backbone_flops() + linear(self.model.width, self.num_classes)
+        frozen = 0
+        if self.objective.freeze_patch_embedding:
+            frozen = math.prod(self.grid) * linear(self.patch_dim, self.model.width)
+        return 3 * forward - 2 * frozen
 
     def loss(
         self, model: Classifier, batch: Batch, key: PRNGKeyArray
