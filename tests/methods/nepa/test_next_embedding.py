@@ -61,19 +61,20 @@ def test_coordinates_are_scaled_in_training_and_not_in_validation():
 def test_targets_collapse_without_the_stopped_gradient_and_not_with_it(stop_gradient):
     """300 steps on digits; four pixels and a bias leave a rank of five at most."""
     config = tiny("next_embedding", model__patch_size=2, objective__stop_gradient=stop_gradient)
-    of, split = config.method, config.data.open().train
+    of, splits = config.method, config.data.open()
     optimizer = make_optimizer(AdamWConfig(), 3e-3)
     step = jax.jit(make_train_step(graph_definition(of.init), of, optimizer), donate_argnums=0)
     state = jax.jit(lambda key: init_state(of.init, optimizer, key))(KEY)
     rng, values = np.random.default_rng(0), {}
     for number in range(300):
-        index = rng.integers(len(split), size=32)
-        rows = split.train_examples(index, np.zeros_like(index), 0)
-        flags = {"mask": jnp.ones(32, bool)} | dict.fromkeys(("replaced", "stop"), jnp.zeros(32))
+        index = rng.integers(len(splits.train), size=32)
+        rows = splits.train.train_examples(index, np.full_like(index, number), 0)
+        no = jnp.zeros(32, bool)
+        flags = {"mask": ~no, "replaced": no, "stop": no}
         state, metrics = step(state, {"image": jnp.asarray(rows["image"])} | flags, KEY)
         values[number] = {name: float(each.compute()) for name, each in metrics.items()}
     model = nnx.merge(graph_definition(of.init), state.params)
-    held_out = {"image": jnp.asarray(split.eval_examples(np.arange(200))["image"])}
+    held_out = {"image": jnp.asarray(splits.validation.eval_examples(np.arange(200))["image"])}
     metrics = jax.jit(lambda b: of.validate(model, b, KEY))(
         held_out | {"mask": jnp.ones(200, bool)}
     )
