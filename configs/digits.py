@@ -13,8 +13,10 @@ Measured with this file; minutes on 2 CPU cores. The linear probe has 10 labels 
 word                   objective                   validation loss    linear probe
 diffusion (default)    diffusion                   0.123              0.698 +- 0.026
 mse                    squared error               0.230              0.741 +- 0.015
-next_embedding         next-embedding prediction   not run
+next_embedding         next-embedding prediction   -0.836 *           0.699 +- 0.030 *
 nepa                   the same, NEPA's backbone   not run
+
+* With total_steps=500; the probe of its random initialization gives 0.612 +- 0.015.
 """
 
 import ml_collections
