@@ -16,17 +16,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from darl_jax.interchange.names import ModelShape
+from darl_jax.interchange.names import ModelShape, has_classifier
 from darl_jax.nn.orders import OrderConfig, fixed_order
+from darl_jax.nn.vit import ViTConfig
 
 VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
 FORMAT_VERSION = 2  # RoPE rotates halves of a head; version 1 rotated adjacent channels
 CONFIG_FILE, ARRAYS_FILE = "config.json", "model.safetensors"
 
-# Keys of config.model that determine the meaning of the arrays.
-MODEL_KEYS = tuple(
+# Keys of config.model that determine the meaning of the arrays, and the values of those that older
+# configs lack.
+_FIRST_KEYS = tuple(
     "width depth num_heads mlp_dim patch_size positions rope_max_wavelength rope_y_first".split()
 )
+PLAIN_VIT: Mapping[str, Any] = {
+    key: getattr(ViTConfig, key)
+    for key in (
+        "norm norm_epsilon mlp mlp_bias attention_bias qk_norm layer_scale patch_norm start_token"
+    ).split()
+}
+MODEL_KEYS = (*_FIRST_KEYS, *PLAIN_VIT)
 
 
 def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,7 +43,8 @@ def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
     A backbone trained with a random order for each image is read in raster order.
     """
-    model = {key: config["model"][key] for key in MODEL_KEYS if key in config["model"]}
+    model = dict(PLAIN_VIT)
+    model |= {key: config["model"][key] for key in MODEL_KEYS if key in config["model"]}
     order = OrderConfig(**config["model"].get("order", {}))
     return model | {"order": OrderConfig() if order.name == "random" else order}
 
@@ -50,7 +60,8 @@ def describe(
     """The content of config.json for a run's parameters and config."""
     model, data, objective = model_of(config), config["data"], config.get("objective", {})
     side = trained_image_size(config) // model["patch_size"]
-    order, head = model.pop("order"), params.get("head")
+    order = model.pop("order")
+    head = params["head"] if has_classifier(params) else None
     model |= {
         "channels": data["channels"],
         "grid": [side, side],
@@ -59,6 +70,7 @@ def describe(
         "num_classes": None if head is None else int(head["bias"].shape[-1]),
         # Pre-training is causal, and its features are averaged (Table 13).
         "pooling": None if head is None else objective.get("pooling", "mean"),
+        "pooled_norm": "pooled_norm" in params,
         "mask": objective.get("mask", "causal"),
     }
     return {
@@ -79,6 +91,7 @@ def describe(
 
 def shape_of(model: Mapping[str, Any]) -> ModelShape:
     """Sizes of the arrays that the group 'model' describes."""
+    keys = {**PLAIN_VIT, **model}
     return ModelShape(
         width=model["width"],
         depth=model["depth"],
@@ -87,6 +100,11 @@ def shape_of(model: Mapping[str, Any]) -> ModelShape:
         channels=model["channels"],
         grid=(model["grid"][0], model["grid"][1]) if model["positions"] == "learnable" else None,
         num_classes=model["num_classes"],
+        pooled_norm=model.get("pooled_norm", False),
+        qk_channels=model["width"] // model["num_heads"] if keys["qk_norm"] == "scale" else None,
+        layer_scale=bool(keys["layer_scale"]),
+        start_token=keys["start_token"] == "learned",
+        **{key: keys[key] for key in ("norm", "mlp", "mlp_bias", "attention_bias", "patch_norm")},
     )
 
 
@@ -121,7 +139,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any] | None:
             f"{path} has format version {config.get('format_version')}; this version of darl_jax "
             f"reads version {FORMAT_VERSION}"
         )
-    for key in (*MODEL_KEYS, "channels", "grid", "num_classes"):
+    for key in (*_FIRST_KEYS, "channels", "grid", "num_classes"):
         if key not in config.get("model", {}):
             raise ValueError(f"{path} has no key model.{key}; export the model again")
     if "darl_jax_config" not in config:

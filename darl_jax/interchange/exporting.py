@@ -13,13 +13,14 @@ import numpy as np
 
 from darl_jax.interchange import described, timm_rope
 from darl_jax.interchange.model_card import model_card
-from darl_jax.interchange.names import PRE_TRAINING, Tensors, to_torch
+from darl_jax.interchange.names import Tensors, pre_training, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
 from darl_jax.runtime import signals
 from darl_jax.training.checkpoint import Checkpointer
 from darl_jax.training.checkpoint.reading import arrays_by_name
 
 _HERE = "<folder>"
+_TITLES = {"head": "head of pre-training", "mae_decoder": "decoder"}  # in words
 CARD_FILE, MODULE_FILE = "README.md", "darl_vit.py"
 _MODULE = pathlib.Path(__file__).with_name("torch_module.py")
 
@@ -161,7 +162,8 @@ def _timm(source: Source, description: Mapping[str, Any], folder: pathlib.Path) 
     model = description["model"]
     timm_rope.check_representable(model)
     tensors = to_torch(source.params, model["patch_size"])
-    head = model["num_classes"] is not None and model["pooling"] == "mean"
+    readable = model["pooling"] == "mean" and not model["pooled_norm"]
+    head = model["num_classes"] is not None and readable
     arrays = timm_rope.to_timm(tensors, model, head=head)
     _write_arrays(folder, arrays)
     name = timm_rope.architecture(model)
@@ -169,7 +171,8 @@ def _timm(source: Source, description: Mapping[str, Any], folder: pathlib.Path) 
     described.write_config(folder, _timm_config(description, name, arguments))
     dropped = [_dropped(source.params)]
     if model["num_classes"] is not None and not head:
-        dropped.append("the head (timm has no pooling that reads the last patch's token)")
+        reads = "normalizes after pooling" if model["pooled_norm"] else "reads a single token"
+        dropped.append(f"the head (it {reads}, and here timm averages normed tokens)")
     literals = {key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()}
     given = ", ".join(f"{key}={value!r}" for key, value in literals.items())
     given = textwrap.fill(f"{given},", 90, subsequent_indent="    ", break_long_words=False)
@@ -254,7 +257,7 @@ def _count(tensors: Mapping[str, Any]) -> int:
 def _dropped(params: Mapping[str, Any]) -> str:
     """The parts that only pre-training has, in words."""
     return ", ".join(
-        f"the {name.replace('_', ' ')} ({_count(arrays_by_name(params[name])):,} parameters)"
-        for name in PRE_TRAINING
-        if name in params
+        f"the {_TITLES.get(name, name.replace('_', ' '))} "
+        f"({_count(arrays_by_name(params[name])):,} parameters)"
+        for name in pre_training(params)
     )

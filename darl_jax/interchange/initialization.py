@@ -73,7 +73,7 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
         f"config.model.{key} is {getattr(config.model, key)!r} and the checkpoint's is "
         f"{loaded.model[key]!r}"
         for key in MODEL_KEYS
-        if key in loaded.model and loaded.model[key] != getattr(config.model, key)
+        if key in loaded.model and _differ(key, loaded.model[key], getattr(config.model, key))
     ]
     if differences:
         raise ConfigError(f"{loaded.description} is of another model: {'; '.join(differences)}")
@@ -212,6 +212,11 @@ def restored_params(
             "backbone only"
         )
     return put_like(result.params, initial)
+
+
+def _differ(key: str, theirs: Any, ours: Any) -> bool:
+    """Whether a key gives arrays another meaning; LayerScale's initial factor does not."""
+    return bool(theirs) != bool(ours) if key == "layer_scale" else theirs != ours
 
 
 def put_like(params: PyTree, like: PyTree) -> PyTree:

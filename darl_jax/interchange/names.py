@@ -3,7 +3,8 @@
 A path 'backbone/blocks/attention/query/kernel', whose array is stacked over the blocks, becomes
 'blocks.0.attention.query.weight', 'blocks.1. ...': kernels (in, out) are transposed to PyTorch's
 (out, in), and the patch embedding's, (row * column * channel, width), to a convolution's (width,
-channel, row, column). The head is 'head.weight' and 'head.bias'. PRE_TRAINING's are left out.
+channel, row, column). The classifier's arrays are 'head.weight', 'head.bias' and, with a norm after
+pooling, 'pooled_norm.*'. Groups that only pre-training has are left out.
 """
 
 import dataclasses
@@ -16,12 +17,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Tensors = dict[str, np.ndarray]
+Shape = tuple[int, ...]
 
 _WEIGHT = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NAMED = 5  # arrays that an error message names before it only counts
-# Groups of parameters without use after pre-training.
-PRE_TRAINING = ("patch_decoder", "query_stream")
+_CLASSIFIER = ("head", "pooled_norm")
+# Groups of parameters without use after pre-training; 'head' is one of them where it has parts.
+_PRE_TRAINING = ("patch_decoder", "query_stream", "mae_decoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,46 +38,84 @@ class ModelShape:
     channels: int = 3  # of an image
     grid: tuple[int, int] | None = None  # (rows, columns) of the learnable positions, if any
     num_classes: int | None = None  # of the head; None without one
+    norm: str = "layer"
+    mlp: str = "gelu"
+    mlp_bias: bool = True
+    attention_bias: bool = True
+    qk_channels: int | None = None  # of a head, where the norms of queries and keys have a scale
+    layer_scale: bool = False
+    patch_norm: str = "none"
+    start_token: bool = True
+    pooled_norm: bool = False  # between pooling and head
 
 
-def expected_shapes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+def expected_shapes(shape: ModelShape) -> dict[str, Shape]:
     """Shapes of a model's arrays by their flat names."""
-    width, mlp_dim = shape.width, shape.mlp_dim
-    # The shape of each layer's weight, whose first dimension is the bias's.
-    weights: dict[str, tuple[int, ...]] = {
-        "patch_embedding": (width, shape.channels, shape.patch_size, shape.patch_size)
-    }
-    for i in range(shape.depth):
-        weights |= {f"blocks.{i}.{norm}": (width,) for norm in ("norm_attention", "norm_mlp")}
-        for name in ("query", "key", "value", "out"):
-            weights[f"blocks.{i}.attention.{name}"] = (width, width)
-        weights[f"blocks.{i}.mlp.up"] = (mlp_dim, width)
-        weights[f"blocks.{i}.mlp.down"] = (width, mlp_dim)
-    weights["final_norm"] = (width,)
-    if shape.num_classes is not None:
-        weights["head"] = (shape.num_classes, width)
-    arrays: dict[str, tuple[int, ...]] = {"sos": (width,)}
+    width = shape.width
+    arrays: dict[str, Shape] = {"sos": (width,)} if shape.start_token else {}
     if shape.grid is not None:
         arrays["positions"] = (math.prod(shape.grid), width)
-    for name, weight in weights.items():
-        arrays |= {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+    patch = (width, shape.channels, shape.patch_size, shape.patch_size)
+    arrays |= _layer("patch_embedding", patch)
+    if shape.patch_norm != "none":
+        arrays |= _layer("patch_norm", (width,), shape.patch_norm == "layer")
+    arrays |= block_shapes(shape)
+    arrays |= _layer("final_norm", (width,), shape.norm == "layer")
+    if shape.pooled_norm:
+        arrays |= _layer("pooled_norm", (width,))
+    if shape.num_classes is not None:
+        arrays |= _layer("head", (shape.num_classes, width))
     return arrays
 
 
+def block_shapes(shape: ModelShape) -> dict[str, Shape]:
+    """Shapes of the blocks' arrays by their flat names."""
+    width, mlp_dim = shape.width, shape.mlp_dim
+    arrays: dict[str, Shape] = {}
+    for block in (f"blocks.{i}" for i in range(shape.depth)):
+        for norm in ("norm_attention", "norm_mlp"):
+            arrays |= _layer(f"{block}.{norm}", (width,), shape.norm == "layer")
+        for name in ("query", "key", "value", "out"):
+            arrays |= _layer(f"{block}.attention.{name}", (width, width), shape.attention_bias)
+        if shape.qk_channels is not None:
+            for norm in ("query_norm", "key_norm"):
+                arrays |= _layer(f"{block}.attention.{norm}", (shape.qk_channels,), bias=False)
+        for name in ("gate", "up") if shape.mlp == "swiglu" else ("up",):
+            arrays |= _layer(f"{block}.mlp.{name}", (mlp_dim, width), shape.mlp_bias)
+        arrays |= _layer(f"{block}.mlp.down", (width, mlp_dim), shape.mlp_bias)
+        if shape.layer_scale:
+            arrays[f"{block}.layer_scale"] = (2, width)
+    return arrays
+
+
+def _layer(name: str, weight: Shape, bias: bool = True) -> dict[str, Shape]:
+    return {f"{name}.weight": weight} | ({f"{name}.bias": weight[:1]} if bias else {})
+
+
 def check_arrays(
-    what: str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+    what: str,
+    found: Mapping[str, Shape],
+    expected: Mapping[str, Shape],
+    model: str = "its config",
 ) -> None:
-    """Raises ValueError where an array is missing, unexpected or of another shape."""
+    """Raises ValueError where an array is missing, unexpected or of another shape.
+
+    Args:
+        what: the file.
+        found: its shapes by name.
+        expected: those of the model.
+        model: what the expected ones belong to, in words.
+    """
     missing = [name for name in expected if name not in found]
     if missing:
         raise ValueError(
-            f"{what} has no array {listed(missing)}; a model of its config needs all of its "
+            f"{what} has no array {listed(missing)}; a model of {model} needs all of its "
             f"{len(expected)} arrays"
         )
     extra = [name for name in found if name not in expected]
     if extra:
         raise ValueError(
-            f"{what} has {listed(extra)}, which a model of its config does not have; it may be "
+            f"{what} has {listed(extra)}, which a model of {model} does not have; it may be "
             "the file of another model"
         )
     wrong = [
@@ -83,7 +124,7 @@ def check_arrays(
         if tuple(found[name]) != shape
     ]
     if wrong:
-        raise ValueError(f"{what} does not fit its config: it has {listed(wrong)}")
+        raise ValueError(f"{what} does not fit {model}: it has {listed(wrong)}")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -93,19 +134,34 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(all_names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
+def has_classifier(params: Mapping[str, Any]) -> bool:
+    """True where 'head' is a classifier's single linear layer, not a head of pre-training."""
+    return "kernel" in params.get("head", {})
+
+
+def pre_training(params: Mapping[str, Any]) -> list[str]:
+    """Groups of nested parameters that are of no use after pre-training."""
+    return [
+        name
+        for name in params
+        if name in _PRE_TRAINING or (name == "head" and not has_classifier(params))
+    ]
+
+
 def to_torch(params: Mapping[str, Any], patch_size: int) -> Tensors:
-    """Backbone and head of nested parameters, float32, under flat names.
+    """Backbone and classifier of nested parameters, float32, under flat names.
 
     Raises:
-        ValueError: a group of parameters other than the backbone, the head and PRE_TRAINING's.
+        ValueError: a group of parameters other than these and those that only pre-training has.
     """
-    unknown = set(params) - {"backbone", "head", *PRE_TRAINING}
+    classifier = [name for name in _CLASSIFIER if name in params and has_classifier(params)]
+    unknown = set(params) - {"backbone", *classifier, *pre_training(params)}
     if unknown:
         raise ValueError(
             f"parameters below {listed(sorted(unknown))!r} cannot be exported; those below "
             "'backbone' and 'head' can"
         )
-    kept = {**params["backbone"], **({"head": params["head"]} if "head" in params else {})}
+    kept = {**params["backbone"], **{name: params[name] for name in classifier}}
     tensors: Tensors = {}
     for (*parents, last), array in flatten_dict(kept).items():
         name = _WEIGHT.get(last, last)
@@ -132,7 +188,7 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
             params["backbone", "patch_embedding", "kernel"] = _float32(kernel)
         else:
             path = _path(name)
-            top = () if path[0] == "head" else ("backbone",)
+            top = () if path[0] in _CLASSIFIER else ("backbone",)
             params[*top, *path] = _transposed(path[-1], tensor)
     for name, each in blocks.items():
         path = _path(name)

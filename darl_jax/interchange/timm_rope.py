@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from darl_jax.interchange.described import PLAIN_VIT
 from darl_jax.interchange.names import Tensors
 from darl_jax.interchange.timm_names import QKV, renamed
 from darl_jax.nn.positions import halves_from_pairs, sincos_2d
@@ -22,6 +23,7 @@ _ARCHITECTURES = {
     (768, 12, 12): "vit_base_patch16_rope_224",
     (1024, 24, 16): "vit_large_patch16_rope_224",
 }
+_LACKING = ("rope1d", "rope_dinov3", "sincos2d_native")
 _OTHER_SIZES = "vit_base_patch16_rope_224"  # every argument of its class can be given
 
 
@@ -32,9 +34,16 @@ def check_representable(model: Mapping[str, Any]) -> None:
             "--format=timm: timm's ViT reads patches in raster order, and config.model.order.name "
             "is another one; --format=safetensors keeps it"
         )
-    if model["positions"] == "rope1d":
+    lacking = [
+        f"{key}={model[key]!r}"
+        for key, plain in PLAIN_VIT.items()
+        if model[key] != plain and key != "layer_scale"
+    ]
+    if model["positions"] in _LACKING:
+        lacking.insert(0, f"positions={model['positions']!r}")
+    if lacking:
         raise ValueError(
-            "--format=timm: timm's ViT has no 1D RoPE (config.model.positions='rope1d'); "
+            f"--format=timm: timm's ViT with RoPE has no config.model.{lacking[0]}; "
             "--format=safetensors keeps it"
         )
 
@@ -93,7 +102,8 @@ def to_timm(tensors: Mapping[str, np.ndarray], model: Mapping[str, Any], *, head
             parts = {name: tensors[f"{block}.attention.{name}.{kind}"] for name in QKV}
             parts |= {name: parts[name][order] for name in ("query", "key")}
             out[f"{block}.attn.qkv.{kind}"] = np.concatenate(list(parts.values()))
-        out |= {f"{block}.{gamma}": np.ones(width, np.float32) for gamma in ("gamma_1", "gamma_2")}
+        scales = tensors.get(f"{block}.layer_scale", np.ones((2, width), np.float32))
+        out |= {f"{block}.gamma_{i}": scale for i, scale in enumerate(scales, start=1)}
     out["cls_token"] = tensors["sos"][None, None]
     if model["positions"] == "learnable":
         out["pos_embed"] = tensors["positions"][None]

@@ -11,9 +11,9 @@ This file needs only PyTorch. It belongs beside `config.json` and `model.safeten
     features.blocks[-1]                              # (2, 1 + patches, width), before any norm
     features.tokens                                  # the same after the final norm
 
-The first token is the start of the sequence; one for each patch follows, in raster order or, where
-config.json has a `sequence`, in the model's own. Images of another resolution than the trained one
-work if patches fill them and the order is raster order.
+The first token is the start of the sequence, unless the model has none; one for each patch follows,
+in raster order or, where config.json has a `sequence`, in the model's own. Images of another
+resolution than the trained one work if patches fill them and the order is raster order.
 """
 
 import json
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import nn
 
 FORMAT, FORMAT_VERSION = "darl_jax.vit", 2
-LAYER_NORM_EPSILON = 1e-6
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -101,15 +100,24 @@ class ViT(nn.Module):
         width, depth, num_heads, mlp_dim: sizes of the Transformer.
         patch_size: rows and columns of a patch.
         channels: of an image.
-        positions: "none", "sincos2d", "learnable", "rope1d" or "rope2d".
+        positions: "none", "sincos2d", "sincos2d_native", "learnable", "rope1d", "rope2d" or
+            "rope_dinov3".
         grid: (rows, columns) of patches of the images on whose grid positions are counted.
         rope_max_wavelength: base of RoPE's frequencies.
         rope_y_first: whether the first half of a head's channel pairs rotates by the row.
         sequence: raster number of the patch at each position; None for raster order.
         num_classes: of the head; None without one.
-        pooling: input of the head: "mean" over the patches' tokens or the "last" one.
+        pooling: input of the head: "mean" over the patches' tokens, the "last" one or the "start".
+        pooled_norm: whether the head reads tokens before the final norm, and norms what is pooled.
         mask: attention that the head was trained with: "causal" or "full".
         mean, std: of each channel, of images in [0, 1].
+        norm, norm_epsilon: "layer" or "rms".
+        mlp, mlp_bias: "gelu", or the gated "swiglu".
+        attention_bias: of all four projections.
+        qk_norm: "none", or a norm of each head's queries and keys: "plain", or with a "scale".
+        layer_scale: not 0 where each branch is multiplied by a learned vector.
+        patch_norm: of embedded patches: "none", "layer" or "rms".
+        start_token: "learned" or "none".
     """
 
     mean: torch.Tensor
@@ -135,6 +143,16 @@ class ViT(nn.Module):
         mask: str,
         mean: list[float],
         std: list[float],
+        pooled_norm: bool = False,
+        norm: str = "layer",
+        norm_epsilon: float = 1e-6,
+        mlp: str = "gelu",
+        mlp_bias: bool = True,
+        attention_bias: bool = True,
+        qk_norm: str = "none",
+        layer_scale: float = 0.0,
+        patch_norm: str = "none",
+        start_token: str = "learned",
     ):
         super().__init__()
         self.width, self.num_heads, self.patch_size = width, num_heads, patch_size
@@ -144,11 +162,25 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.sos = nn.Parameter(0.02 * torch.randn(width))
+        self.patch_norm = None
+        if patch_norm != "none":
+            self.patch_norm = make_norm(patch_norm, width, norm_epsilon)
+        self.start_tokens = int(start_token == "learned")
+        if self.start_tokens:
+            self.sos = nn.Parameter(0.02 * torch.randn(width))
         if positions == "learnable":
             self.positions = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), width))
-        self.blocks = nn.ModuleList([Block(width, num_heads, mlp_dim) for _ in range(depth)])
-        self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.blocks = nn.ModuleList(
+            Block(
+                *(width, num_heads, mlp_dim, norm, norm_epsilon, mlp, mlp_bias),
+                attention_bias=attention_bias,
+                qk_norm=qk_norm,
+                layer_scale=layer_scale,
+            )
+            for _ in range(depth)
+        )
+        self.final_norm = make_norm(norm, width, norm_epsilon)
+        self.pooled_norm = make_norm("layer", width, norm_epsilon) if pooled_norm else None
         self.head = None if num_classes is None else nn.Linear(width, num_classes)
 
     def standardize(self, images: torch.Tensor) -> torch.Tensor:
@@ -181,13 +213,17 @@ class ViT(nn.Module):
                 f"have one of {grid}"
             )
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)
-        if self.encoding == "sincos2d":
-            x = x + sincos_2d(grid, self.grid, self.width).to(x)
+        if self.patch_norm is not None:
+            x = self.patch_norm(x)
+        if self.encoding.startswith("sincos2d"):
+            trained = grid if self.encoding == "sincos2d_native" else self.grid
+            x = x + sincos_2d(grid, trained, self.width).to(x)
         elif self.encoding == "learnable":
             x = x + resample_positions(self.positions, self.grid, grid).to(x)
         if self.sequence is not None:
             x = x[:, self.sequence]
-        x = torch.cat([self.sos.to(x).expand(len(x), 1, -1), x], dim=1)
+        if self.start_tokens:
+            x = torch.cat([self.sos.to(x).expand(len(x), 1, -1), x], dim=1)
         rotation = self._rotation(grid, x.device)
         blocks = []
         for block in self.blocks:
@@ -199,9 +235,13 @@ class ViT(nn.Module):
         """(batch, class) for standardized images. Raises ValueError where there is no head."""
         if self.head is None:
             raise ValueError("this model was exported without a head; it only has features")
-        tokens = self(images, mask).tokens
-        pooled = tokens[:, 1:].mean(dim=1) if self.pooling == "mean" else tokens[:, -1]
-        return self.head(pooled)
+        features = self(images, mask)
+        tokens = features.tokens if self.pooled_norm is None else features.blocks[-1]
+        if self.pooling == "mean":
+            pooled = tokens[:, self.start_tokens :].mean(dim=1)
+        else:
+            pooled = tokens[:, 0 if self.pooling == "start" else -1]
+        return self.head(pooled if self.pooled_norm is None else self.pooled_norm(pooled))
 
     def _rotation(
         self, grid: tuple[int, int], device: torch.device
@@ -213,6 +253,9 @@ class ViT(nn.Module):
             patches = math.prod(grid)
             position = torch.arange(1, patches + 1, dtype=torch.float64)
             axes = [position * (math.prod(self.grid) / patches)]
+        elif self.encoding == "rope_dinov3":
+            centers = [2 * math.pi * (2 * (torch.arange(n).double() + 0.5) / n - 1) for n in grid]
+            axes = [axis.flatten() for axis in torch.meshgrid(*centers, indexing="ij")]
         else:
             axes = coordinates(grid, self.grid)
             axes = axes[::-1] if self.rope_y_first else axes
@@ -220,40 +263,81 @@ class ViT(nn.Module):
         exponents = torch.arange(0, channels, 2, dtype=torch.float64) / channels
         frequencies = self.rope_max_wavelength**-exponents
         angles = torch.cat([torch.outer(axis, frequencies) for axis in axes], dim=-1)
-        if self.sequence is not None and self.encoding == "rope2d":
+        if self.sequence is not None and self.encoding != "rope1d":
             angles = angles[self.sequence]
-        angles = F.pad(angles, (0, 0, 1, 0)).float().to(device)
+        angles = F.pad(angles, (0, 0, self.start_tokens, 0)).float().to(device)
         return angles.cos(), angles.sin()
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * weight, in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.weight, self.epsilon = nn.Parameter(torch.ones(width)), epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., width) to the same."""
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.epsilon)
+        return (y * self.weight.float()).to(x.dtype)
+
+
+def make_norm(kind: str, width: int, epsilon: float) -> nn.Module:
+    """A norm of kind "layer" or "rms"."""
+    return RMSNorm(width, epsilon) if kind == "rms" else nn.LayerNorm(width, eps=epsilon)
 
 
 class Block(nn.Module):
     """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, num_heads: int, mlp_dim: int):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_dim: int,
+        norm: str,
+        norm_epsilon: float,
+        mlp: str,
+        mlp_bias: bool,
+        *,
+        attention_bias: bool,
+        qk_norm: str,
+        layer_scale: float,
+    ):
         super().__init__()
-        self.norm_attention = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
-        self.attention = Attention(width, num_heads)
-        self.norm_mlp = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
-        self.mlp = Mlp(width, mlp_dim)
+        self.norm_attention = make_norm(norm, width, norm_epsilon)
+        self.attention = Attention(width, num_heads, attention_bias, qk_norm, norm_epsilon)
+        self.norm_mlp = make_norm(norm, width, norm_epsilon)
+        self.mlp = Mlp(width, mlp_dim, mlp, mlp_bias)
+        self.layer_scale = None
+        if layer_scale:
+            self.layer_scale = nn.Parameter(torch.full((2, width), layer_scale))
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool
     ) -> torch.Tensor:
         """(batch, token, width) to the same."""
-        x = x + self.attention(self.norm_attention(x), rotation, causal)
-        return x + self.mlp(self.norm_mlp(x))
+        first, second = (1.0, 1.0) if self.layer_scale is None else self.layer_scale
+        x = x + self.attention(self.norm_attention(x), rotation, causal) * first
+        return x + self.mlp(self.norm_mlp(x)) * second
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with separate query, key, value and output projections."""
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int, bias: bool, qk_norm: str, epsilon: float):
         super().__init__()
         self.num_heads = num_heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, width, bias=bias)
+        self.value = nn.Linear(width, width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.query_norm = self.key_norm = None
+        if qk_norm != "none":
+            kwargs = {"eps": epsilon, "elementwise_affine": qk_norm == "scale", "bias": False}
+            self.query_norm = nn.LayerNorm(width // num_heads, **kwargs)
+            self.key_norm = nn.LayerNorm(width // num_heads, **kwargs)
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool
@@ -264,6 +348,8 @@ class Attention(nn.Module):
             return y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         y = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
@@ -271,16 +357,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """width -> mlp_dim -> exact GELU -> width."""
+    """width -> mlp_dim -> exact GELU -> width, or SwiGLU: down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, width: int, mlp_dim: int):
+    def __init__(self, width: int, mlp_dim: int, kind: str, bias: bool):
         super().__init__()
-        self.up = nn.Linear(width, mlp_dim)
-        self.down = nn.Linear(mlp_dim, width)
+        self.gate = nn.Linear(width, mlp_dim, bias=bias) if kind == "swiglu" else None
+        self.up = nn.Linear(width, mlp_dim, bias=bias)
+        self.down = nn.Linear(mlp_dim, width, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, token, width) to the same."""
-        return self.down(F.gelu(self.up(x)))
+        if self.gate is None:
+            return self.down(F.gelu(self.up(x)))
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

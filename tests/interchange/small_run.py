@@ -59,9 +59,14 @@ def block_features(backbone: ViT, images: np.ndarray, mask: str) -> np.ndarray:
         return np.asarray(backbone(patches, mask=mask, grid=grid).blocks)
 
 
-def make_config(*, two_stream: bool = False, **model: Any) -> config_lib.TrainConfig:
-    config = config_lib.default_config(size="Ti")
-    config.objective.two_stream = two_stream
+def make_config(
+    *, objective: str = "mse", two_stream: bool = False, **model: Any
+) -> config_lib.TrainConfig:
+    config = config_lib.default_config(size="Ti", objective=objective)
+    if objective == "mse":
+        config.objective.two_stream = two_stream
+    else:
+        config.objective.num_classes = 5
     small = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "patch_size": 2}
     with config.unlocked():
         config.model.update(small | {"dtype": "float32"} | model)

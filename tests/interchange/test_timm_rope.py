@@ -131,7 +131,13 @@ def test_any_mlp_can_be_asked_for_by_its_ratio(mlp_dim):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"positions": "rope1d"}, "timm's ViT has no 1D RoPE"),
+        (
+            {"positions": "rope1d"},
+            r"has no config\.model\.positions='rope1d'; --format=safetensors",
+        ),
+        ({"norm_epsilon": 1e-5}, r"has no config\.model\.norm_epsilon=1e-05"),
+        ({"mlp": "swiglu"}, r"has no config\.model\.mlp='swiglu'"),
+        ({"objective": "classification", "start_token": "none"}, r"start_token='none'"),
         ({"order": {"name": "spiral"}}, r"config\.model\.order\.name is another one"),
     ],
 )

@@ -19,6 +19,7 @@ from tests.float64 import dense, layer_norm
 from tests.interchange.small_run import (
     TOLERANCE,
     as_loaded,
+    assert_same,
     block_features,
     golden,
     make_config,
@@ -72,6 +73,54 @@ def test_pytorch_loads_an_export_and_has_jax_features(tmp_path, encoding):
             expected = block_features(backbone, images, mask)
             found = torch.stack(features.blocks).numpy()
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+AIM_V1 = {
+    "positions": "sincos2d",
+    "start_token": "none",
+    "patch_norm": "layer",
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+AIM_V2 = AIM_V1 | {
+    "positions": "learnable",
+    "patch_norm": "rms",
+    "norm": "rms",
+    "norm_epsilon": 1e-5,
+    "mlp": "swiglu",
+}
+NEPA = {
+    "positions": "rope_dinov3",
+    "rope_max_wavelength": 100.0,
+    "norm_epsilon": 1e-12,
+    "layer_scale": 1e-5,
+    "qk_norm": "plain",
+}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        AIM_V1,
+        AIM_V2,
+        NEPA,
+        NEPA | {"qk_norm": "scale", "start_token": "none", "order": {"name": "spiral"}},
+        NEPA | {"norm": "rms", "norm_epsilon": 0.1, "mlp": "swiglu", "patch_norm": "layer"},
+        AIM_V1 | {"positions": "rope2d", "mlp_bias": True},
+    ],
+)
+def test_pytorch_has_the_features_of_other_backbones(tmp_path, model):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    model = {"objective": "classification"} | model
+    folder, loaded = exported(tmp_path, classes=5, **model)
+    assert_same(load_model(str(folder)).params, loaded.params)
+    module = imported(folder / "darl_vit.py").load()
+    images = golden()["images/8x8"]
+    with torch.no_grad():
+        features = module(torch.tensor(images).permute(0, 3, 1, 2), "full")
+    expected = block_features(build_backbone(loaded), images, "full")
+    found = torch.stack(features.blocks).numpy()
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(
