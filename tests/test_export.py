@@ -36,7 +36,10 @@ def test_it_writes_a_folder_and_says_how_to_load_it(workdir, tmp_path, capsys):
 def wrong_flags(workdir, tmp_path):
     right = {"checkpoint": workdir, "format": "safetensors", "output": tmp_path / "out"}
     return [
-        (right | {"format": None}, "--format (one of orbax, safetensors, timm) is needed"),
+        (
+            right | {"format": None},
+            "--format (one of orbax, safetensors, timm, aim, aim-l3m, aimv2,",
+        ),
         (right | {"output": None}, "--output is needed"),
         (right | {"checkpoint": None}, "--checkpoint is needed"),
         (right | {"output": "gs://bucket/out"}, "--output=gs://bucket/out must be a local folder"),
@@ -56,4 +59,4 @@ def test_a_wrong_flag_is_one_line_that_names_it(workdir, tmp_path, capsys, case)
 
 def test_an_unknown_format_is_one_line_with_the_choices(capsys):
     line = refusal(capsys, "export", "--format=onnx")
-    assert "--format=onnx" in line and "<orbax|safetensors|timm>" in line
+    assert "--format=onnx" in line and "<orbax|safetensors|timm|aim|" in line

@@ -1,4 +1,4 @@
-"""Import and export of weights: safetensors, a PyTorch module, timm, MAE.
+"""Import and export of weights: safetensors, a PyTorch module, timm, AIM, AIMv2, MAE, NEPA.
 
 Every format is converted to or from the flat names of `names.py`, which are those of the PyTorch
 module in `torch_module.py`. That file is copied into exports and never imported here.

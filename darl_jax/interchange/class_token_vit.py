@@ -3,7 +3,8 @@
 Both have a class token, one matrix for query, key and value, and a position for each token. Their
 class token with its position becomes the start of the sequence; their positions become 'sincos2d'
 where they are MAE's fixed ones, otherwise 'learnable'. LayerScale is folded into the projection
-that it follows. MAE's decoder and mask token, and heads, which read the class token, are left out.
+that it follows. Heads are left out where they read the class token; those of MAE's fine-tuning read
+the mean over the patches, which a norm follows that takes the place of the last one.
 """
 
 import dataclasses
@@ -13,6 +14,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from darl_jax.interchange import mae_names
+from darl_jax.interchange.described import PLAIN_VIT
+from darl_jax.interchange.name_schemes import IMAGENET, ForeignModel, is_fixed, model_sizes
 from darl_jax.interchange.names import (
     ModelShape,
     Tensors,
@@ -22,7 +26,6 @@ from darl_jax.interchange.names import (
     listed,
 )
 from darl_jax.interchange.timm_names import QKV, renamed, split_qkv
-from darl_jax.nn.positions import sincos_2d
 
 # Parts that ViT lacks: a pattern of array names, and its meaning.
 _REFUSED = (
@@ -30,7 +33,6 @@ _REFUSED = (
     (r"(reg_token|register_tokens|storage_tokens)", "it has register tokens"),
     (r"dist_token", "it has a distillation token"),
     (r"norm_pre\..*", "it has a norm before the first block (pre_norm)"),
-    (r"fc_norm\..*", "its last norm comes after pooling, not before"),
     (r".*(rope|rel_pos|relative_position).*", "its positions are relative or rotary"),
     (r".*\.(q_proj|k_proj|v_proj|q_bias|v_bias)(\..*)?", "its attention is EVA's or BEiT's"),
     (r"attn_pool\..*", "it pools by attention"),
@@ -38,7 +40,11 @@ _REFUSED = (
     (r"blocks\.\d+\.mlp\.(norm|fc1_g|fc1_x|w12|w3)\..*", "its MLP is gated or normed"),
 )
 _LEFT_OUT = r"decoder_.*|mask_token|head\..*|head_dist\..*"
+_CLASSIFIER = {"fc_norm": "pooled_norm", "head": "head"}  # of MAE's fine-tuning
 _KINDS = ("weight", "bias")
+_FINE_TUNED = (
+    "its classifier needs config.objective.norm_after_pooling=True, pooling='mean' and mask='full'"
+)
 # Both of LayerScale's names, and the projections that they follow.
 _LAYER_SCALE = {
     "ls1.gamma": "attn.proj",
@@ -46,19 +52,6 @@ _LAYER_SCALE = {
     "gamma_1": "attn.proj",
     "gamma_2": "mlp.fc2",
 }
-# MAE computes angles of up to about 30 in float32, and so does not have ours to the last bit.
-_SINCOS_TOLERANCE = 1e-5
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassTokenViT:
-    """An imported backbone."""
-
-    params: dict  # nested parameters of ViT
-    model: dict  # the known keys of `config.model`; the file lacks the number of heads
-    image_size: int  # rows and columns of the images that it was trained on
-    is_mae: bool  # True where the file has MAE's decoder
-    left_out: list[str]  # names of arrays that were not imported
 
 
 def looks_like(names: Mapping[str, object]) -> bool:
@@ -68,13 +61,13 @@ def looks_like(names: Mapping[str, object]) -> bool:
     )
 
 
-def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
-    """Converts the arrays of the file `what`, under timm's names, to a backbone.
+def read(what: str, tensors: Mapping[str, np.ndarray]) -> ForeignModel:
+    """Converts the arrays of the file `what`, under timm's names, to a model.
 
     Raises:
         ValueError: ViT cannot represent this model, or an array is missing.
     """
-    left_out = sorted(name for name in tensors if re.fullmatch(_LEFT_OUT, name))
+    left_out = {name for name in tensors if re.fullmatch(_LEFT_OUT, name)}
     kept = {name: value for name, value in tensors.items() if name not in left_out}
     _refuse(what, kept)
     depth = 1 + max(int(match[1]) for name in kept if (match := re.match(r"blocks\.(\d+)\.", name)))
@@ -89,23 +82,52 @@ def read(what: str, tensors: Mapping[str, np.ndarray]) -> ClassTokenViT:
         for kind, joined in zip(_KINDS, (weight, bias), strict=True):
             flat |= split_qkv(joined, f"blocks.{i}.attention", kind)
     positions, table = _tokens(kept, flat, shape)
+    side = image_size // shape.patch_size
+    grid = (side, side)
     if table is not None:
         flat["positions"] = table
-        shape = dataclasses.replace(shape, grid=(image_size // shape.patch_size,) * 2)
+        shape = dataclasses.replace(shape, grid=grid)
+    fine_tuned = "fc_norm.weight" in kept
+    if fine_tuned:
+        head = {name: tensors[name] for name in tensors if re.fullmatch(r"head\.\w+", name)}
+        left_out -= head.keys()
+        shape = _add_classifier(what, kept | head, flat, shape)
+        kept = {name: value for name, value in kept.items() if not name.startswith("fc_norm.")}
     _check(what, flat, kept, shape)
-    return ClassTokenViT(
-        params=from_torch(flat),
-        model={
-            "width": shape.width,
-            "depth": depth,
-            "mlp_dim": shape.mlp_dim,
-            "patch_size": shape.patch_size,
-            "positions": positions,
-        },
+    params = from_torch(flat)
+    is_mae = positions == "sincos2d" or any(name.startswith("decoder_") for name in left_out)
+    decoder = mae_names.decoder_arrays(tensors)
+    if decoder:
+        params["mae_decoder"] = mae_names.read_decoder(what, decoder, shape, grid)
+        left_out -= decoder.keys()
+    return ForeignModel(
+        params=params,
+        model={**PLAIN_VIT, **model_sizes(dataclasses.asdict(shape)), "positions": positions},
         image_size=image_size,
-        is_mae=any(name.startswith("decoder_") for name in left_out),
-        left_out=left_out,
+        title="MAE" if is_mae else "fine-tuned MAE" if fine_tuned else "timm ViT",
+        left_out=sorted(left_out),
+        standardized=IMAGENET if is_mae or fine_tuned else None,
+        notes=_FINE_TUNED if fine_tuned else "",
     )
+
+
+def _add_classifier(
+    what: str, tensors: Mapping[str, np.ndarray], flat: Tensors, shape: ModelShape
+) -> ModelShape:
+    """Adds the classifier of MAE's fine-tuning, and a last norm that nothing reads, to `flat`."""
+    if "final_norm.weight" in flat:
+        raise ValueError(
+            f"{what} has norm.weight and fc_norm.weight, norms before and after pooling, of "
+            "which darl_jax's classifier has one"
+        )
+    for theirs, ours in _CLASSIFIER.items():
+        for kind in _KINDS:
+            if f"{theirs}.{kind}" in tensors:
+                flat[f"{ours}.{kind}"] = tensors[f"{theirs}.{kind}"]
+    flat["final_norm.weight"] = np.ones(shape.width, np.float32)
+    flat["final_norm.bias"] = np.zeros(shape.width, np.float32)
+    classes = len(flat["head.weight"]) if "head.weight" in flat else None
+    return dataclasses.replace(shape, pooled_norm=True, num_classes=classes)
 
 
 def _refuse(what: str, names: Mapping[str, object]) -> None:
@@ -164,11 +186,7 @@ def _tokens(kept: Tensors, flat: Tensors, shape: ModelShape) -> tuple[str, np.nd
         sos, table = sos + table[0], table[1:]
         side = math.isqrt(len(table))
     flat["sos"] = sos
-    if shape.width % 4 == 0:
-        fixed = sincos_2d((side, side), (side, side), shape.width)
-        if np.allclose(table, fixed, rtol=0, atol=_SINCOS_TOLERANCE):
-            return "sincos2d", None
-    return "learnable", table
+    return ("sincos2d", None) if is_fixed(table, (side, side)) else ("learnable", table)
 
 
 def _check(what: str, flat: Tensors, rest: Tensors, shape: ModelShape) -> None:
@@ -182,6 +200,8 @@ def _check(what: str, flat: Tensors, rest: Tensors, shape: ModelShape) -> None:
         for name in QKV:
             for kind in _KINDS:
                 timm[f"blocks.{i}.attention.{name}.{kind}"] = f"blocks.{i}.attn.qkv.{kind}"
+    for theirs, ours in _CLASSIFIER.items():
+        timm |= {f"{ours}.{kind}": f"{theirs}.{kind}" for kind in _KINDS}
     expected = expected_shapes(shape)
     found = {timm.get(name, name): value.shape for name, value in flat.items() if name in expected}
     check_arrays(what, found, {timm.get(name, name): each for name, each in expected.items()})

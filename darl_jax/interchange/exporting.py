@@ -1,17 +1,18 @@
-"""Exports in three formats; a folder appears only once it is complete."""
+"""Exports in several formats; a folder appears only once it is complete."""
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from darl_jax.interchange import described, timm_rope
+from darl_jax.interchange import described, foreign, timm_rope
 from darl_jax.interchange.model_card import model_card
 from darl_jax.interchange.names import Tensors, pre_training, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
@@ -75,7 +76,7 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
             kept=", ".join(result.files),
             dropped=result.dropped,
             usage=result.usage(output.name),
-            notes=_NOTES[form],
+            notes=_NOTES.get(form, ()),
         )
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return dataclasses.replace(result, files=[*result.files, CARD_FILE])
@@ -196,10 +197,28 @@ features = model.forward_intermediates(images, output_fmt="NLC"{causal})[1]  # o
     )
 
 
-FORMS = {"orbax": _orbax, "safetensors": _safetensors, "timm": _timm}
+def _foreign(
+    form: str, source: Source, description: Mapping[str, Any], folder: pathlib.Path
+) -> Exported:
+    """model.safetensors under another project's names."""
+    tensors = foreign.write(form, source.params, description["model"])
+    _write_arrays(folder, tensors)
+    return Exported(
+        files=[described.ARRAYS_FILE],
+        parameters=_count(tensors),
+        dropped=_in_words(source.params, foreign.dropped(form, source.params)),
+        code=f"""
+from safetensors.torch import load_file
+
+arrays = load_file("{_HERE}/{described.ARRAYS_FILE}")  # for {foreign.FORMATS[form][0]}""",
+    )
+
+
+_Form = Callable[[Source, Mapping[str, Any], pathlib.Path], Exported]
+FORMS: dict[str, _Form] = {"orbax": _orbax, "safetensors": _safetensors, "timm": _timm}
+FORMS |= {form: functools.partial(_foreign, form) for form in foreign.FORMATS}
 
 _NOTES: dict[str, Sequence[str]] = {
-    "orbax": (),
     "safetensors": (
         "`darl_vit.py` needs only PyTorch. The first token is the start of the sequence; the "
         "patches follow in the order above.",
@@ -256,8 +275,13 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 def _dropped(params: Mapping[str, Any]) -> str:
     """The parts that only pre-training has, in words."""
+    return _in_words(params, pre_training(params))
+
+
+def _in_words(params: Mapping[str, Any], groups: Sequence[str]) -> str:
+    titles = _TITLES if "head" in pre_training(params) else _TITLES | {"head": "head"}
     return ", ".join(
-        f"the {_TITLES.get(name, name.replace('_', ' '))} "
+        f"the {titles.get(name, name.replace('_', ' '))} "
         f"({_count(arrays_by_name(params[name])):,} parameters)"
-        for name in pre_training(params)
+        for name in groups
     )

@@ -97,20 +97,22 @@ def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:
             f"and here positions are counted on images of {size}: set "
             f"config.model.trained_image_size={loaded.trained_image_size}"
         )
-    if loaded.config is None:
+    lacking = [] if loaded.standardized else ["the mean and std of its images"]
+    lacking += [] if "num_heads" in loaded.model else ["its number of heads"]
+    if lacking:
         logging.warning(
-            "%s has neither the mean and std of its images nor its number of heads: "
-            "config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d are taken",
-            *(loaded.description, method.data.mean, method.data.std, config.model.num_heads),
+            "%s lacks %s: config.data.mean=%s, config.data.std=%s and config.model.num_heads=%d "
+            "are taken",
+            *(loaded.description, " and ".join(lacking), method.data.mean, method.data.std),
+            config.model.num_heads,
         )
-    data = (loaded.config or {}).get("data", {})
-    for key in ("mean", "std"):
+    for key, theirs in zip(("mean", "std"), loaded.standardized or (), strict=False):
         here = tuple(getattr(method.data, key))
-        if key in data and not np.allclose(data[key], here):
+        if not np.allclose(theirs, here):
             logging.warning(
                 "config.data.%s is %s, and %s was trained with %s: its features suit images "
                 "standardized by the latter",
-                *(key, here, loaded.description, tuple(data[key])),
+                *(key, here, loaded.description, theirs),
             )
 
 

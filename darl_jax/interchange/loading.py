@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from darl_jax.interchange import class_token_vit, described
+from darl_jax.interchange import described, foreign
 from darl_jax.interchange.names import Tensors, check_arrays, expected_shapes, from_torch, listed
 from darl_jax.interchange.safetensors_files import read_safetensors, read_shapes
 from darl_jax.nn.vit import ViT, ViTConfig
@@ -23,11 +23,16 @@ from darl_jax.training.checkpoint import absolute_path, restore_params
 from darl_jax.training.checkpoint.reading import FOLDER
 
 _KINDS = (
-    "a run's workdir or its folder of checkpoints, an exported folder, or a ViT of MAE or timm as "
-    ".safetensors or as a PyTorch checkpoint (.pth, .pt, .bin)"
+    "a run's workdir or its folder of checkpoints, an exported folder, or a model of AIM, AIMv2, "
+    "MAE or NEPA or a ViT of timm as .safetensors or as a PyTorch checkpoint (.pth, .pt, .bin)"
 )
 # Keys under which checkpoints keep the arrays, averaged ones first.
 _STATE_DICTS = ("model_ema", "state_dict_ema", "model", "state_dict")
+# What torch.load raises on damaged files, none of which it documents.
+_DAMAGED = (
+    *(RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError),
+    *(AssertionError, pickle.UnpicklingError),
+)
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a PyTorch file, since 1.6 and before
 
 
@@ -35,13 +40,16 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a PyTorch file, since 1
 class LoadedModel:
     """Parameters from a file, and the known part of their config."""
 
-    # Nested, of numpy arrays: backbone and, in a run's, patch_decoder, query_stream and head.
+    # Nested, of numpy arrays: backbone and, in some files, what else there is of the model.
     params: dict[str, Any]
     config: dict[str, Any] | None  # of the run; None for files of other frameworks
     model: dict[str, Any]  # known keys of config.model; MAE's and timm's files lack num_heads
-    trained_image_size: int | None  # rows and columns of images on whose grid positions are counted
+    # Rows and columns of images on whose grid positions are counted; None where the file lacks it.
+    trained_image_size: int | None
     description: str  # a phrase for messages
     step: int | None = None
+    # Mean and std of the channels of images, where they are known.
+    standardized: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def load_model(path: str, step: int | None = None) -> LoadedModel:
@@ -49,7 +57,8 @@ def load_model(path: str, step: int | None = None) -> LoadedModel:
 
     Args:
         path: a run's workdir or its folder of checkpoints (local or a bucket), an exported folder,
-            or a ViT of MAE or timm as .safetensors or as a PyTorch checkpoint.
+            or a model of AIM, AIMv2, MAE or NEPA or a ViT of timm as .safetensors or as a PyTorch
+            checkpoint.
         step: one of a run's checkpoints; the newest if not given.
 
     Raises:
@@ -94,26 +103,32 @@ def load_run(path: str, step: int | None = None, *, averaged: bool = True) -> Lo
         trained_image_size=described.trained_image_size(config),
         description=f"step {found} of {absolute_path(path)}",
         step=found,
+        standardized=_standardized(config),
     )
 
 
-def build_backbone(loaded: LoadedModel, **model: Any) -> ViT:
+def build_backbone(loaded: LoadedModel, *, image_size: int | None = None, **model: Any) -> ViT:
     """Builds the backbone with its parameters, in float32 unless `dtype` is given.
 
     Args:
         loaded: the checkpoint.
+        image_size: rows and columns of images; needed where the file lacks it, as of models that
+            were trained on several sizes.
         **model: keys of ViTConfig: `num_heads` for MAE's and timm's files, which lack it, or
             replacements such as `dtype` and `attention`.
 
     Raises:
-        ValueError: neither the file nor the arguments have the number of heads.
+        ValueError: neither the file nor the arguments have the number of heads or the image size.
     """
     keys = {"dtype": "float32"} | loaded.model | model
     if "num_heads" not in keys:
         raise ValueError(f"{loaded.description} lacks the number of heads: give num_heads")
+    image_size = loaded.trained_image_size or image_size
+    if image_size is None:
+        raise ValueError(f"{loaded.description} lacks the size of its images: give image_size")
     config = ViTConfig(**keys)
     patch_dim = loaded.params["backbone"]["patch_embedding"]["kernel"].shape[0]
-    side = (loaded.trained_image_size or config.patch_size) // config.patch_size
+    side = image_size // config.patch_size
 
     def create() -> ViT:
         return ViT(config, patch_dim=patch_dim, grid=(side, side), rngs=nnx.Rngs(0))
@@ -136,7 +151,15 @@ def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:
         trained_image_size=model["grid"][0] * model["patch_size"],
         description=f"the export {file.parent} (step {config.get('step')})",
         step=config.get("step"),
+        standardized=_standardized(config["darl_jax_config"]),
     )
+
+
+def _standardized(
+    config: Mapping[str, Any],
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    data = config.get("data", {})
+    return (tuple(data["mean"]), tuple(data["std"])) if {"mean", "std"} <= data.keys() else None
 
 
 def _read_foreign(file: pathlib.Path) -> LoadedModel:
@@ -150,7 +173,8 @@ def _read_foreign(file: pathlib.Path) -> LoadedModel:
     else:
         raise ValueError(f"{file} is of an unknown kind; readable are {_KINDS}")
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if not class_token_vit.looks_like(tensors):
+    model = foreign.read(str(file), tensors)
+    if model is None:
         if "patch_embedding.weight" in tensors:
             raise ValueError(
                 f"{file} has the arrays of an export and no {described.CONFIG_FILE} beside it; put "
@@ -160,15 +184,14 @@ def _read_foreign(file: pathlib.Path) -> LoadedModel:
             f"{file} has arrays such as {listed(sorted(tensors)) or 'none'}, which no known model "
             f"has; readable are {_KINDS}"
         )
-    vit = class_token_vit.read(str(file), tensors)
-    if vit.left_out:
-        logging.info("%s: left out %s", file, listed(vit.left_out))
+    logging.info("%s", foreign.report(str(file), model))
     return LoadedModel(
-        params=vit.params,
+        params=model.params,
         config=None,
-        model=vit.model,
-        trained_image_size=vit.image_size,
-        description=f"{'MAE' if vit.is_mae else 'timm ViT'} checkpoint {file}",
+        model=model.model,
+        trained_image_size=model.image_size,
+        description=f"{model.title} checkpoint {file}",
+        standardized=model.standardized,
     )
 
 
@@ -197,7 +220,7 @@ def _read_torch(file: pathlib.Path, *, is_zip: bool) -> Tensors:
         # MAE's full checkpoints hold their arguments beside the arrays.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{file} cannot be read as a PyTorch checkpoint: {reason}") from error
     for key in _STATE_DICTS:

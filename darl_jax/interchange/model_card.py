@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darl_jax.interchange.described import model_of
+from darl_jax.interchange.described import PLAIN_VIT, model_of
 from darl_jax.interchange.names import listed
 
 # Endings of the names of metrics of quality.
@@ -49,6 +49,7 @@ def model_card(
         ("width, depth, heads, MLP", ", ".join(sizes)),
         ("patches", f"{model['patch_size']} pixels, trained on a grid of {grid}"),
         ("positions", model["positions"]),
+        ("unlike a plain ViT", _unlike_plain(model) or "nothing"),
         ("order of the patches", model_of(config)["order"].title),
         ("attention", f"{model['mask']} in training"),
         ("head", head + (f", of the {model['pooling']} token(s)" if model["pooling"] else "")),
@@ -71,6 +72,12 @@ def model_card(
         f"```json\n{json.dumps(config, indent=1)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _unlike_plain(model: Mapping[str, Any]) -> str:
+    """Keys of config.model with other values than a plain ViT's."""
+    differ = [f"{key}={model[key]}" for key, plain in PLAIN_VIT.items() if model[key] != plain]
+    return ", ".join(differ)
 
 
 def _data(data: Mapping[str, Any], records: str) -> list[tuple[str, str]]:

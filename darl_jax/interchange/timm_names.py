@@ -6,7 +6,7 @@ from darl_jax.interchange.names import Tensors
 
 QKV = ("query", "key", "value")  # the order in timm's one matrix of them
 _OUTSIDE = {"patch_embedding": "patch_embed.proj", "final_norm": "norm"}
-_IN_BLOCK = {
+IN_BLOCK = {
     "norm_attention": "norm1",
     "attention.out": "attn.proj",
     "norm_mlp": "norm2",
@@ -19,7 +19,7 @@ def renamed(depth: int) -> dict[str, str]:
     """timm's name of each array that is only renamed: all but tokens, positions and qkv."""
     names = dict(_OUTSIDE)
     for i in range(depth):
-        names |= {f"blocks.{i}.{ours}": f"blocks.{i}.{timm}" for ours, timm in _IN_BLOCK.items()}
+        names |= {f"blocks.{i}.{ours}": f"blocks.{i}.{timm}" for ours, timm in IN_BLOCK.items()}
     return {
         f"{ours}.{kind}": f"{timm}.{kind}"
         for ours, timm in names.items()

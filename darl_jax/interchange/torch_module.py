@@ -162,9 +162,8 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.patch_embedding = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.patch_norm = None
-        if patch_norm != "none":
-            self.patch_norm = make_norm(patch_norm, width, norm_epsilon)
+        has_norm = patch_norm != "none"
+        self.patch_norm = make_norm(patch_norm, width, norm_epsilon) if has_norm else None
         self.start_tokens = int(start_token == "learned")
         if self.start_tokens:
             self.sos = nn.Parameter(0.02 * torch.randn(width))
@@ -288,6 +287,13 @@ def make_norm(kind: str, width: int, epsilon: float) -> nn.Module:
     return RMSNorm(width, epsilon) if kind == "rms" else nn.LayerNorm(width, eps=epsilon)
 
 
+def make_head_norm(kind: str, channels: int, epsilon: float) -> nn.Module | None:
+    """A LayerNorm of a head's channels, "plain" or with a "scale"; None for "none"."""
+    if kind == "none":
+        return None
+    return nn.LayerNorm(channels, eps=epsilon, elementwise_affine=kind == "scale", bias=False)
+
+
 class Block(nn.Module):
     """Pre-norm Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -310,17 +316,18 @@ class Block(nn.Module):
         self.attention = Attention(width, num_heads, attention_bias, qk_norm, norm_epsilon)
         self.norm_mlp = make_norm(norm, width, norm_epsilon)
         self.mlp = Mlp(width, mlp_dim, mlp, mlp_bias)
-        self.layer_scale = None
-        if layer_scale:
-            self.layer_scale = nn.Parameter(torch.full((2, width), layer_scale))
+        scales = nn.Parameter(torch.full((2, width), layer_scale)) if layer_scale else None
+        self.layer_scale = scales
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool
     ) -> torch.Tensor:
         """(batch, token, width) to the same."""
-        first, second = (1.0, 1.0) if self.layer_scale is None else self.layer_scale
-        x = x + self.attention(self.norm_attention(x), rotation, causal) * first
-        return x + self.mlp(self.norm_mlp(x)) * second
+        x = x + self._scaled(self.attention(self.norm_attention(x), rotation, causal), 0)
+        return x + self._scaled(self.mlp(self.norm_mlp(x)), 1)
+
+    def _scaled(self, branch: torch.Tensor, index: int) -> torch.Tensor:
+        return branch if self.layer_scale is None else branch * self.layer_scale[index]
 
 
 class Attention(nn.Module):
@@ -333,11 +340,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width, bias=bias)
         self.value = nn.Linear(width, width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias)
-        self.query_norm = self.key_norm = None
-        if qk_norm != "none":
-            kwargs = {"eps": epsilon, "elementwise_affine": qk_norm == "scale", "bias": False}
-            self.query_norm = nn.LayerNorm(width // num_heads, **kwargs)
-            self.key_norm = nn.LayerNorm(width // num_heads, **kwargs)
+        self.query_norm = make_head_norm(qk_norm, width // num_heads, epsilon)
+        self.key_norm = make_head_norm(qk_norm, width // num_heads, epsilon)
 
     def forward(
         self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor] | None, causal: bool

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from darl_jax.interchange.described import PLAIN_VIT
 from darl_jax.interchange.loading import build_backbone, load_model
 from darl_jax.interchange.safetensors_files import write_safetensors
 from tests.interchange.small_run import TOLERANCE, block_features, golden, golden_weights
@@ -24,7 +25,7 @@ def saved(tmp_path, tensors):
 def test_an_imported_vit_has_timms_features(tmp_path, kind, encoding, name):
     loaded = load_model(saved(tmp_path, golden_weights(kind)))
     shape = {"width": 16, "depth": 2, "mlp_dim": 32, "patch_size": 2}
-    assert loaded.model == shape | {"positions": encoding}
+    assert loaded.model == PLAIN_VIT | shape | {"positions": encoding}
     assert loaded.config is None and loaded.trained_image_size == 8
     assert loaded.description.startswith(f"{name} {tmp_path}/vit.safetensors")
     assert set(loaded.params) == {"backbone"}
