@@ -33,9 +33,9 @@ def make_train_step(
 
     The gradient is taken in the parameters that the method trains.
 
-    Gradients of micro-batches are averaged. The squared error's result is then that of the whole
-    batch; diffusion draws other noise, and mixing and batch normalization see one micro-batch at a
-    time.
+    Gradients of micro-batches are averaged, each with the count of its loss. The squared error's
+    result is then that of the whole batch; diffusion draws other noise, and mixing and batch
+    normalization see one micro-batch at a time.
     """
 
     def loss_and_gradient(
@@ -97,7 +97,10 @@ def make_train_step(
 def _accumulate(
     loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, key: PRNGKeyArray, steps: int
 ) -> tuple[PyTree, Metrics]:
-    """The mean gradient and the merged metrics of a batch, one micro-batch after the other."""
+    """The mean gradient and the merged metrics of a batch, one micro-batch after the other.
+
+    A mean over all that counts in the batch: micro-batches weigh as much as their losses count.
+    """
 
     # Every n-th example, so that each device keeps its own and none is sent.
     def micro_batches(x: Array) -> Array:
@@ -105,7 +108,13 @@ def _accumulate(
         return pin_batch(cut, batch_axis=1)
 
     def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, loss_and_gradient(params, *xs)), None
+        gradient, metrics = loss_and_gradient(params, *xs)
+        count = metrics["loss"].count
+        # Not a product where nothing counts: that mean is no number.
+        weighted = jax.tree.map(
+            lambda g: jnp.where(count > 0, g * count.astype(g.dtype), 0), gradient
+        )
+        return jax.tree.map(jnp.add, total, (weighted, metrics)), None
 
     xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, steps)
     zero = jax.tree.map(
@@ -113,7 +122,8 @@ def _accumulate(
         jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
     )
     (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
-    return jax.tree.map(lambda g: g / steps, gradient), metrics
+    count = metrics["loss"].count
+    return jax.tree.map(lambda g: g / count.astype(g.dtype), gradient), metrics
 
 
 # Beside the method's inputs, one of each for an example: whether it counts, whether its record was

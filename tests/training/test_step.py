@@ -142,8 +142,10 @@ def test_a_step_of_gradient_descent_is_the_parameters_less_the_gradient():
     assert values(metrics)["replaced_records"] == 1
 
 
-def test_gradients_of_micro_batches_average_to_that_of_the_batch():
-    batch = make_batch()
+@pytest.mark.parametrize("counting", [(0, 1, 2, 3), (0, 1, 2), (1, 3)])
+def test_gradients_of_micro_batches_average_to_that_of_the_batch(counting):
+    """Also where one of the micro-batches, (0, 2) and (1, 3), counts less than the other."""
+    batch = make_batch() | {"mask": jnp.isin(jnp.arange(4), jnp.asarray(counting))}
     (step, state), (in_two, _) = (step_of("mse", n, True) for n in (1, 2))
     whole, whole_metrics = step(state, batch, KEY)
     parts, metrics = in_two(state, batch, KEY)
@@ -151,7 +153,8 @@ def test_gradients_of_micro_batches_average_to_that_of_the_batch():
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     for name, value in values(whole_metrics).items():
         assert values(metrics)[name] == pytest.approx(value, rel=1e-5), name
-    assert float(metrics["loss"].count) == float(whole_metrics["loss"].count) == 4 * 4
+    patches = 4 * len(counting)
+    assert float(metrics["loss"].count) == float(whole_metrics["loss"].count) == patches
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
