@@ -32,6 +32,7 @@ class _OptimizerConfig:
     base_learning_rate: float | None
     # The peak itself, for any batch (Table 9's are of this kind), in place of base_learning_rate.
     learning_rate: float | None = None
+    initial_learning_rate: float = 0.0  # where the warm-up begins
     final_learning_rate: float = 0.0  # where the schedule ends
     weight_decay: float = 0.0  # of the leaves named "kernel"
     clip_norm: float = 0.0  # largest global norm of the gradient; 0 leaves the gradient as it is
@@ -112,23 +113,24 @@ OPTIMIZERS: dict[str, type[AdamWConfig] | type[LarsConfig]] = {
 def learning_rate_schedule(
     config: OptimizerConfig, batch_size: int, steps_per_epoch: float, total_steps: int
 ) -> optax.Schedule:
-    """The learning rate at a step: linear warm-up from 0, then half a cosine down (Table 8).
+    """The learning rate at a step: linear warm-up, then half a cosine down (Table 8).
 
-    The first update (step 0) has rate 0, step `warmup` has the peak, and total_steps, one past the
-    last update, has final_learning_rate. A warm-up that is longer than the run is allowed, so that
-    a few steps of a long config can be tried: the rate then rises to the end, as it would in the
-    long run. The base rate is scaled by batch_size / 256; warmup_epochs is rounded to steps.
+    The first update (step 0) has initial_learning_rate, step `warmup` has the peak, and
+    total_steps, one past the last update, has final_learning_rate. A warm-up that is longer than
+    the run is allowed, so that a few steps of a long config can be tried: the rate then rises to
+    the end, as it would in the long run. The base rate is scaled by batch_size / 256; warmup_epochs is rounded to steps.
     """
     peak, source = config.learning_rate, "learning_rate"
     if peak is None:
         assert config.base_learning_rate is not None
         peak = config.base_learning_rate * batch_size / REFERENCE_BATCH_SIZE
         source = f"base_learning_rate={config.base_learning_rate:g} times batch_size / 256"
-    final = config.final_learning_rate
-    if final > peak:
-        raise ValueError(
-            f"optimizer.final_learning_rate={final} must not be above the peak, which is {peak:g}"
-        )
+    initial, final = config.initial_learning_rate, config.final_learning_rate
+    for key in ("initial_learning_rate", "final_learning_rate"):
+        if (rate := getattr(config, key)) > peak:
+            raise ValueError(
+                f"optimizer.{key}={rate} must not be above the peak, which is {peak:g}"
+            )
     warmup, key = config.warmup_steps, "warmup_steps"
     if warmup is None:
         assert config.warmup_epochs is not None
@@ -147,7 +149,9 @@ def learning_rate_schedule(
     if not warmup:
         return falling
     # Not optax.linear_schedule: it counts down from 1, which at step 1 of 12,480 is off by 2e-4.
-    return optax.join_schedules([lambda step: peak * step / warmup, falling], [warmup])
+    return optax.join_schedules(
+        [lambda step: initial + (peak - initial) * step / warmup, falling], [warmup]
+    )
 
 
 def make_optimizer(

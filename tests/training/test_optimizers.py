@@ -317,6 +317,10 @@ RATES: dict[str, tuple] = {  # config, batch size, steps of an epoch, of the run
         AdamWConfig(learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=10), 4096, 1, 110,
         {0: 0.0, 5: 5e-4, 10: 1e-3, 60: (1e-3 + 1e-5) / 2, 110: 1e-5, 500: 1e-5},
     ),
+    "from more than nothing": (
+        AdamWConfig(learning_rate=1e-3, initial_learning_rate=1e-4, warmup_steps=10), 4096, 1, 110,
+        {0: 1e-4, 5: (1e-3 + 1e-4) / 2, 10: 1e-3, 60: 5e-4},
+    ),
     "no warm-up": (
         AdamWConfig(base_learning_rate=1.0, warmup_steps=0), 256, EPOCH, 8,
         {t: 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(9)},
@@ -359,10 +363,12 @@ def test_steps_go_before_epochs_and_a_rate_before_a_base_rate_and_the_log_names_
 
 
 def test_what_an_optimizer_cannot_do_is_an_error_that_names_it():
-    with pytest.raises(ValueError, match=r"optimizer\.final_learning_rate=0\.1 must not be above"):
-        optimizers.learning_rate_schedule(
-            AdamWConfig(final_learning_rate=0.1), batch_size=256, steps_per_epoch=1.0, total_steps=1
-        )
+    for key in ("initial_learning_rate", "final_learning_rate"):
+        config = AdamWConfig(**{key: 0.1})
+        with pytest.raises(ValueError, match=rf"optimizer\.{key}=0\.1 must not be above"):
+            optimizers.learning_rate_schedule(
+                config, batch_size=256, steps_per_epoch=1.0, total_steps=1
+            )
     with pytest.raises(ValueError, match=r"optimizer\.layer_decay=0\.5 needs layer_of"):
         optimizers.make_optimizer(AdamWConfig(layer_decay=0.5), 0.1)
     params = jax.tree.map(jnp.float32, _parameters(np.random.default_rng(0)))
