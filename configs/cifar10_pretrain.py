@@ -10,6 +10,7 @@ small_diffusion    128 x 6, 4 x 4 pixels           diffusion                    
 small_next_embedding
                    128 x 6, 4 x 4 pixels           next-embedding prediction            not run
 small_nepa         128 x 6, 4 x 4 pixels           the same, NEPA's backbone            not run
+small_aim          128 x 6, 4 x 4 pixels           AIM, MLP head 4 x 256                not run
 transfer           128 x 6, 8 x 8 pixels           squared error, normalized patches    26
 tiny_mse           64 x 4, 8 x 8 pixels            squared error, normalized patches    1
 orders             64 x 4, 4 x 4 pixels            squared error                        1
@@ -66,6 +67,17 @@ def _small_nepa() -> ml_collections.ConfigDict:
     return config
 
 
+def _small_aim() -> ml_collections.ConfigDict:
+    config = _small("aim")
+    config.objective.head.depth = 4
+    config.objective.head.width = 256
+    config.data.crop_scale = (0.4, 1.0)
+    config.optimizer.clip_norm = 1.0
+    config.evaluators.probe = evaluator("linear_probe", every_steps=1000)
+    config.evaluators.probe.mask = "full"
+    return config
+
+
 def _transfer() -> ml_collections.ConfigDict:
     config = _small("mse")
     config.model.patch_size = 8
@@ -112,6 +124,7 @@ WORDS = {
     "small_diffusion": _small_diffusion,
     "small_next_embedding": _small_next_embedding,
     "small_nepa": _small_nepa,
+    "small_aim": _small_aim,
     "transfer": _transfer,
     "tiny_mse": _tiny_mse,
     "orders": _orders,

@@ -2,6 +2,7 @@ r"""A very small ViT (width 128, 4 blocks) on scikit-learn's 8x8 digits: nothing
 
 python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
 python -m darl_jax.train --config=configs/digits.py:mse --workdir=runs/digits_mse
+python -m darl_jax.train --config=configs/digits.py:aim --workdir=runs/digits_aim
 
 Diffusion has the settings of generation (Appendix F): gamma ~ Beta(1, 1) and a denoising decoder
 that knows gamma, here of 2 blocks. It ends with samples, by the second-order solver with 30 steps
@@ -54,6 +55,16 @@ def _next_embedding() -> ml_collections.ConfigDict:
     return config
 
 
+def _aim() -> ml_collections.ConfigDict:
+    config = default_config(objective="aim")
+    config.objective.head.depth = 2
+    config.objective.head.width = 128
+    config.data.crop_scale = (0.7, 1.0)
+    config.optimizer.clip_norm = 1.0
+    config.evaluators.validation.every_steps = 250
+    return config
+
+
 def _nepa() -> ml_collections.ConfigDict:
     config = _next_embedding()
     config.model.update(recipes.NEPA)
@@ -65,6 +76,7 @@ WORDS = {
     "mse": _mse,
     "next_embedding": _next_embedding,
     "nepa": _nepa,
+    "aim": _aim,
 }
 
 
@@ -94,4 +106,6 @@ def get_config(word: str = "diffusion") -> ml_collections.ConfigDict:
     if "pictures" in config.evaluators:
         config.evaluators.pictures.every_steps = 1000
     config.evaluators.probe = evaluator("linear_probe", every_steps=1000)
+    if word == "aim":  # which attends to all patches once it is trained
+        config.evaluators.probe.mask = "full"
     return config

@@ -126,6 +126,29 @@ NEPA_FINE_TUNING = LABELS | NEPA | {
     "objective.pooling": "mean", "objective.freeze_patch_embedding": True,
     "objective.mixing.erasing_probability": 0.25, "optimizer.b2": 0.999,
 }
+AIM_PRETRAINING = {
+    "batch_size": 4096, "total_epochs": None, "model.patch_size": 14, "model.positions": "sincos2d",
+    "model.start_token": "none", "model.patch_norm": "layer", "model.attention_bias": False,
+    "model.mlp_bias": False, "model.norm": "layer", "model.norm_epsilon": 1e-6, "model.mlp": "gelu",
+    "model.qk_norm": "none", "model.layer_scale": 0.0, "model.drop_path": 0.0,
+    "model.order.name": "raster", "objective.name": "aim", "objective.attention": "prefix",
+    "objective.normalize_target": True, "objective.head.kind": "mlp", "objective.head.depth": 12,
+    "objective.head.width": 2048, "objective.head.identity_attention": True,
+    "optimizer.name": "adamw", "optimizer.learning_rate": 1e-3, "optimizer.weight_decay": 0.05,
+    "optimizer.initial_learning_rate": 1e-6, "optimizer.final_learning_rate": 0.0,
+    "optimizer.b1": 0.9, "optimizer.b2": 0.95, "optimizer.eps": 1e-8, "optimizer.clip_norm": 1.0,
+    "data.image_size": 224, "data.crop_scale": (0.4, 1.0), "data.flip": True,
+}
+AIM_600M, AIM_1B, AIM_3B, AIM_7B = (
+    AIM_PRETRAINING | {
+        "total_steps": steps, "optimizer.warmup_steps": warmup, "model.width": width,
+        "model.depth": depth, "model.num_heads": heads, "model.mlp_dim": mlp,
+    }
+    for steps, warmup, width, depth, heads, mlp in (
+        (500_000, 12_500, 1536, 24, 12, 6144), (1_200_000, 30_000, 2048, 24, 16, 8192),
+        (1_200_000, 30_000, 3072, 24, 24, 12288), (1_200_000, 30_000, 4096, 32, 32, 16384),
+    )
+)
 # fmt: on
 SIZES = {"b16": B16, "l16": L16, "h14": H14}
 
@@ -161,6 +184,10 @@ PAPER = {
     },
     "linear_vit": TABLE_13,
     "attentive_vit": AIM,
+    "aim_600m": AIM_600M,
+    "aim_1b": AIM_1B,
+    "aim_3b": AIM_3B,
+    "aim_7b": AIM_7B,
 }  # fmt: skip
 
 
@@ -171,7 +198,7 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
     keys = words_of(CONFIGS / f"{file}.py").get(word, {})
     table = PAPER.get(name, PAPER.get(file, {}))
     expected = table | (keys if isinstance(keys, dict) else SIZES.get(word, {}))
-    assert expected or "vit" not in name
+    assert expected or (not file.startswith("aim") and "vit" not in name)
     for key, value in expected.items():
         assert operator.attrgetter(key)(loaded) == value, key
 
@@ -186,6 +213,8 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
         "finetune_vit_l16_50ep:rope2d_384",
         "attentive_vit:b16",
         "nepa_vit_l14:pretrain",
+        "aim_600m:head_transformer",
+        "aim_7b",
     ],
 )
 def test_model_of_a_config_can_be_traced(name):

@@ -10,6 +10,7 @@ A config file starts from `default_config()`, which holds every key there is, an
         return config
 """
 
+import dataclasses
 import runpy
 
 import ml_collections
@@ -62,8 +63,9 @@ def default_config(
     evaluators = default_evaluators()
     if not issubclass(method, PatchMethod):
         del evaluators["pictures"]
+    model_config = VIT_SIZES[size] if model == "vit" else MODELS[model]()
     config = TrainConfig(
-        model=VIT_SIZES[size] if model == "vit" else MODELS[model](),
+        model=dataclasses.replace(model_config, **method.model_defaults),
         objective=objective_config(),
         data=DATA[data](),
         optimizer=OPTIMIZERS[optimizer](),

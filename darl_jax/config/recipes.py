@@ -41,6 +41,13 @@ _NEPA_FINE_TUNING = {
     "B": (1.5e-3, 0.65, 20.0, 0.1, 0.875),
     "L": (1e-3, 0.75, 30.0, 0.2, 0.95),
 }
+# AIM, Table 1: (width, depth, heads, steps).
+_AIM_SIZES = {
+    "600M": (1536, 24, 12, 500_000),
+    "1B": (2048, 24, 16, 1_200_000),
+    "3B": (3072, 24, 24, 1_200_000),
+    "7B": (4096, 32, 32, 1_200_000),
+}
 
 _ORDER, _BLOCK, _AT_256 = "model.order.name", "model.order.block", {"data.image_size": 256}
 # Table 7, Figures 11 and 13: word -> keys.
@@ -137,6 +144,30 @@ def _use_nepa(config: ml_collections.ConfigDict, size: str) -> None:
         config.model.qk_norm = "scale"
     config.data.dataset = "imagenet2012"
     config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+
+
+def aim(size: str) -> ml_collections.ConfigDict:
+    """AIM's pre-training (arXiv 2401.08541, Section 3 and Table 1).
+
+    Settled here: the epsilon of norms is 1e-6, as in Apple's published models (ml-l3m trains with
+    1e-5); no color jitter, which ml-l3m adds and the paper does not mention.
+
+    Args:
+      size: '600M', '1B', '3B' or '7B'.
+    """
+    width, depth, heads, steps = _AIM_SIZES[size]
+    config = default_config(objective="aim")
+    config.batch_size = 4096
+    config.total_epochs, config.total_steps = None, steps
+    config.model.update(width=width, depth=depth, num_heads=heads, mlp_dim=4 * width, patch_size=14)
+    config.data.dataset = "imagenet2012"
+    config.data.crop_scale = (0.4, 1.0)
+    config.optimizer.base_learning_rate, config.optimizer.learning_rate = None, 1e-3
+    config.optimizer.initial_learning_rate = 1e-6
+    config.optimizer.warmup_epochs, config.optimizer.warmup_steps = None, steps // 40
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
+    return config
 
 
 def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:

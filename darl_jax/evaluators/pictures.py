@@ -225,7 +225,7 @@ def draw_error_by_position(
     position = np.arange(1, error.size + 1)
     style = {"color": MAGMA(0.35), "linewidth": 1.4, "markersize": 3.5}
     line.plot(position, in_sequence, marker="o" if error.size <= 64 else "", **style)
-    mean = float(np.mean(error))
+    mean = float(np.nanmean(error))  # patches that are given have no error
     line.axhline(mean, color="0.5", linewidth=1, linestyle="--", label=f"mean {mean:.3f}")
     line.set(xlabel=f"patch in {order} order", ylabel="squared error", xlim=(0.5, error.size + 0.5))
     line.set_ylim(bottom=0)

@@ -103,7 +103,7 @@ def errors_figure(runs: Sequence[Errors]) -> Figure:
     axes = upper.subplots()
     for run, color in zip(runs, itertools.cycle(COLORS), strict=False):
         position = np.arange(1, len(run.in_sequence) + 1)
-        label = f"{run.name} ({run.order}): mean {run.in_sequence.mean():.4f}"
+        label = f"{run.name} ({run.order}): mean {np.nanmean(run.in_sequence):.4f}"
         axes.plot(position, run.in_sequence, color=color, linewidth=1.3, label=label)
     counts = sorted({run.images for run in runs})
     axes.set_title(f"Mean over {' or '.join(map(str, counts))} validation images", fontsize=11)
@@ -111,7 +111,7 @@ def errors_figure(runs: Sequence[Errors]) -> Figure:
     axes.set_ylim(bottom=0)
     plain(axes)
     upper.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    largest = max(float(run.in_image.max()) for run in runs)
+    largest = max(float(np.nanmax(run.in_image)) for run in runs)
     panels = lower.subplots(rows, columns, squeeze=False)
     for panel, run in zip(panels.ravel(), runs, strict=False):
         shown = panel.imshow(run.in_image, cmap="magma", vmin=0, vmax=largest)

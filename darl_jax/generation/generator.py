@@ -174,7 +174,7 @@ def generating_method(method: Method) -> DARLMethod:
     """Checks that a method's models generate images. Raises ValueError."""
     if not isinstance(method, DARLMethod):
         raise ValueError(
-            f"config.objective.name={method.name!r} predicts no patches: it makes no images"
+            f"config.objective.name={method.name!r} makes no images; 'mse' and 'diffusion' do"
         )
     if isinstance(method, MSE) and method.objective.normalize_target:
         raise ValueError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from darl_jax.data.base import Features
+from darl_jax.methods.aim.objective import AIMConfig, AIMMethod
 from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.mse import MSE, MSEConfig
@@ -17,6 +18,7 @@ METHODS: dict[str, tuple[type[ObjectiveConfig], type[Method[Any]]]] = {
     "mse": (MSEConfig, MSE),
     "diffusion": (DiffusionConfig, Diffusion),
     "next_embedding": (NextEmbeddingConfig, NextEmbedding),
+    "aim": (AIMConfig, AIMMethod),
     "classification": (ClassificationConfig, Classification),
     "probes": (ProbesConfig, ProbeMethod),
 }

@@ -60,6 +60,8 @@ class Method(abc.ABC, Generic[Model]):
     model: Any
     data: Any
 
+    # Keys of config.model that are the method's own, which `default_config` begins with.
+    model_defaults: ClassVar[Mapping[str, Any]] = {}
     # First name of parameters whose leading axis counts models trained side by side.
     stacked: ClassVar[str | None] = None
 
@@ -86,7 +88,8 @@ class Method(abc.ABC, Generic[Model]):
     ) -> tuple[Float[Array, ""], Metrics]:
         """Training loss, a mean over the examples with `batch['mask']`, and metrics.
 
-        `metrics['loss']` is the loss as a mergeable mean.
+        `metrics['loss']` is the loss as a mergeable mean, and its count the loss's weight where
+        batches are put together: examples, or targets that differ in number from batch to batch.
         """
 
     def validate(self, model: Model, batch: Batch, key: PRNGKeyArray) -> Metrics:

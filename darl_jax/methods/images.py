@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
 
     target: Float[Array, "batch patch pixel"]
     predicted: Float[Array, "batch patch pixel"]
-    error: Float[Array, "batch patch"]  # squared
+    error: Float[Array, "batch patch"]  # squared; nan where a patch is given, not predicted
     order: Order  # of prediction
 
 

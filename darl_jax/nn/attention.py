@@ -87,6 +87,8 @@ def attention(
             head_dim=query.shape[-1],
             tokens=query.shape[1],
         )
+        if implementation == "splash" and not isinstance(mask, str):
+            implementation = "xla"
     if implementation == "xla":
         return plain_attention(query, key, value, _visible(mask, query.shape[1]))
     if implementation == "cudnn":

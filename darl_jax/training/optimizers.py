@@ -118,7 +118,8 @@ def learning_rate_schedule(
     The first update (step 0) has initial_learning_rate, step `warmup` has the peak, and
     total_steps, one past the last update, has final_learning_rate. A warm-up that is longer than
     the run is allowed, so that a few steps of a long config can be tried: the rate then rises to
-    the end, as it would in the long run. The base rate is scaled by batch_size / 256; warmup_epochs is rounded to steps.
+    the end, as it would in the long run. The base rate is scaled by batch_size / 256; warmup_epochs
+    is rounded to steps.
     """
     peak, source = config.learning_rate, "learning_rate"
     if peak is None:

@@ -186,7 +186,7 @@ def test_what_cannot_be_made_is_an_error(changes, options, message):
     ("objective", "changes", "message"),
     [
         ("mse", {"normalize_target": True}, r"objective\.normalize_target=True"),
-        ("classification", {"num_classes": 10}, "='classification' predicts no patches"),
+        ("classification", {"num_classes": 10}, "='classification' makes no images; 'mse' and"),
     ],
 )
 def test_a_method_whose_models_make_no_images_is_refused(objective, changes, message):

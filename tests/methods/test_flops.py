@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from darl_jax.config import VIT_SIZES
+from darl_jax.methods.aim.head import HeadConfig
+from darl_jax.methods.aim.objective import AIMConfig, AIMMethod
 from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.flops import forward_flops
 from darl_jax.methods.darl.mse import MSEConfig
@@ -43,6 +45,10 @@ def diffusion(*decoder: Any, draws: int = 1) -> DiffusionConfig:
     return DiffusionConfig(draws=draws, patch_decoder=PatchDecoderConfig(*decoder))
 
 
+def aim(kind: str) -> AIMConfig:
+    return AIMConfig(head=HeadConfig(kind, depth=3, width=8, num_heads=2))
+
+
 @pytest.mark.parametrize(
     ("objective", "model"),
     [
@@ -56,6 +62,9 @@ def diffusion(*decoder: Any, draws: int = 1) -> DiffusionConfig:
         (diffusion("transformer", 1, True, draws=3), {}),
         (diffusion("transformer", 4, draws=2), {}),
         (NextEmbeddingConfig(), {}),
+        (aim("none"), AIMMethod.model_defaults),
+        (aim("mlp"), AIMMethod.model_defaults),
+        (aim("transformer"), AIMMethod.model_defaults),
         (ClassificationConfig(num_classes=CLASSES), {}),
         (
             ClassificationConfig(num_classes=CLASSES),

@@ -1,0 +1,1 @@
+"""AIM: autoregressive pre-training with prefix attention (arXiv 2401.08541)."""
