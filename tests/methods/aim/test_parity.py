@@ -89,7 +89,8 @@ class Reference:
 
     def patches(self, batch: Any) -> Any:
         """In the order of the sequence."""
-        pixels = (torch.tensor(batch) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        mean, std = torch.tensor(np.array(MEAN)), torch.tensor(np.array(STD))
+        pixels = (torch.tensor(batch.astype(np.float64)) / 255 - mean) / std
         cut = pixels.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)  # (b, h, w, c, p, q)
         return cut.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)[:, self.order]
 
