@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import pathlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +32,7 @@ _STATE_DICTS = ("model_ema", "state_dict_ema", "model", "state_dict")
 # What torch.load raises on damaged files, none of which it documents.
 _DAMAGED = (
     *(RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError),
-    *(AssertionError, pickle.UnpicklingError),
+    *(AssertionError, struct.error, pickle.UnpicklingError),
 )
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of a PyTorch file, since 1.6 and before
 
@@ -232,5 +233,5 @@ def _read_torch(file: pathlib.Path, *, is_zip: bool) -> Tensors:
     return {
         name: np.asarray(value.detach().float().numpy())
         for name, value in content.items()
-        if isinstance(value, torch.Tensor)
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
     }

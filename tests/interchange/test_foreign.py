@@ -646,12 +646,15 @@ def test_a_damaged_pickle_is_one_line(tmp_path):
     torch.save({"state_dict": tensors}, path, _use_new_zipfile_serialization=False)
     whole = path.read_bytes()
     assert load_model(str(path)).model["width"] == D
-    messages = []
-    for start, stop in ((100, 200), (2, 9), (400, 900), (len(whole) // 2, len(whole) // 2 + 50)):
-        path.write_bytes(whole[:start] + bytes(stop - start) + whole[stop:])
+    rng, messages = np.random.default_rng(0), []
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, 600, 3):  # names and shapes
+            damaged[at] = rng.integers(0, 256)
+        path.write_bytes(bytes(damaged))
         try:
             load_model(str(path))
         except ValueError as error:
             messages.append(str(error))
-    assert len(messages) >= 3
+    assert len(messages) > 20
     assert all(str(path) in each and "\n" not in each for each in messages)

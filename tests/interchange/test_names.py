@@ -42,6 +42,14 @@ def test_the_patch_embedding_is_a_convolution_with_patches_as_its_stride():
     np.testing.assert_allclose(convolved, ours[0], atol=1e-12)
 
 
+def test_a_head_with_parts_is_pre_trainings_and_left_out():
+    params, config = params_of()
+    head = {"norm": {"scale": np.ones(3, np.float32)}, "to_pixels": {"kernel": np.ones((3, 2))}}
+    names = to_torch(params | {"head": head}, config.model.patch_size)
+    assert names.keys() == to_torch(params, config.model.patch_size).keys()
+    assert describe(params | {"head": head}, to_dict(config))["model"]["num_classes"] is None
+
+
 def test_a_group_of_parameters_without_a_place_is_an_error():
     params, config = params_of()
     with pytest.raises(ValueError, match=r"'probe'.* cannot be exported"):
