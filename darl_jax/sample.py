@@ -16,7 +16,6 @@ flag, config, image or checkpoint that cannot be used.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Callable
@@ -31,9 +30,9 @@ from jaxtyping import Float, PyTree
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
-from darl_jax.data import pipeline
-from darl_jax.data.base import some_records
-from darl_jax.evaluators.likelihood import Likelihood, LikelihoodConfig
+from darl_jax.data.base import Splits
+from darl_jax.evaluators.base import Context
+from darl_jax.evaluators.likelihood import LikelihoodConfig
 from darl_jax.evaluators.samples import held_out
 from darl_jax.generation.files import SampleFolder
 from darl_jax.generation.generator import Generator, check_order, generating_method
@@ -123,23 +122,17 @@ def measured_error(
     """
     settings = LikelihoodConfig(steps=max(2, method.objective.sampler.steps))
     train = method.data.open_split("train_split")
-    batches = functools.partial(
-        pipeline.eval_batches,
-        some_records(train, settings.train_images),
-        method.data,
+    context = Context(
+        method=method,
+        graphdef=graphdef,
+        data=method.data,
+        splits=Splits(train, train),
         batch_size=_BATCH_SIZE.value,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    likelihood = Likelihood(
-        settings,
-        graphdef,
-        method,
-        training_batches=batches,
-        test_batches=batches,
-        key=jax.random.key(seed),
         mesh=mesh,
+        key=jax.random.key(seed),
+        initial_params=lambda: params,
     )
+    likelihood = settings.build(context)
     logging.info("Measuring the denoiser's error on %d training images", settings.train_images)
     measured = likelihood.training_error(params, jax.random.key(seed))
 

@@ -5,22 +5,19 @@ All processes evaluate together, since the model may be sharded over them, and g
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from darl_jax.data import pipeline
 from darl_jax.data.base import DataConfig, Split, Splits
-from darl_jax.methods.base import Batch, Method
+from darl_jax.methods.base import Method
 from darl_jax.methods.images import ImageMethod
-from darl_jax.nn.attention import Mask
-from darl_jax.nn.patches import patchify, standardize
-from darl_jax.nn.vit import ViT
 from darl_jax.training.sharding import global_array
 
 # Makes an iterator of one pass over records in fixed order: every record once, padding with `mask`
@@ -142,15 +139,6 @@ def outputs(
     """Yields function(params, batch, *arguments) of each batch, on the host."""
     for batch in batches():
         yield jax.device_get(function(params, global_array(dict(batch), mesh), *arguments))
-
-
-def block_outputs(
-    backbone: ViT, batch: Batch, *, mean: Sequence[float], std: Sequence[float], mask: Mask
-) -> Float[Array, "depth batch token width"]:
-    """Every block's output for whole images, standardized by `mean` and `std` as in training."""
-    images, size = standardize(batch["image"], mean, std), backbone.config.patch_size
-    grid = images.shape[1] // size, images.shape[2] // size
-    return backbone(patchify(images, size), mask=mask, grid=grid).blocks
 
 
 def best_block(values: Mapping[str, float]) -> list[str]:

@@ -7,13 +7,13 @@ without training, beside the probes of Figure 8b.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, Int32, PyTree
 
@@ -24,20 +24,15 @@ from darl_jax.evaluators.base import (
     EvaluatorConfig,
     HostBatches,
     best_block,
-    block_outputs,
-    image_method,
     labeled,
-    outputs,
 )
-from darl_jax.methods.base import Batch
+from darl_jax.evaluators.features import pooled_blocks, reader
 from darl_jax.methods.transfer.probes import block_name
 from darl_jax.nn.mesh_axes import BATCH_AXES
-from darl_jax.nn.readout import POOLINGS, readout
+from darl_jax.nn.readout import POOLINGS
 from darl_jax.training.sharding import batch_sharding, replicated
 
-# Similarities are computed in blocks of this size, 64 MB each.
-_QUERIES = 1024
-_BANK_ROWS = 16384
+_SIMILARITIES = 2**24  # that each device computes at once, 64 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,34 +67,14 @@ class KnnConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "Knn":
         """Takes the training split as the bank and the validation split as queries."""
-        method = image_method(context.method, self.kind)
         bank = some_records(labeled(context.splits.train), self.max_bank)
         if len(bank) < self.neighbors:
             raise ValueError(
                 f"neighbors={self.neighbors} must not be more than the {len(bank)} records of the "
                 "training split"
             )
-        return Knn(
-            self,
-            context.graphdef,
-            bank_batches=context.batches(bank),
-            query_batches=context.batches(labeled(context.splits.validation)),
-            mean=method.data.mean,
-            std=method.data.std,
-            mesh=context.mesh,
-        )
-
-
-class _Examples(NamedTuple):
-    """Features of labeled examples, by batch."""
-
-    batches: list[Float32[np.ndarray, "depth _rows width"]]
-    order: Int[np.ndarray, " example"]  # of the labeled rows, by record
-    labels: Int[np.ndarray, " example"]  # in that order
-
-    def block(self, index: int) -> Float32[np.ndarray, "example width"]:
-        """Features of one block, in order."""
-        return np.concatenate([batch[index] for batch in self.batches])[self.order]
+        queries = labeled(context.splits.validation)
+        return Knn(self, context, bank=context.batches(bank), queries=context.batches(queries))
 
 
 class Knn(Evaluator):
@@ -113,28 +88,12 @@ class Knn(Evaluator):
     """
 
     def __init__(
-        self,
-        config: KnnConfig,
-        graphdef: nnx.GraphDef,
-        *,
-        bank_batches: HostBatches,
-        query_batches: HostBatches,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        mesh: Mesh,
+        self, config: KnnConfig, context: Context, *, bank: HostBatches, queries: HostBatches
     ):
-        def rows(params: PyTree, batch: Batch) -> tuple[Array, Array, Array, Array]:
-            backbone = nnx.merge(graphdef, params).backbone
-            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
-            features = readout(blocks, config.pooling, start_tokens=backbone.config.start_tokens)
-            return features, batch["label"], batch["index"], batch["mask"]
-
-        self._config = config
-        self._mesh = mesh
-        # Replicated: each process has all examples in the same order.
-        self._rows = jax.jit(rows, out_shardings=replicated(mesh))
-        self._bank_batches = bank_batches
-        self._query_batches = query_batches
+        self._config, self._mesh = config, context.mesh
+        self._bank, self._queries = bank, queries
+        blocks = pooled_blocks(context, config.kind, pooling=config.pooling, mask=config.mask)
+        self._read = reader(context, blocks)
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
         """Yields accuracy/block_01 and so on, from one pass over the bank and the queries.
@@ -143,13 +102,13 @@ class Knn(Evaluator):
           ValueError: the bank has too few labeled examples, or there is no query.
         """
         del step
-        bank = self._examples(self._bank_batches, params)
+        bank = self._read(params, self._bank)
         if len(bank.labels) < self._config.neighbors:
             raise ValueError(
                 f"neighbors={self._config.neighbors} must not be more than the "
                 f"{len(bank.labels)} labeled examples of the bank"
             )
-        queries = self._examples(self._query_batches, params)
+        queries = self._read(params, self._queries)
         for i in range(len(bank.batches[0])):
             features, of_queries = centered_directions(bank.block(i), queries.block(i))
             predicted = nearest_labels(
@@ -166,18 +125,6 @@ class Knn(Evaluator):
     def summary(self, values: Mapping[str, float]) -> str:
         """Accuracy of the best block."""
         return ", ".join(best_block(values))
-
-    def _examples(self, batches: HostBatches, params: PyTree) -> _Examples:
-        parts = [*outputs(self._rows, params, batches, self._mesh)]
-        labels, index, mask = (
-            np.concatenate([part[i] for part in parts] or [np.zeros(0, int)]) for i in (1, 2, 3)
-        )
-        # By record: ties must not depend on the distribution of rows over batches and processes.
-        order = np.argsort(index, kind="stable")
-        order = order[(mask & (labels >= 0))[order]]
-        if not len(order):
-            raise ValueError("a split that k-NN reads holds no labeled example; name one that does")
-        return _Examples([part[0] for part in parts], order, labels[order])
 
 
 def centered_directions(
@@ -204,9 +151,8 @@ def nearest_labels(
 ) -> Int[np.ndarray, " query"]:
     """Class with most votes for each query: exp(similarity / temperature) of each neighbor.
 
-    Similarities are computed in blocks, keeping the nearest so far. Queries are sharded over the
-    mesh, and the bank is replicated. Of equally similar rows the first one is the neighbor, of
-    equal votes the smaller label wins.
+    Queries are sharded over the mesh, and the bank is replicated. Of equally similar rows the first
+    one is the neighbor, of equal votes the smaller label wins.
 
     Args:
       bank: rows of length 1.
@@ -216,12 +162,9 @@ def nearest_labels(
     """
     whole, split = replicated(mesh), batch_sharding(mesh)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    at_once = -(-min(_QUERIES, len(queries)) // shards) * shards
-    rows = min(_BANK_ROWS, len(bank))
-    padding = -len(bank) % rows
-    bank_ = _put(np.pad(bank, ((0, padding), (0, 0))).reshape(-1, rows, bank.shape[1]), whole)
-    padded_labels = np.pad(labels.astype(np.int32), (0, padding), constant_values=-1)
-    labels_ = _put(padded_labels.reshape(-1, rows), whole)
+    on_each = min(max(1, _SIMILARITIES // len(bank)), math.ceil(len(queries) / shards))
+    at_once = shards * on_each
+    bank_, labels_ = _put(bank, whole), _put(labels.astype(np.int32), whole)
     vote = _voting(neighbors, temperature, int(labels.max()) + 1, mesh)
     predicted = []
     for start in range(0, len(queries), at_once):
@@ -241,29 +184,15 @@ def _voting(
     neighbors: int, temperature: float, num_classes: int, mesh: Mesh
 ) -> Callable[[Array, Array, Array], Any]:
     def vote(
-        bank: Float[Array, "block row width"],
-        labels: Int32[Array, "block row"],
+        bank: Float[Array, "row width"],
+        labels: Int32[Array, " row"],
         queries: Float[Array, "query width"],
     ) -> Int32[Array, " query"]:
-        def keep_nearest(
-            nearest: tuple[Array, Array], block: tuple[Array, Array]
-        ) -> tuple[tuple[Array, Array], None]:
-            features, of_block = block
-            similarity = jnp.matmul(queries, features.T, precision=jax.lax.Precision.HIGHEST)
-            similarity = jnp.where(of_block >= 0, similarity, -jnp.inf)  # padding
-            # The nearest so far come first: they have the smaller row numbers.
-            similarity = jnp.concatenate([nearest[0], similarity], axis=1)
-            of_block = jnp.broadcast_to(of_block, (len(queries), *of_block.shape))
-            of_all = jnp.concatenate([nearest[1], of_block], axis=1)
-            similarity, index = jax.lax.top_k(similarity, neighbors)
-            return (similarity, jnp.take_along_axis(of_all, index, axis=1)), None
-
-        shape = (len(queries), neighbors)
-        none = jnp.full(shape, -jnp.inf), jnp.full(shape, -1)
-        (similarity, of_nearest), _ = jax.lax.scan(keep_nearest, none, (bank, labels))
+        similarity = jnp.matmul(queries, bank.T, precision=jax.lax.Precision.HIGHEST)
+        similarity, index = jax.lax.top_k(similarity, neighbors)
         weight = jnp.exp((similarity - similarity[:, :1]) / temperature)
         votes = jnp.zeros((len(queries), num_classes))
-        votes = votes.at[jnp.arange(len(queries))[:, None], of_nearest].add(weight)
+        votes = votes.at[jnp.arange(len(queries))[:, None], labels[index]].add(weight)
         return jnp.argmax(votes, axis=1).astype(jnp.int32)
 
     # Each device sorts its own queries; without shard_map XLA sorts all of them on each.

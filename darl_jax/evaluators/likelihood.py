@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, PyTree
 
 from darl_jax.data.base import some_records
@@ -66,17 +65,12 @@ class LikelihoodConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "Likelihood":
         """Chooses the records to fit on and to measure."""
-        splits = context.splits
+        train, held_out = context.splits
         return Likelihood(
             self,
-            context.graphdef,
-            method_with_likelihood(context.method),
-            training_batches=context.batches(some_records(splits.train, self.train_images)),
-            test_batches=context.batches(
-                some_records(splits.validation, self.images or len(splits.validation))
-            ),
-            key=context.key,
-            mesh=context.mesh,
+            context,
+            training=context.batches(some_records(train, self.train_images)),
+            test=context.batches(some_records(held_out, self.images or len(held_out))),
         )
 
 
@@ -236,14 +230,12 @@ class Likelihood(Evaluator):
     def __init__(
         self,
         config: LikelihoodConfig,
-        graphdef: nnx.GraphDef[DARL],
-        method: MSE | Diffusion,
+        context: Context,
         *,
-        training_batches: HostBatches,
-        test_batches: HostBatches,
-        key: PRNGKeyArray,
-        mesh: Mesh,
+        training: HostBatches,
+        test: HostBatches,
     ):
+        method, graphdef = method_with_likelihood(context.method), context.graphdef
         kind: DiffusionBound | GaussianLikelihood = (
             DiffusionBound(method, config)
             if isinstance(method, Diffusion)
@@ -274,12 +266,10 @@ class Likelihood(Evaluator):
 
         self._kind = kind
         self._per_dimension = config.per_dimension
-        self._errors = jax.jit(errors, out_shardings=replicated(mesh))
-        self._bits = jax.jit(bits, out_shardings=replicated(mesh))
-        self._training_batches = training_batches
-        self._test_batches = test_batches
-        self._key = key
-        self._mesh = mesh
+        self._key, self._mesh = context.key, context.mesh
+        self._errors = jax.jit(errors, out_shardings=replicated(self._mesh))
+        self._bits = jax.jit(bits, out_shardings=replicated(self._mesh))
+        self._training, self._test = training, test
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, Value]]:
         """Yields the numbers, and a picture of the shares and arrays named `likelihood`."""
@@ -302,7 +292,7 @@ class Likelihood(Evaluator):
         training_key, test_key = jax.random.split(self._key)
         error = self.training_error(params, training_key)
         fitted = self._kind.fitted(error)
-        parts = [*outputs(self._bits, params, self._test_batches, self._mesh, test_key, fitted)]
+        parts = [*outputs(self._bits, params, self._test, self._mesh, test_key, fitted)]
         records = np.concatenate([part["index"][part["mask"]] for part in parts] or [[]])
         if not len(records):
             raise ValueError("the validation split holds no image; name one that does")
@@ -327,8 +317,7 @@ class Likelihood(Evaluator):
           ValueError: there is no training image.
         """
         total, count = np.zeros(()), 0.0
-        batches = self._training_batches
-        for sums, patches in outputs(self._errors, params, batches, self._mesh, key):
+        for sums, patches in outputs(self._errors, params, self._training, self._mesh, key):
             total, count = total + np.float64(sums), count + float(patches)
         if not count:
             raise ValueError(

@@ -11,11 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
-from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from darl_jax.data.base import Split, Subset
@@ -24,15 +21,13 @@ from darl_jax.evaluators.base import (
     Evaluator,
     EvaluatorConfig,
     HostBatches,
-    block_outputs,
     image_method,
     labeled,
-    outputs,
 )
+from darl_jax.evaluators.features import Features, pooled_blocks, reader
 from darl_jax.methods.base import Batch
 from darl_jax.nn.patches import standardize
-from darl_jax.nn.readout import POOLINGS, readout
-from darl_jax.training.sharding import replicated
+from darl_jax.nn.readout import POOLINGS
 
 BASELINES = ("random", "pixels")
 
@@ -81,26 +76,16 @@ class LinearProbeConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "LinearProbe":
         """Chooses the training records by their labels."""
-        method = image_method(context.method, self.kind)
         chosen = training_records(labeled(context.splits.train), self)
+        held_out = labeled(context.splits.validation)
         return LinearProbe(
-            self,
-            context.graphdef,
-            initial_params=context.initial_params,
-            training_batches=context.batches(chosen),
-            test_batches=context.batches(labeled(context.splits.validation)),
-            mean=method.data.mean,
-            std=method.data.std,
-            mesh=context.mesh,
+            self, context, training=context.batches(chosen), test=context.batches(held_out)
         )
 
 
 def block_index(relative_depth: float, depth: int) -> int:
     """Index of the block at a relative depth in (0, 1], rounded up."""
     return math.ceil(relative_depth * depth) - 1
-
-
-# --- the training records ------------------------------------------------------------------------
 
 
 def training_records(split: Split, config: LinearProbeConfig) -> Split:
@@ -134,9 +119,6 @@ def training_records(split: Split, config: LinearProbeConfig) -> Split:
     return Subset(split, np.array(chosen, np.int64))
 
 
-# --- the probe -----------------------------------------------------------------------------------
-
-
 class Examples(NamedTuple):
     """Features and labels, in order of the records."""
 
@@ -150,41 +132,27 @@ class LinearProbe(Evaluator):
     def __init__(
         self,
         config: LinearProbeConfig,
-        graphdef: nnx.GraphDef,
+        context: Context,
         *,
-        initial_params: Callable[[], PyTree],
-        training_batches: HostBatches,
-        test_batches: HostBatches,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        mesh: Mesh,
+        training: HostBatches,
+        test: HostBatches,
     ):
-        def backbone_features(params: PyTree, batch: Batch) -> Float[Array, "batch width"]:
-            backbone = nnx.merge(graphdef, params).backbone
-            blocks = block_outputs(backbone, batch, mean=mean, std=std, mask=config.mask)
-            block = blocks[block_index(config.relative_depth, len(blocks))]
-            start_tokens = backbone.config.start_tokens
-            return readout(block, config.pooling, start_tokens=start_tokens)
+        data = image_method(context.method, config.kind).data
+        blocks = pooled_blocks(context, config.kind, pooling=config.pooling, mask=config.mask)
 
-        def pixel_features(params: None, batch: Batch) -> Float[Array, "batch pixel"]:
+        def backbone(params: PyTree, batch: Batch) -> Float[Array, "1 batch width"]:
+            found = blocks(params, batch)
+            return found[block_index(config.relative_depth, len(found))][None]
+
+        def pixels(params: None, batch: Batch) -> Float[Array, "1 batch pixel"]:
             del params
-            images = standardize(batch["image"], mean, std)
-            return images.reshape(len(images), -1)
-
-        def rows(extract: Callable[[Any, Batch], Array]) -> Callable[[Any, Batch], Any]:
-            def extract_rows(params: Any, batch: Batch) -> tuple[Array, Array, Array, Array]:
-                return extract(params, batch), batch["label"], batch["index"], batch["mask"]
-
-            # Replicated: each process fits the same classifier to all rows.
-            return jax.jit(extract_rows, out_shardings=replicated(mesh))
+            images = standardize(batch["image"], data.mean, data.std)
+            return images.reshape(1, len(images), -1)
 
         self._config = config
-        self._mesh = mesh
-        self._backbone_rows = rows(backbone_features)
-        self._pixel_rows = rows(pixel_features)
-        self._initial_params = initial_params
-        self._training_batches = training_batches
-        self._test_batches = test_batches
+        self._read_backbone, self._read_pixels = reader(context, backbone), reader(context, pixels)
+        self._initial_params = context.initial_params
+        self._training, self._test = training, test
         self._baselines: dict[str, float] | None = None
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
@@ -196,14 +164,14 @@ class LinearProbe(Evaluator):
           ValueError: there is no example to train or test on.
         """
         del step
-        yield from self._score("pretrained", self._backbone_rows, params).items()
+        yield from self._score("pretrained", self._read_backbone, params).items()
         if self._baselines is None:
             self._baselines = {}
             if "random" in self._config.baselines:
                 initial = self._initial_params()
-                self._baselines |= self._score("random", self._backbone_rows, initial)
+                self._baselines |= self._score("random", self._read_backbone, initial)
             if "pixels" in self._config.baselines:
-                self._baselines |= self._score("pixels", self._pixel_rows, None)
+                self._baselines |= self._score("pixels", self._read_pixels, None)
         yield from self._baselines.items()
 
     def summary(self, values: Mapping[str, float]) -> str:
@@ -217,25 +185,18 @@ class LinearProbe(Evaluator):
             f"deviation over {self._config.seeds} training sets:   {scores}"
         )
 
-    def _score(self, name: str, rows: Callable[[Any, Batch], Any], params: Any) -> dict[str, float]:
-        train = self._examples(self._training_batches, rows, params)
-        test = self._examples(self._test_batches, rows, params)
+    def _score(
+        self, name: str, read: Callable[[Any, HostBatches], Features], params: Any
+    ) -> dict[str, float]:
+        train, test = (
+            Examples(found.block(0), found.labels)
+            for found in (read(params, self._training), read(params, self._test))
+        )
         accuracies = probe_accuracies(train, test, self._config)
         return {
             f"{name}/accuracy_mean": float(np.mean(accuracies)),
             f"{name}/accuracy_std": float(np.std(accuracies)),
         }
-
-    def _examples(
-        self, batches: HostBatches, rows: Callable[[Any, Batch], Any], params: Any
-    ) -> Examples:
-        parts = [*outputs(rows, params, batches, self._mesh)]
-        if not parts:
-            raise ValueError("a split that the probe reads holds no example; name one that does")
-        features, label, index, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
-        # By record: training sets must not depend on the distribution of rows over processes.
-        order = np.argsort(index[mask], kind="stable")
-        return Examples(features[mask][order], label[mask][order])
 
 
 def probe_accuracies(train: Examples, test: Examples, config: LinearProbeConfig) -> list[float]:

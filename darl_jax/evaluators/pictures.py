@@ -8,18 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
-from darl_jax.evaluators.base import (
-    Context,
-    Evaluator,
-    EvaluatorConfig,
-    HostBatches,
-    image_method,
-)
+from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBatches
 from darl_jax.methods.base import Batch
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.images import PatchMethod
@@ -58,23 +51,7 @@ class PicturesConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "Pictures":
         """Reads the first batch of the validation split."""
-        method = image_method(context.method, self.kind)
-        if not isinstance(method, PatchMethod):
-            raise ValueError(
-                f"kind 'pictures' shows predicted patches, and config.objective.name="
-                f"{method.name!r} predicts none"
-            )
-        return Pictures(
-            context.graphdef,
-            method,
-            context.batches(context.splits.validation),
-            number=self.number,
-            order=method.model.order.title,
-            mean=method.data.mean,
-            std=method.data.std,
-            key=context.key,
-            mesh=context.mesh,
-        )
+        return Pictures(context, context.batches(context.splits.validation), number=self.number)
 
 
 class Pictures(Evaluator):
@@ -83,31 +60,25 @@ class Pictures(Evaluator):
     Args:
       batches: one pass over the images; only the first batch is read, and kept.
       number: images to show; the error by position is a mean over the whole batch.
-      order: name of the order of patches.
 
     Raises:
-      ValueError: there is no image.
+      ValueError: there is no image, or the method does not predict patches of images.
     """
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef[DARL],
-        method: PatchMethod,
-        batches: HostBatches,
-        *,
-        number: int,
-        order: str,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        key: PRNGKeyArray,
-        mesh: Mesh,
-    ):
+    def __init__(self, context: Context, batches: HostBatches, *, number: int):
+        method = context.method
+        if not isinstance(method, PatchMethod):
+            raise ValueError(
+                f"kind 'pictures' shows predicted patches, and config.objective.name="
+                f"{method.name!r} predicts none"
+            )
+        mean, std = method.data.mean, method.data.std
         batch = next(iter(batches()), None)
         if batch is None:
             raise ValueError("the validation split holds no image; name one that does")
 
         def compare(params: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[Array, ...]:
-            model = nnx.merge(graphdef, params)
+            model: DARL = nnx.merge(context.graphdef, params)
             target, predicted, error, order = method.predict(model, batch, key)
             in_image, in_sequence = mean_errors(error, order, batch["mask"])
             # Unmasked rows first.
@@ -129,11 +100,9 @@ class Pictures(Evaluator):
             )
 
         # Replicated: any process can write the pictures.
-        self._compare = jax.jit(compare, out_shardings=replicated(mesh))
-        self._order = order
-        self._key = key
-        self._batch = dict(batch)
-        self._mesh = mesh
+        self._compare = jax.jit(compare, out_shardings=replicated(context.mesh))
+        self._order = method.model.order.title
+        self._batch, self._key, self._mesh = dict(batch), context.key, context.mesh
 
     def compare(self, params: PyTree) -> Comparison:
         """Targets and predictions."""

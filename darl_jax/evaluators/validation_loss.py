@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from clu.metrics import Average
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from darl_jax.evaluators.base import (
@@ -19,7 +18,7 @@ from darl_jax.evaluators.base import (
     best_block,
     outputs,
 )
-from darl_jax.methods.base import Batch, Method, Metrics, check_inputs
+from darl_jax.methods.base import Batch, Metrics, check_inputs
 from darl_jax.training.sharding import replicated
 
 
@@ -35,39 +34,23 @@ class ValidationLossConfig(EvaluatorConfig):
         check_inputs(method.inputs, context.data.features, f"objective.name={method.name!r}")
         if not len(context.splits.validation):
             raise ValueError("the validation split is empty; name one that is not")
-        return ValidationLoss(
-            context.graphdef,
-            method,
-            context.batches(context.splits.validation),
-            key=context.key,
-            mesh=context.mesh,
-        )
+        return ValidationLoss(context, context.batches(context.splits.validation))
 
 
 class ValidationLoss(Evaluator):
     """Means of the method's metrics over all examples, with the same noise each time."""
 
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        method: Method,
-        batches: HostBatches,
-        *,
-        key: PRNGKeyArray,
-        mesh: Mesh,
-    ):
+    def __init__(self, context: Context, batches: HostBatches):
         def metrics(params: PyTree, batch: Batch, key: PRNGKeyArray) -> Metrics:
             # Folded with the batch's first record, not with the step: losses at two steps differ
             # by the parameters alone.
             end = np.iinfo(np.int32).max
             first = jnp.min(batch["index"], where=batch["mask"], initial=end)
-            model = nnx.merge(graphdef, params)
-            return method.validate(model, batch, jax.random.fold_in(key, first))
+            model = nnx.merge(context.graphdef, params)
+            return context.method.validate(model, batch, jax.random.fold_in(key, first))
 
-        self._metrics = jax.jit(metrics, out_shardings=replicated(mesh))
-        self._batches = batches
-        self._key = key
-        self._mesh = mesh
+        self._metrics = jax.jit(metrics, out_shardings=replicated(context.mesh))
+        self._batches, self._key, self._mesh = batches, context.key, context.mesh
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
         """Yields the mean of each metric, `loss` among them; a metric without values is left out.

@@ -49,8 +49,7 @@ def clear_winners(shares):
 def test_votes_are_those_of_scikit_learn_in_blocks_of_any_size(
     monkeypatch, rows, neighbors, temperature
 ):
-    monkeypatch.setattr(knn_lib, "_BANK_ROWS", rows)
-    monkeypatch.setattr(knn_lib, "_QUERIES", rows)
+    monkeypatch.setattr(knn_lib, "_SIMILARITIES", 101 * rows)
     bank, queries = random_directions(101), random_directions(90, seed=1)
     labels = np.random.default_rng(2).integers(0, 4, 101)
     mesh = make_mesh(MeshConfig())
@@ -73,24 +72,13 @@ def test_a_near_neighbor_outvotes_several_that_are_far():
     assert vote(0.43) == [1]
 
 
-def test_between_equals_the_first_of_the_bank_and_the_smaller_label_win(monkeypatch):
-    monkeypatch.setattr(knn_lib, "_BANK_ROWS", 2)
+def test_between_equals_the_first_of_the_bank_and_the_smaller_label_win():
     bank, query = np.ones((5, 1), np.float32), np.ones((1, 1), np.float32)
     mesh = make_mesh(MeshConfig())
     options = {"temperature": 0.07, "mesh": mesh}
     labels = np.array([3, 1, 0, 0, 0])
     assert nearest_labels(bank, labels, query, neighbors=1, **options) == [3]
     assert nearest_labels(bank, labels, query, neighbors=2, **options) == [1]
-
-
-def test_what_fills_the_last_block_up_is_no_neighbor_of_a_query_that_is_far_from_all(monkeypatch):
-    """Zeros are more similar to it than any row of the bank."""
-    monkeypatch.setattr(knn_lib, "_BANK_ROWS", 2)
-    bank, query = np.float32([[-1.0, 0.0], [-0.6, 0.8], [-0.6, -0.8]]), np.float32([[1.0, 0.0]])
-    mesh = make_mesh(MeshConfig())
-    labels = np.array([1, 0, 0])
-    found = nearest_labels(bank, labels, query, neighbors=2, temperature=0.07, mesh=mesh)
-    assert found == [0]
 
 
 def test_features_are_centered_by_the_banks_mean_and_have_length_one():
@@ -124,15 +112,7 @@ def features(tiny, images, mask="causal"):
 
 
 def evaluated(tiny, config, bank, queries):
-    evaluator = Knn(
-        config,
-        tiny.graphdef,
-        bank_batches=bank,
-        query_batches=queries,
-        mean=MEAN,
-        std=STD,
-        mesh=tiny.mesh,
-    )
+    evaluator = Knn(config, tiny.context(), bank=bank, queries=queries)
     return dict(evaluator.run(tiny.params, 0))
 
 
@@ -221,6 +201,6 @@ def test_similarities_are_in_full_float32():
     """On accelerators a plain matmul would round features to bfloat16 or TF32."""
     mesh = make_mesh(MeshConfig())
     vote = knn_lib._voting(1, 0.07, 2, mesh)
-    jaxpr = jax.make_jaxpr(vote)(jnp.ones((2, 3, 4)), jnp.ones((2, 3), jnp.int32), jnp.ones((8, 4)))
+    jaxpr = jax.make_jaxpr(vote)(jnp.ones((6, 4)), jnp.ones(6, jnp.int32), jnp.ones((8, 4)))
     assert str(jaxpr).count("dot_general") == 1
     assert "HIGHEST" in str(jaxpr)

@@ -36,14 +36,12 @@ def images(number, seed=0):
 
 
 def evaluator(model, training, test, *, config=CONFIG, of=None, batch_size=5, padding=0):
+    context = model.context(key=KEY)
     return Likelihood(
         config,
-        model.graphdef,
-        of or model.method,
-        training_batches=make_batches(training, batch_size, padding=padding),
-        test_batches=make_batches(test, batch_size, padding=padding),
-        key=KEY,
-        mesh=model.mesh,
+        dataclasses.replace(context, method=of or model.method),
+        training=make_batches(training, batch_size, padding=padding),
+        test=make_batches(test, batch_size, padding=padding),
     )
 
 

@@ -149,16 +149,13 @@ def test_too_few_labels_are_an_error_that_names_the_class(labels, num_classes, m
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def make_probe(tiny, config, images, labels, **kwargs):
-    options = {
-        "initial_params": lambda: tiny_model(seed=5).params,
-        "training_batches": make_batches(images, 7, labels, padding=255),
-        "test_batches": make_batches(images, 9, labels, padding=255),
-        "mean": MEAN,
-        "std": STD,
-        "mesh": tiny.mesh,
-    }
-    return LinearProbe(config, tiny.graphdef, **(options | kwargs))
+def make_probe(tiny, config, images, labels, initial_params=lambda: tiny_model(seed=5).params):
+    return LinearProbe(
+        config,
+        tiny.context(initial_params=initial_params),
+        training=make_batches(images, 7, labels, padding=255),
+        test=make_batches(images, 9, labels, padding=255),
+    )
 
 
 def two_classes(number=40):
@@ -208,13 +205,13 @@ def test_features_are_the_named_blocks_with_every_patch_as_input(tiny, pooling, 
         labels_per_class=1, seeds=1, pooling=pooling, relative_depth=relative_depth
     )
     probe = make_probe(tiny, config, images, labels)
-    examples = probe._examples(probe._training_batches, probe._backbone_rows, tiny.params)
+    examples = probe._read_backbone(tiny.params, probe._training)
     backbone = nnx.merge(tiny.graphdef, tiny.params).backbone
     patches = patchify(standardize(jnp.asarray(images), MEAN, STD), 2)
     assert patches.shape[1] == 16
     block = backbone(patches, mask="causal").blocks[{0.3: 0, 1.0: 2}[relative_depth]]
     expected = block[:, -1] if pooling == "last" else block[:, 1:].mean(axis=1)
-    np.testing.assert_allclose(examples.features, expected, atol=2e-5)
+    np.testing.assert_allclose(examples.block(0), expected, atol=2e-5)
     np.testing.assert_array_equal(examples.labels, labels)
 
 
@@ -227,10 +224,10 @@ def test_examples_are_in_the_order_of_records_however_they_come(tiny):
             yield {name: values[::-1] for name, values in batch.items()}
 
     probe = make_probe(tiny, LinearProbeConfig(), images, labels)
-    one = probe._examples(ordered, probe._pixel_rows, None)
-    other = probe._examples(shuffled, probe._pixel_rows, None)
-    np.testing.assert_array_equal(one.features, other.features)
+    one = probe._read_pixels(None, ordered)
+    other = probe._read_pixels(None, shuffled)
+    np.testing.assert_array_equal(one.block(0), other.block(0))
     np.testing.assert_array_equal(one.labels, other.labels)
     np.testing.assert_allclose(
-        one.features, ((images / 255.0 - MEAN[0]) / STD[0]).reshape(12, -1), atol=1e-5
+        one.block(0), ((images / 255.0 - MEAN[0]) / STD[0]).reshape(12, -1), atol=1e-5
     )

@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,21 +13,12 @@ from darl_jax.evaluators.pictures import (
 from darl_jax.methods.darl.mse import MSE
 from darl_jax.methods.images import Prediction
 from darl_jax.monitoring.drawing import magnify
-from tests.evaluators.tiny import MEAN, STD, make_batches, random_images
+from tests.evaluators.tiny import STD, make_batches, random_images
 
 
 def make_pictures(tiny, images, *, batch_size, number, method=None, **kwargs):
-    return Pictures(
-        tiny.graphdef,
-        method or tiny.method,
-        make_batches(images, batch_size, **kwargs),
-        number=number,
-        order="raster",
-        mean=MEAN,
-        std=STD,
-        key=jax.random.key(0),
-        mesh=tiny.mesh,
-    )
+    context = dataclasses.replace(tiny.context(), method=method or tiny.method)
+    return Pictures(context, make_batches(images, batch_size, **kwargs), number=number)
 
 
 def test_prediction_and_errors_are_the_objectives(tiny):

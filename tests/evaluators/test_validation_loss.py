@@ -14,7 +14,8 @@ KEY = jax.random.key(3)
 
 
 def run(tiny, method, batches):
-    evaluator = ValidationLoss(tiny.graphdef, method, batches, key=KEY, mesh=tiny.mesh)
+    context = dataclasses.replace(tiny.context(key=KEY), method=method)
+    evaluator = ValidationLoss(context, batches)
     return dict(evaluator.run(tiny.params, 0))
 
 

@@ -2,15 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from darl_jax.data.base import Splits
+from darl_jax.evaluators.base import Context
 from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.model import DARL
 from darl_jax.methods.darl.mse import MSEConfig
-from darl_jax.methods.images import PatchMethod
+from darl_jax.methods.images import ImageMethod, PatchMethod
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import parameters
@@ -30,6 +34,24 @@ class Tiny:
     params: dict
     mesh: Mesh
     method: PatchMethod
+
+    def context(self, **changes: Any) -> Context:
+        return make_context(self.method, self.graphdef, self.mesh, **changes)
+
+
+def make_context(
+    method: ImageMethod, graphdef: nnx.GraphDef, mesh: Mesh, **changes: Any
+) -> Context:
+    """Parts of a run without splits; the evaluators' batches are given to them."""
+    parts = {
+        "splits": Splits(None, None),  # type: ignore[arg-type]
+        "batch_size": 1,
+        "key": jax.random.key(0),
+        "initial_params": dict,
+    }
+    return Context(
+        method=method, graphdef=graphdef, data=method.data, mesh=mesh, **(parts | changes)
+    )
 
 
 def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:

@@ -21,7 +21,7 @@ from darl_jax.methods.transfer.mixing import MixingConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import parameters
-from tests.evaluators.tiny import make_batches, random_images
+from tests.evaluators.tiny import make_batches, make_context, random_images
 from tests.float64 import log_softmax
 from tests.methods_on_images import method
 from tests.random_modules import random_module
@@ -139,13 +139,8 @@ def validation(batch_size: int) -> dict[str, float]:
     labels = np.random.default_rng(5).integers(0, CLASSES, 19)
     # Padding that the model would give a class, and that would be right for it.
     batches = make_batches(images, batch_size, labels, padding=255)
-    evaluator = ValidationLoss(
-        nnx.split(model)[0],
-        make_objective(),
-        batches,
-        key=jax.random.key(0),
-        mesh=make_mesh(MeshConfig()),
-    )
+    context = make_context(make_objective(), nnx.split(model)[0], make_mesh(MeshConfig()))
+    evaluator = ValidationLoss(context, batches)
     return dict(evaluator.run(parameters(model), 0))
 
 

@@ -17,7 +17,7 @@ from darl_jax.training.optimizers import AdamWConfig, LarsConfig, make_optimizer
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import TrainState, parameters
 from darl_jax.training.step import make_train_step
-from tests.evaluators.tiny import make_batches, random_images
+from tests.evaluators.tiny import make_batches, make_context, random_images
 from tests.float64 import dense, log_softmax
 from tests.methods_on_images import method
 from tests.random_modules import random_module
@@ -189,9 +189,8 @@ def test_validation_has_each_blocks_accuracy_over_all_examples_once():
     images, labels = random_images(8), np.array(LABELS)
     mesh = make_mesh(MeshConfig())
     batches = make_batches(images, 3, labels, padding=255)
-    found = dict(
-        ValidationLoss(graphdef, make_objective(), batches, key=KEY, mesh=mesh).run(params, 0)
-    )
+    context = make_context(make_objective(), graphdef, mesh, key=KEY)
+    found = dict(ValidationLoss(context, batches).run(params, 0))
 
     x = pooled_features()[:, labels >= 0]
     labels = labels[labels >= 0]
