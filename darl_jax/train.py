@@ -92,10 +92,14 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
         # Method and optimizer.
         method = config.method
         graphdef = graph_definition(method.init)
-        learning_rate = learning_rate_schedule(
-            config.optimizer, config.batch_size, steps_per_epoch, total_steps
+        length = config.batch_size, steps_per_epoch, total_steps
+        learning_rate = learning_rate_schedule(config.optimizer, *length)
+        optimizer = build_optimizer(
+            config.optimizer,
+            learning_rate,
+            method,
+            schedule=lambda changed: learning_rate_schedule(changed, *length),
         )
-        optimizer = build_optimizer(config.optimizer, learning_rate, method)
         init_key, step_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
         # State: restored where there is a checkpoint, new where there is none.

@@ -50,11 +50,13 @@ class ValidationLoss(Evaluator):
             return context.method.validate(model, batch, jax.random.fold_in(key, first))
 
         self._metrics = jax.jit(metrics, out_shardings=replicated(context.mesh))
+        self._conclude = context.method.conclude
         self._batches, self._key, self._mesh = batches, context.key, context.mesh
 
     def run(self, params: PyTree, step: int) -> Iterator[tuple[str, float]]:
-        """Yields the mean of each metric, `loss` among them; a metric without values is left out.
+        """Yields the mean of each metric, `loss` among them, then the method's conclusions.
 
+        A metric without values is left out.
         The squared error does not depend on the batch size; diffusion draws noise by the batch, so
         another size is another draw.
 
@@ -73,9 +75,9 @@ class ValidationLoss(Evaluator):
                 "the validation split holds no example that counts; name one that does (and that "
                 "has labels, where labels are learned)"
             )
-        for name, value in total.items():
-            if value.count:
-                yield name, float(value.compute())
+        means = {name: float(value.compute()) for name, value in total.items() if value.count}
+        yield from means.items()
+        yield from self._conclude(means).items()
 
     def summary(self, values: Mapping[str, float]) -> str:
         """Loss and accuracies; of those by block the best one."""

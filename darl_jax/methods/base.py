@@ -7,7 +7,7 @@ about it: `train.py` builds the method from the config, compiles `loss` into a s
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
@@ -99,6 +99,11 @@ class Method(abc.ABC, Generic[Model]):
         """
         return self.loss(model, batch, key)[1]
 
+    def conclude(self, values: Mapping[str, float]) -> Mapping[str, float]:
+        """Further numbers from `validate`'s means over a whole split."""
+        del values
+        return {}
+
     @abc.abstractmethod
     def flops(self) -> int:
         """Model FLOPs of one example in a training step, by the convention of nn/flops.py."""
@@ -107,6 +112,14 @@ class Method(abc.ABC, Generic[Model]):
         """True if the parameter at a path is trained; the others stay as they are."""
         del path
         return True
+
+    @property
+    def variants(self) -> Sequence[Mapping[str, float]]:
+        """Optimizer's keys `learning_rate` and `weight_decay` of each slice of the stack.
+
+        A key that is not there has the optimizer's own value; empty where no slice changes any.
+        """
+        return ()
 
     @property
     def num_layers(self) -> int:

@@ -101,9 +101,10 @@ class ImageMethod(Method[Model], abc.ABC):
             return self.num_layers - 1
         return layer_of(path[1:], self.model.depth)
 
-    def backbone_flops(self) -> int:
-        """FLOPs of the backbone's forward pass on an image."""
-        return backbone_flops(self.model, patches=math.prod(self.grid), patch_dim=self.patch_dim)
+    def backbone_flops(self, depth: int | None = None) -> int:
+        """FLOPs of a forward pass on an image through `depth` blocks, all if not given."""
+        patches = math.prod(self.grid)
+        return backbone_flops(self.model, patches=patches, patch_dim=self.patch_dim, depth=depth)
 
     def check_mesh(self, mesh: Mesh) -> None:
         if self.model.num_heads % mesh.shape["tensor"]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 import time
@@ -156,13 +157,13 @@ def with_kernels(config: TrainConfig, topology: Topology) -> tuple[TrainConfig, 
 def step_and_arguments(config: TrainConfig, mesh: Mesh, records: int) -> tuple[Any, ...]:
     """Returns the train step of a run and its arguments (state, batch, key) as shapes."""
     method = config.method
-    learning_rate = learning_rate_schedule(
-        config.optimizer,
+    schedule = functools.partial(
+        learning_rate_schedule,
         batch_size=config.batch_size,
         steps_per_epoch=records / config.batch_size,
         total_steps=config.steps(records),
     )
-    optimizer = build_optimizer(config.optimizer, learning_rate, method)
+    optimizer = build_optimizer(config.optimizer, schedule(config.optimizer), method, schedule)
     # Whatever computes comes before the mesh is set, for its devices may be absent.
     state = abstract_state(method.init, optimizer, mesh, ema=config.ema_decay > 0)
     step = make_train_step(

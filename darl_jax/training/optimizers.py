@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,14 +13,12 @@ from absl import logging
 from jaxtyping import Array, Float, PyTree
 
 from darl_jax.methods.base import Method
-from darl_jax.training.trained import Trains, path_names, split_trained
+from darl_jax.training.trained import Slice, Trains, only_trained, path_names, per_slice
 
 # Path of a parameter -> its layer, or one for each entry of its first axis.
 LayerOf = Callable[[tuple[str, ...]], int | tuple[int, ...]]
 
 REFERENCE_BATCH_SIZE = 256
-RUNNING_STATISTICS = ("running_mean", "running_var")  # the names of these leaves
-RUNNING_RATE = 0.1  # torch's default `momentum` of BatchNorm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +159,7 @@ def make_optimizer(
     *,
     trains: Trains = lambda path: True,
     stacked: str | None = None,
+    slices: Sequence[Slice] = (),
     layer_of: LayerOf | None = None,
     num_layers: int = 0,
 ) -> optax.GradientTransformation:
@@ -186,51 +185,74 @@ def make_optimizer(
         stacked: the first name on the path of modules that are stacked along a first dimension and
             trained side by side, each as if it were alone: clipping has a norm for each. All that
             is trained must be below it.
+        slices: learning rate and weight decay of each module of the stack, in place of those above;
+            empty where all have the same.
         layer_of: layer of a parameter (`Method.layer_of`), which layer decay needs.
         num_layers: number of layers.
     """
-    # Named, for a checkpoint's paths are made of these names.
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    decay = optax.add_decayed_weights(config.weight_decay, mask=weight_decay_mask)
-    parts = [("clip", clip)]
-    if isinstance(config, LarsConfig):
-        parts += [
-            ("decay", decay),
-            ("trust_ratio", _scale_by_trust_ratio(config.trust_coefficient)),
-            ("momentum", optax.trace(config.momentum)),
-        ]
-    else:
-        adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-        parts += [("adam", adam), ("decay", decay)]
-        if config.layer_decay != 1.0:
-            if layer_of is None:
-                raise ValueError(f"optimizer.layer_decay={config.layer_decay} needs layer_of")
-            scales = functools.partial(
-                layer_decay_scales,
-                decay=config.layer_decay,
-                layer_of=layer_of,
-                num_layers=num_layers,
-            )
-            scale = optax.stateless(
-                lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates))
-            )
-            parts.append(("layer_decay", scale))
-    parts.append(("learning_rate", optax.scale_by_learning_rate(learning_rate)))
-    optimizer = optax.named_chain(*parts)
-    if stacked is not None:
-        optimizer = _per_slice(optimizer, stacked)
-    return _only_trained(optimizer, trains)
+    layer_decay = []
+    if isinstance(config, AdamWConfig) and config.layer_decay != 1.0:
+        if layer_of is None:
+            raise ValueError(f"optimizer.layer_decay={config.layer_decay} needs layer_of")
+        scales = functools.partial(
+            layer_decay_scales, decay=config.layer_decay, layer_of=layer_of, num_layers=num_layers
+        )
+        scale = optax.stateless(
+            lambda updates, _: jax.tree.map(jnp.multiply, updates, scales(updates))
+        )
+        layer_decay = [("layer_decay", scale)]
+
+    def chain(
+        learning_rate: optax.ScalarOrSchedule, weight_decay: float | Array
+    ) -> optax.GradientTransformation:
+        # Named, for a checkpoint's paths are made of these names.
+        clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+        decay = optax.add_decayed_weights(weight_decay, mask=weight_decay_mask)
+        parts = [("clip", clip)]
+        if isinstance(config, LarsConfig):
+            parts += [
+                ("decay", decay),
+                ("trust_ratio", _scale_by_trust_ratio(config.trust_coefficient)),
+                ("momentum", optax.trace(config.momentum)),
+            ]
+        else:
+            adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+            parts += [("adam", adam), ("decay", decay), *layer_decay]
+        return optax.named_chain(
+            *parts, ("learning_rate", optax.scale_by_learning_rate(learning_rate))
+        )
+
+    if stacked is None:
+        return only_trained(chain(learning_rate, config.weight_decay), trains)
+    slices = slices or [(learning_rate, config.weight_decay)]
+    return only_trained(per_slice(chain, stacked, slices), trains)
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rate: optax.ScalarOrSchedule, method: Method
+    config: OptimizerConfig,
+    learning_rate: optax.ScalarOrSchedule,
+    method: Method,
+    schedule: Callable[[OptimizerConfig], optax.Schedule] | None = None,
 ) -> optax.GradientTransformation:
-    """The optimizer of a method: with its frozen and stacked parameters, and its layers."""
+    """The optimizer of a method: with its frozen and stacked parameters, and its layers.
+
+    `schedule` gives the learning rates of the method's `variants`: `learning_rate_schedule` of a
+    config with each one's rate.
+    """
+    peaks = sorted({each["learning_rate"] for each in method.variants if "learning_rate" in each})
+    rates: dict[float | None, optax.ScalarOrSchedule] = {None: learning_rate}
+    if schedule is not None:
+        rates |= {peak: schedule(dataclasses.replace(config, learning_rate=peak)) for peak in peaks}
+    slices = [
+        (rates[each.get("learning_rate")], each.get("weight_decay", config.weight_decay))
+        for each in method.variants
+    ]
     return make_optimizer(
         config,
         learning_rate,
         trains=method.trains,
         stacked=method.stacked,
+        slices=slices,
         layer_of=method.layer_of,
         num_layers=method.num_layers,
     )
@@ -284,57 +306,3 @@ def _scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformation:
         return ratio.init(params)
 
     return optax.GradientTransformation(init, ratio.update)
-
-
-def _per_slice(
-    optimizer: optax.GradientTransformation, stacked: str
-) -> optax.GradientTransformation:
-    """The optimizer for each slice along the parameters' first dimension."""
-
-    def init(params: PyTree) -> optax.OptState:
-        for path, _ in jax.tree_util.tree_leaves_with_path(params):
-            names = path_names(path)
-            if names[0] != stacked:
-                raise ValueError(
-                    f"the parameter {'/'.join(names)} is trained and is not below "
-                    f"'{stacked}', where each optimizer has its slice; freeze it"
-                )
-        return jax.vmap(optimizer.init)(params)
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        return jax.vmap(optimizer.update)(updates, state, params)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _only_trained(
-    optimizer: optax.GradientTransformation, trains: Trains
-) -> optax.GradientTransformation:
-    """The optimizer on trained parameters; running statistics step alone, frozen ones stay."""
-
-    def running(path: tuple[str, ...]) -> bool:
-        return path[-1] in RUNNING_STATISTICS
-
-    def optimized(tree: PyTree) -> PyTree:
-        # Nodes without leaves in the others' places: the state has the parameters' own paths.
-        return split_trained(tree, lambda path: trains(path) and not running(path))[0]
-
-    def init(params: PyTree) -> optax.OptState:
-        return optimizer.init(optimized(params))
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None
-    ) -> tuple[PyTree, optax.OptState]:
-        steps, state = optimizer.update(optimized(updates), state, optimized(params))
-
-        def step(path: tuple[Any, ...], gradient: Array, optimized_step: Any) -> Array:
-            names = path_names(path)
-            if not trains(names):
-                return jnp.zeros_like(gradient)
-            return -RUNNING_RATE * gradient if running(names) else optimized_step
-
-        return jax.tree_util.tree_map_with_path(step, updates, steps), state
-
-    return optax.GradientTransformation(init, update)

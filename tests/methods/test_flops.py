@@ -88,12 +88,16 @@ def test_a_frozen_patch_embedding_has_no_backward_pass():
     assert BATCH * of.flops() == 3 * traced(of) - 2 * BATCH * embedding
 
 
+@pytest.mark.parametrize("keys", [{}, {"blocks": (1, 2), "learning_rates": (0.1, 0.2, 0.3)}])
 @pytest.mark.parametrize("kind", ["linear", "attentive"])
-def test_of_probes_the_backbone_has_no_backward_pass(kind: str) -> None:
-    of = method(ProbesConfig(kind=kind, num_classes=CLASSES), VIT, RGB)
+def test_of_probes_the_backbone_has_no_backward_pass_and_ends_with_the_last_block_read(
+    kind: str, keys: dict[str, Any]
+) -> None:
+    of = method(ProbesConfig(kind=kind, num_classes=CLASSES, **keys), VIT, RGB)
+    number, depth = (6, 2) if keys else (VIT.depth, VIT.depth)
     # An attentive probe's query meets the key's matrix once for a batch, which is not counted.
-    once = VIT.depth * 2 * VIT.width**2 if kind == "attentive" else 0
-    forward, backbone = traced(of) - once, BATCH * of.backbone_flops()
+    once = number * 2 * VIT.width**2 if kind == "attentive" else 0
+    forward, backbone = traced(of) - once, BATCH * of.backbone_flops(depth)
     assert BATCH * of.flops() == backbone + 3 * (forward - backbone)
 
 

@@ -1,10 +1,12 @@
-"""Probes at every depth of a frozen backbone (Figure 8b)."""
+"""Probes on blocks of a frozen backbone (Figure 8b), one or a grid of them on each."""
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import jax.numpy as jnp
+from absl import logging
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -23,6 +25,13 @@ def block_name(metric: str, block: int) -> str:
     return f"{metric}/block_{block:02d}"
 
 
+def variant_name(variant: Mapping[str, float]) -> str:
+    """End of a metric's name for a probe of a grid; empty without one."""
+    short = {"learning_rate": "lr", "weight_decay": "wd"}
+    words = [f"{short[key]}_{value:g}" for key, value in variant.items()]
+    return f"/{'_'.join(words)}" if words else ""
+
+
 @dataclasses.dataclass(frozen=True)
 class ProbeMethod(LabelMethod[Probes]):
     """Cross-entropy of all probes in training; accuracy of each in validation.
@@ -34,6 +43,24 @@ class ProbeMethod(LabelMethod[Probes]):
     stacked: ClassVar[str | None] = "probes"
 
     objective: ProbesConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if max(self.objective.blocks, default=0) > self.model.depth:
+            raise ValueError(
+                f"objective.blocks={self.objective.blocks} must be blocks of the backbone, which "
+                f"has config.model.depth={self.model.depth}"
+            )
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks with a probe, counted from 1."""
+        return self.objective.read_blocks(self.model.depth)
+
+    @property
+    def variants(self) -> tuple[Mapping[str, float], ...]:
+        variants = self.objective.variants
+        return len(self.blocks) * variants if any(variants) else ()
 
     def init(self, rngs: nnx.Rngs) -> Probes:
         return Probes(
@@ -49,7 +76,7 @@ class ProbeMethod(LabelMethod[Probes]):
         return path[0] != "backbone"
 
     def flops(self) -> int:
-        """Forward pass of the backbone, and three times those of the probes."""
+        """Forward pass of the blocks to the last that is read, and three times the probes'."""
         probe = probe_flops(
             kind=self.objective.kind,
             width=self.model.width,
@@ -57,7 +84,8 @@ class ProbeMethod(LabelMethod[Probes]):
             patches=math.prod(self.grid),
             num_classes=self.num_classes,
         )
-        return self.backbone_flops() + 3 * self.model.depth * probe
+        probes = len(self.blocks) * len(self.objective.variants)
+        return self.backbone_flops(max(self.blocks)) + 3 * probes * probe
 
     def loss(
         self, model: Probes, batch: Batch, key: PRNGKeyArray
@@ -77,7 +105,7 @@ class ProbeMethod(LabelMethod[Probes]):
         return len(logits) * loss.compute() + term, {"loss": loss, "accuracy": accuracy}
 
     def validate(self, model: Probes, batch: Batch, key: PRNGKeyArray) -> Metrics:
-        """Loss (without smoothing) and accuracy by block, with running statistics; mean loss."""
+        """Loss (without smoothing) and accuracy by probe, with running statistics; mean loss."""
         del key
         counts, labels = labeled(batch), batch["label"]
         logits, _ = model(
@@ -90,14 +118,41 @@ class ProbeMethod(LabelMethod[Probes]):
         if logits.shape[-1] > 5:
             values["top5_accuracy"] = correct_within(logits, labels, 5)
         metrics = {"loss": average(values["loss"][..., None], counts)}
-        for name, value in values.items():
-            for i, of_block in enumerate(value, start=1):
-                metrics[block_name(name, i)] = average(of_block[:, None], counts)
+        for metric, value in values.items():
+            for name, of_probe in zip(self._names(metric), value, strict=True):
+                metrics[name] = average(of_probe[:, None], counts)
         return metrics
+
+    def conclude(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Accuracy, rate and decay of the best probe of a grid on each block.
+
+        Logs a warning where that is the first or last of three rates or more, or of decays.
+        """
+        best: dict[str, float] = {}
+        for block in self.blocks if any(self.objective.variants) else ():
+            name = block_name("accuracy", block)
+            chosen = max(
+                self.objective.variants, key=lambda each: values[name + variant_name(each)]
+            )
+            best[name] = values[name + variant_name(chosen)]
+            for key, value in chosen.items():
+                best[block_name(f"best_{key}", block)] = value
+                tried = getattr(self.objective, f"{key}s")
+                if len(tried) > 2 and value in (tried[0], tried[-1]):
+                    logging.warning(
+                        "Block %d: the best %s, %g, lies at the edge of config.objective.%ss",
+                        *(block, key.replace("_", " "), value, key),
+                    )
+        return best
+
+    def _names(self, metric: str) -> Iterator[str]:
+        for block in self.blocks:
+            for variant in self.objective.variants:
+                yield block_name(metric, block) + variant_name(variant)
 
 
 def _losses(
-    logits: Float[Array, "depth batch class"], batch: Batch, smoothing: float
-) -> Float[Array, "depth batch"]:
+    logits: Float[Array, "probe batch class"], batch: Batch, smoothing: float
+) -> Float[Array, "probe batch"]:
     targets = soft_labels(batch["label"], logits.shape[-1], smoothing)
     return cross_entropy(logits, jnp.broadcast_to(targets, logits.shape))
