@@ -16,6 +16,7 @@ from darl_jax.methods.darl.schedules import ScheduleConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.mixing import MixingConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
+from darl_jax.nn.lora import LoRAConfig
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
 
@@ -76,6 +77,9 @@ VALUES: list[tuple[Any, dict[str, Any], str]] = [
     (ProbesConfig, {"blocks": (3, 2)}, r"objective\.blocks="),
     (ProbesConfig, {"learning_rates": (1e-3, 1e-3)}, r"objective\.learning_rates="),
     (ProbesConfig, {"weight_decays": (-0.1,)}, r"objective\.weight_decays="),
+    (LoRAConfig, {"names": ("query", "query")}, r"^objective\.lora\.names="),
+    (LoRAConfig, {"rank": 0}, r"^objective\.lora\.rank=0"),
+    (LoRAConfig, {"alpha": 0.0}, r"^objective\.lora\.alpha=0"),
     (KnnConfig, {"neighbors": 0}, "^neighbors="),
     (KnnConfig, {"max_bank": 0}, "^max_bank="),
     (KnnConfig, {"max_bank": 5}, "^max_bank="),

@@ -21,6 +21,7 @@ from darl_jax.nn.orders import OrderConfig, fixed_order
 from darl_jax.nn.vit import ViTConfig
 
 VIT_FORMAT, TIMM_FORMAT = "darl_jax.vit", "darl_jax.timm"
+ADAPTERS_FORMAT = "darl_jax.adapters"
 FORMAT_VERSION = 2  # RoPE rotates halves of a head; version 1 rotated adjacent channels
 CONFIG_FILE, ARRAYS_FILE = "config.json", "model.safetensors"
 

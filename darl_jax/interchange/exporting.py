@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from darl_jax.interchange import described, foreign, timm_rope
+from darl_jax.interchange.adapters import ARRAYS_FILE as ADAPTERS_FILE
+from darl_jax.interchange.adapters import without_adapters, write_adapters
 from darl_jax.interchange.model_card import model_card
 from darl_jax.interchange.names import Tensors, pre_training, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
@@ -64,6 +66,9 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
         FileExistsError: as `check_new`.
         ValueError: the format cannot represent this model.
     """
+    if form != "adapters":
+        params, config = without_adapters(source.params, source.config)
+        source = dataclasses.replace(source, params=params, config=config)
     description = described.describe(source.params, source.config, source.step)
     with new_folder(output) as folder:
         result = FORMS[form](source, description, folder)
@@ -214,11 +219,35 @@ arrays = load_file("{_HERE}/{described.ARRAYS_FILE}")  # for {foreign.FORMATS[fo
     )
 
 
+def _adapters(source: Source, description: Mapping[str, Any], folder: pathlib.Path) -> Exported:
+    """adapters.safetensors, with all that the run trained, and config.json."""
+    arrays = write_adapters(source.params, source.config, folder)
+    lora = source.config["objective"]["lora"]
+    described.write_config(
+        folder, {**description, "format": described.ADAPTERS_FORMAT, "adapters": dict(lora)}
+    )
+    first = next(path for path in arrays if path.endswith("/lora/a/kernel"))
+    return Exported(
+        files=[ADAPTERS_FILE, described.CONFIG_FILE],
+        parameters=_count(arrays),
+        dropped="the backbone, which is not trained",
+        code=f"""
+import safetensors.numpy
+
+arrays = safetensors.numpy.load_file("{_HERE}/{ADAPTERS_FILE}")  # stacked over the blocks
+layer = "{first.removesuffix("/lora/a/kernel")}"
+a, b = (arrays[f"{{layer}}/lora/{{name}}/kernel"] for name in "ab")
+update = {lora["alpha"] / lora["rank"]} * a @ b  # of each block's kernel (in, out)""",
+    )
+
+
 _Form = Callable[[Source, Mapping[str, Any], pathlib.Path], Exported]
 FORMS: dict[str, _Form] = {"orbax": _orbax, "safetensors": _safetensors, "timm": _timm}
 FORMS |= {form: functools.partial(_foreign, form) for form in foreign.FORMATS}
+FORMS["adapters"] = _adapters
 
 _NOTES: dict[str, Sequence[str]] = {
+    "adapters": ("The backbone is not here: the adapters belong to that of `init.checkpoint`.",),
     "safetensors": (
         "`darl_vit.py` needs only PyTorch. The first token is the start of the sequence; the "
         "patches follow in the order above.",

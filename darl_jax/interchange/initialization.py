@@ -18,9 +18,11 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from darl_jax.config import ConfigError, TrainConfig
+from darl_jax.interchange.adapters import without_adapters
 from darl_jax.interchange.described import MODEL_KEYS
 from darl_jax.interchange.loading import LoadedModel, load_model
 from darl_jax.methods.images import ImageMethod
+from darl_jax.nn.lora import is_adapter
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.runtime import cluster
 from darl_jax.training.checkpoint.checksums import checksums
@@ -49,6 +51,9 @@ def load_initial(config: TrainConfig) -> LoadedModel:
       FileNotFoundError: the file does not exist.
     """
     loaded = load_model(config.init.checkpoint, config.init.step)
+    if not _adapts(config):
+        params, _ = without_adapters(loaded.params, loaded.config or {})
+        loaded = dataclasses.replace(loaded, params=params)
     check_same_model(loaded, config)
     # Each process reads the file itself, and the newest step may have changed in between.
     sums = checksums(arrays_by_name(loaded.params))
@@ -147,7 +152,10 @@ def transfer(params: PyTree, loaded: LoadedModel, *, drop: Sequence[str] = ()) -
         f"{path}: {'absent' if path in ours else 'present'} in the checkpoint, "
         f"{'present' if path in ours else 'absent'} here"
         for path in sorted(ours.keys() ^ kept.keys())
-        if path.startswith(_BACKBONE) and not any(_below(path, name) for name in drop)
+        if path.startswith(_BACKBONE)
+        and not any(_below(path, name) for name in drop)
+        # Adapters may be new, and not lost.
+        and not (path in ours and is_adapter(tuple(path.split("/"))))
     ]
     if wrong:
         advice = "\nTraining can start these anew: name them in config.init.drop, such as ('head',)"
@@ -231,6 +239,12 @@ def put_like(params: PyTree, like: PyTree) -> PyTree:
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
 
     return jax.tree.map(put, params, like)
+
+
+def _adapts(config: TrainConfig) -> bool:
+    """True for a run that trains adapters."""
+    lora = getattr(config.objective, "lora", None)
+    return lora is not None and bool(lora.names)
 
 
 def _channels(loaded: LoadedModel) -> int | None:

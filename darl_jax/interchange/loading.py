@@ -17,6 +17,7 @@ from absl import logging
 from flax import nnx
 
 from darl_jax.interchange import described, foreign
+from darl_jax.interchange.adapters import without_adapters
 from darl_jax.interchange.names import Tensors, check_arrays, expected_shapes, from_torch, listed
 from darl_jax.interchange.safetensors_files import read_safetensors, read_shapes
 from darl_jax.nn.vit import ViT, ViTConfig
@@ -109,7 +110,7 @@ def load_run(path: str, step: int | None = None, *, averaged: bool = True) -> Lo
 
 
 def build_backbone(loaded: LoadedModel, *, image_size: int | None = None, **model: Any) -> ViT:
-    """Builds the backbone with its parameters, in float32 unless `dtype` is given.
+    """Builds the backbone, adapters merged, in float32 unless `dtype` is given.
 
     Args:
         loaded: the checkpoint.
@@ -121,6 +122,7 @@ def build_backbone(loaded: LoadedModel, *, image_size: int | None = None, **mode
     Raises:
         ValueError: neither the file nor the arguments have the number of heads or the image size.
     """
+    params, _ = without_adapters(loaded.params, loaded.config or {})
     keys = {"dtype": "float32"} | loaded.model | model
     if "num_heads" not in keys:
         raise ValueError(f"{loaded.description} lacks the number of heads: give num_heads")
@@ -128,14 +130,14 @@ def build_backbone(loaded: LoadedModel, *, image_size: int | None = None, **mode
     if image_size is None:
         raise ValueError(f"{loaded.description} lacks the size of its images: give image_size")
     config = ViTConfig(**keys)
-    patch_dim = loaded.params["backbone"]["patch_embedding"]["kernel"].shape[0]
+    patch_dim = params["backbone"]["patch_embedding"]["kernel"].shape[0]
     side = image_size // config.patch_size
 
     def create() -> ViT:
         return ViT(config, patch_dim=patch_dim, grid=(side, side), rngs=nnx.Rngs(0))
 
     graphdef = nnx.split(nnx.eval_shape(create))[0]
-    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, loaded.params["backbone"]))
+    return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params["backbone"]))
 
 
 def _read_export(file: pathlib.Path, config: Mapping[str, Any]) -> LoadedModel:

@@ -62,8 +62,6 @@ class Method(abc.ABC, Generic[Model]):
 
     # Keys of config.model that are the method's own, which `default_config` begins with.
     model_defaults: ClassVar[Mapping[str, Any]] = {}
-    # First name of parameters whose leading axis counts models trained side by side.
-    stacked: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs, self.data.features, f"config.objective.name={self.name!r}")
@@ -112,6 +110,11 @@ class Method(abc.ABC, Generic[Model]):
         """True if the parameter at a path is trained; the others stay as they are."""
         del path
         return True
+
+    @property
+    def stacked(self) -> str | None:
+        """First name of parameters whose leading axis counts models trained side by side."""
+        return None
 
     @property
     def variants(self) -> Sequence[Mapping[str, float]]:

@@ -13,7 +13,8 @@ The convention, so that a number can be compared with others:
   corrupted patch's token goes on, so z's query, out projection and MLP are absent. Work that is
   common to all noise draws is counted once: z's own linear layer and its query, key and value in
   the first block.
-- A frozen backbone, under probes, has a forward pass alone.
+- A frozen backbone, under probes, has a forward pass alone; with adapters (LoRA) it has a backward
+  pass too, in which frozen weights have no gradient.
 - Backward = 2 x forward, and nothing for rematerialization or the optimizer, so a step is
   3 x forward. This includes the gradients with respect to the pixels, which are never formed:
   one share of the patch embedding (and of the corrupted patch's), 0.04 to 0.4% of a step in the
@@ -30,6 +31,7 @@ with one Transformer block in its decoder and one noise draw):
 """
 
 from darl_jax.nn.blocks import TransformerConfig
+from darl_jax.nn.lora import LoRAConfig, layer_sizes
 from darl_jax.nn.vit import ViTConfig
 
 
@@ -43,6 +45,23 @@ def backbone_flops(
     tokens = patches + model.start_tokens
     blocks = model.depth if depth is None else depth
     return patches * linear(patch_dim, model.width) + blocks * block_flops(model, tokens)
+
+
+def adapted_step_flops(
+    model: ViTConfig, lora: LoRAConfig, *, patches: int, patch_dim: int, depth: int
+) -> int:
+    """FLOPs of a step through `depth` blocks of which adapters alone are trained.
+
+    Frozen weights multiply their outputs' gradients, and no inputs; the patch embedding has no
+    backward pass.
+    """
+    tokens = patches + model.start_tokens
+    sizes = layer_sizes(model)
+    adapters = sum(sum(sizes[name]) * 2 * lora.rank for name in lora.names)
+    products = 2 * linear(model.width, tokens)  # of attention
+    weights = block_flops(model, tokens) // tokens - products
+    block = tokens * (2 * weights + 3 * products + 3 * adapters)
+    return patches * linear(patch_dim, model.width) + depth * block
 
 
 def block_flops(model: TransformerConfig, tokens: int) -> int:

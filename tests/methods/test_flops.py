@@ -17,9 +17,11 @@ from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
 from darl_jax.methods.nepa.next_embedding import NextEmbeddingConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
+from darl_jax.nn.lora import LoRAConfig
 from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.planning.matmul_flops import matmul_flops
+from darl_jax.training.trained import join_trained, split_trained
 from tests.methods_on_images import images, method
 
 BATCH, CLASSES = 2, 5
@@ -27,8 +29,8 @@ VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=24, patch_size=4, dtype=
 RGB = images(16, (0.5,) * 3, (0.5,) * 3)
 
 
-def traced(of: Any) -> int:
-    """Multiplications of the loss of a batch."""
+def traced(of: Any, *, gradient: bool = False) -> int:
+    """Multiplications of the loss of a batch, or of its gradient in what is trained."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: of.init(nnx.Rngs(0))))
     batch = {
         name: jax.ShapeDtypeStruct((BATCH, *feature.shape), feature.dtype)
@@ -38,6 +40,10 @@ def traced(of: Any) -> int:
     def loss(params, batch, key):
         return of.loss(nnx.merge(graphdef, params), batch, key)[0]
 
+    if gradient:
+        trained, frozen = split_trained(nnx.to_pure_dict(params), of.trains)
+        slope = jax.grad(lambda part, rest, *args: loss(join_trained(part, rest), *args))
+        return matmul_flops(slope, trained, frozen, batch, jax.random.key(0))
     return matmul_flops(loss, params, batch, jax.random.key(0))
 
 
@@ -99,6 +105,14 @@ def test_of_probes_the_backbone_has_no_backward_pass_and_ends_with_the_last_bloc
     once = number * 2 * VIT.width**2 if kind == "attentive" else 0
     forward, backbone = traced(of) - once, BATCH * of.backbone_flops(depth)
     assert BATCH * of.flops() == backbone + 3 * (forward - backbone)
+
+
+@pytest.mark.parametrize("names", [("query", "value", "out"), ("key", "up", "gate")])
+def test_frozen_weights_beside_adapters_have_no_gradient(names: tuple[str, ...]) -> None:
+    """The whole step: forward, and backward to the adapters and the head alone."""
+    objective = ClassificationConfig(num_classes=CLASSES, lora=LoRAConfig(names, rank=3))
+    of = method(objective, VIT, RGB, mlp="swiglu", attention="xla")
+    assert BATCH * of.flops() == traced(of, gradient=True)
 
 
 @pytest.mark.parametrize(

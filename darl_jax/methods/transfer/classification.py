@@ -15,6 +15,7 @@ from darl_jax.methods.transfer.labels import MASKS, LabelConfig, LabelMethod, la
 from darl_jax.methods.transfer.mixing import MixingConfig, augment, soft_labels
 from darl_jax.nn.attention import Mask
 from darl_jax.nn.flops import linear
+from darl_jax.nn.lora import add_adapters
 from darl_jax.nn.patches import patchify, standardize
 from darl_jax.nn.readout import POOLINGS
 
@@ -54,25 +55,30 @@ class Classification(LabelMethod[Classifier]):
     objective: ClassificationConfig
 
     def init(self, rngs: nnx.Rngs) -> Classifier:
-        return Classifier(
+        model = Classifier(
             self.model,
             num_classes=self.num_classes,
             grid=self.trained_grid,
             channels=self.data.channels,
             rngs=rngs,
         )
+        add_adapters(model.backbone, self.objective.lora, rngs)
+        return model
 
     def trains(self, path: tuple[str, ...]) -> bool:
-        frozen = self.objective.freeze_patch_embedding
-        return not frozen or path[:2] != ("backbone", "patch_embedding")
+        if self.objective.freeze_patch_embedding and path[:2] == ("backbone", "patch_embedding"):
+            return False
+        return super().trains(path)
 
     def flops(self) -> int:
-        """Three forward passes, less the backward pass of a patch embedding that is frozen."""
-        forward = self.backbone_flops() + linear(self.model.width, self.num_classes)
+        """Three forward passes, less the backward passes of parameters that are frozen."""
+        head = linear(self.model.width, self.num_classes)
+        if self.objective.lora.names:
+            return self.adapted_step_flops(self.model.depth) + 3 * head
         frozen = 0
         if self.objective.freeze_patch_embedding:
             frozen = math.prod(self.grid) * linear(self.patch_dim, self.model.width)
-        return 3 * forward - 2 * frozen
+        return 3 * (self.backbone_flops() + head) - 2 * frozen
 
     def loss(
         self, model: Classifier, batch: Batch, key: PRNGKeyArray

@@ -1,6 +1,7 @@
 """Base of the methods that learn labels of images."""
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ from jaxtyping import Array, Bool
 from darl_jax.data.base import Features, Split
 from darl_jax.methods.base import Batch, Model, ObjectiveConfig
 from darl_jax.methods.images import ImageMethod
+from darl_jax.nn.flops import adapted_step_flops
+from darl_jax.nn.lora import LoRAConfig, check_names, is_adapter
 
 MASKS = ("causal", "full")
 
@@ -21,11 +24,13 @@ class LabelConfig(ObjectiveConfig):
       num_classes: number of classes; None counts those of the training split.
       class_names: names of the classes in order; empty takes those of the training split.
       label_smoothing: share of the target spread over all classes in training.
+      lora: adapters that are trained in place of the backbone's own parameters.
     """
 
     num_classes: int | None = None
     class_names: tuple[str, ...] = ()
     label_smoothing: float = 0.1
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
@@ -71,10 +76,28 @@ class LabelMethod(ImageMethod[Model]):
 
     objective: LabelConfig
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_names(self.objective.lora, self.model)
+
     @property
     def inputs(self) -> Features:
         """Images, and labels as class numbers (-1 for none)."""
         return {**super().inputs, "label": jax.ShapeDtypeStruct((), np.int32)}
+
+    def trains(self, path: tuple[str, ...]) -> bool:
+        frozen = path[0] == "backbone" and bool(self.objective.lora.names)
+        return not frozen or is_adapter(path)
+
+    def adapted_step_flops(self, depth: int) -> int:
+        """FLOPs of a step through `depth` blocks of the backbone, whose adapters are trained."""
+        return adapted_step_flops(
+            self.model,
+            self.objective.lora,
+            patches=math.prod(self.grid),
+            patch_dim=self.patch_dim,
+            depth=depth,
+        )
 
     @property
     def num_classes(self) -> int:

@@ -185,10 +185,11 @@ class Probes(nnx.Module):
     """Frozen backbone with probes on its blocks' outputs.
 
     A step has one forward pass of the backbone, to the last block that is read, and no backward
-    pass. Probes read outputs before any norm and compute in float32 (float64 where the backbone
-    does). Blocks' outputs, in the backbone's dtype, are held at once, as they leave its scan;
-    blocks' probes run one after another, those of a grid on one block together. The parameters are
-    stacked by block, then by the config's `variants`. `grid` is the trained (rows, columns).
+    pass but to adapters (`config.lora`). Probes read outputs before any norm and compute in float32
+    (float64 where the backbone does). Blocks' outputs, in the backbone's dtype, are held at once,
+    as they leave its scan; blocks' probes run one after another, those of a grid on one block
+    together. The parameters are stacked by block, then by the config's `variants`. `grid` is the
+    trained (rows, columns).
     """
 
     def __init__(
@@ -232,10 +233,12 @@ class Probes(nnx.Module):
           grid: (rows, columns) of patches.
           counts: mask of examples in training; None outside training.
         """
-        graphdef, frozen = nnx.split(self.backbone)
-        # On the parameters and not on the outputs: nothing is stored for a backward pass.
-        backbone = nnx.merge(graphdef, jax.lax.stop_gradient(frozen))
-        vit = self.backbone.config
+        backbone = self.backbone
+        if not self.config.lora.names:
+            graphdef, frozen = nnx.split(backbone)
+            # On the parameters and not on the outputs: nothing is stored for a backward pass.
+            backbone = nnx.merge(graphdef, jax.lax.stop_gradient(frozen))
+        vit = backbone.config
         read = self.config.read_blocks(vit.depth)
         blocks = backbone(patches, mask=mask, grid=grid, depth=max(read)).blocks
         start_tokens = vit.start_tokens

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
 
 import jax.numpy as jnp
 from absl import logging
@@ -16,6 +15,7 @@ from darl_jax.methods.transfer.flops import probe_flops
 from darl_jax.methods.transfer.labels import LabelMethod, labeled
 from darl_jax.methods.transfer.mixing import soft_labels
 from darl_jax.methods.transfer.probe_model import Probes, ProbesConfig
+from darl_jax.nn.lora import add_adapters, is_adapter
 
 __all__ = ["ProbeMethod", "ProbesConfig", "block_name"]
 
@@ -40,8 +40,6 @@ class ProbeMethod(LabelMethod[Probes]):
     is the mean. Examples without a label (-1) are ignored, in batch normalization too.
     """
 
-    stacked: ClassVar[str | None] = "probes"
-
     objective: ProbesConfig
 
     def __post_init__(self) -> None:
@@ -51,6 +49,15 @@ class ProbeMethod(LabelMethod[Probes]):
                 f"objective.blocks={self.objective.blocks} must be blocks of the backbone, which "
                 f"has config.model.depth={self.model.depth}"
             )
+        if self.objective.lora.names and len(self.blocks) * len(self.objective.variants) > 1:
+            raise ValueError(
+                "objective.lora trains adapters for one probe: name one block in "
+                "config.objective.blocks, and leave learning_rates and weight_decays empty"
+            )
+
+    @property
+    def stacked(self) -> str | None:
+        return None if self.objective.lora.names else "probes"
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -63,7 +70,7 @@ class ProbeMethod(LabelMethod[Probes]):
         return len(self.blocks) * variants if any(variants) else ()
 
     def init(self, rngs: nnx.Rngs) -> Probes:
-        return Probes(
+        model = Probes(
             self.model,
             self.objective,
             num_classes=self.num_classes,
@@ -71,9 +78,11 @@ class ProbeMethod(LabelMethod[Probes]):
             channels=self.data.channels,
             rngs=rngs,
         )
+        add_adapters(model.backbone, self.objective.lora, rngs)
+        return model
 
     def trains(self, path: tuple[str, ...]) -> bool:
-        return path[0] != "backbone"
+        return path[0] != "backbone" or is_adapter(path)
 
     def flops(self) -> int:
         """Forward pass of the blocks to the last that is read, and three times the probes'."""
@@ -85,7 +94,10 @@ class ProbeMethod(LabelMethod[Probes]):
             num_classes=self.num_classes,
         )
         probes = len(self.blocks) * len(self.objective.variants)
-        return self.backbone_flops(max(self.blocks)) + 3 * probes * probe
+        depth = max(self.blocks)
+        adapted = bool(self.objective.lora.names)
+        backbone = self.adapted_step_flops(depth) if adapted else self.backbone_flops(depth)
+        return backbone + 3 * probes * probe
 
     def loss(
         self, model: Probes, batch: Batch, key: PRNGKeyArray
