@@ -96,6 +96,7 @@ class Features(NamedTuple):
 
     tokens: Float[Array, "batch token width"]  # the last block's output after the final norm
     blocks: Float[Array, "depth batch token width"]  # outputs of the blocks, before any norm
+    last: Float[Array, "batch token width"]  # the last of these
 
 
 class ViT(nnx.Module):
@@ -203,7 +204,7 @@ class ViT(nnx.Module):
             return x, x
 
         x, blocks = scan_blocks(block, x, (stacked, scales), config)
-        return Features(self.final_norm(x), blocks)
+        return Features(self.final_norm(x), blocks, x)
 
     def order(self, grid: positions.Grid) -> Int[np.ndarray, " patch"]:
         """The config's order on a grid; raster order where training draws one for each image."""
@@ -243,39 +244,48 @@ class ViT(nnx.Module):
 
     def position_table(self, grid: positions.Grid) -> Any:
         """Positions added to embedded patches, in raster order; None without any."""
-        if self.config.positions.startswith("sincos2d"):
-            trained_grid = grid if self.config.positions == "sincos2d_native" else self.grid
-            return positions.sincos_2d(
-                grid, trained_grid, self.config.width, dtype=self._wide_dtype
-            )
         if self.config.positions == "learnable":
             return positions.resample_positions(self.positions[...], self.grid, grid)
-        return None
+        return fixed_positions(self.config, grid, self.grid)
 
     def angles(self, grid: positions.Grid, order: Order) -> Angles:
-        """Rotation angles of the start token (0), if any, and the patches, in sequence order.
+        """Rotation angles of the start token (0), if any, and the patches, in sequence order."""
+        return sequence_angles(self.config, grid, self.grid, order)
 
-        1D RoPE counts positions in the sequence, whatever patch is there.
-        """
-        config = self.config
-        if not config.positions.startswith("rope"):
-            return None
-        angles = positions.rope_angles(
-            *(config.positions, grid, self.grid, config.head_dim),
-            max_wavelength=config.rope_max_wavelength,
-            y_first=config.rope_y_first,
-            dtype=self._wide_dtype,
-        )
-        start = config.start_tokens
-        if config.positions == "rope1d":
-            return angles[1 - start : 1 + order.shape[-1]]
-        if order.ndim == 1:
-            return angles[np.pad(1 + order, (start, 0))]
-        return orders.take(angles, jnp.pad(1 + order, ((0, 0), (start, 0))))
 
-    @property
-    def _wide_dtype(self) -> type[np.floating]:
-        return np.float64 if self.config.dtype == "float64" else np.float32
+def fixed_positions(config: ViTConfig, grid: positions.Grid, trained_grid: positions.Grid) -> Any:
+    """Sine-cosine positions of the patches, in raster order; None where the config has none."""
+    if not config.positions.startswith("sincos2d"):
+        return None
+    trained_grid = grid if config.positions == "sincos2d_native" else trained_grid
+    return positions.sincos_2d(grid, trained_grid, config.width, dtype=_wide_dtype(config))
+
+
+def sequence_angles(
+    config: ViTConfig, grid: positions.Grid, trained_grid: positions.Grid, order: Order
+) -> Angles:
+    """Rotation angles of the start token (0), if any, and the patches, in sequence order.
+
+    1D RoPE counts positions in the sequence, whatever patch is there.
+    """
+    if not config.positions.startswith("rope"):
+        return None
+    angles = positions.rope_angles(
+        *(config.positions, grid, trained_grid, config.head_dim),
+        max_wavelength=config.rope_max_wavelength,
+        y_first=config.rope_y_first,
+        dtype=_wide_dtype(config),
+    )
+    start = config.start_tokens
+    if config.positions == "rope1d":
+        return angles[1 - start : 1 + order.shape[-1]]
+    if order.ndim == 1:
+        return angles[np.pad(1 + order, (start, 0))]
+    return orders.take(angles, jnp.pad(1 + order, ((0, 0), (start, 0))))
+
+
+def _wide_dtype(config: ViTConfig) -> type[np.floating]:
+    return np.float64 if config.dtype == "float64" else np.float32
 
 
 def layer_of(path: tuple[str, ...], depth: int) -> int | tuple[int, ...]:
