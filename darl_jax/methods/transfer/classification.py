@@ -27,6 +27,8 @@ class ClassificationConfig(LabelConfig):
     Attributes:
       mask: attention, 'full' or 'causal' (Table 3).
       pooling: readout of the 'last' token or the 'mean' over the patches (Table 3).
+      norm_after_pooling: a new LayerNorm after the readout in place of the backbone's final norm
+        (MAE).
       mixing: Mixup, CutMix and random erasing in training.
       freeze_patch_embedding: leave the patch embedding as it is (NEPA, arXiv 2512.16922).
     """
@@ -34,6 +36,7 @@ class ClassificationConfig(LabelConfig):
     name: str = "classification"
     mask: str = "full"
     pooling: str = "last"
+    norm_after_pooling: bool = False
     mixing: MixingConfig = dataclasses.field(default_factory=MixingConfig)
     freeze_patch_embedding: bool = False
 
@@ -60,6 +63,7 @@ class Classification(LabelMethod[Classifier]):
             num_classes=self.num_classes,
             grid=self.trained_grid,
             channels=self.data.channels,
+            norm_after_pooling=self.objective.norm_after_pooling,
             rngs=rngs,
         )
         add_adapters(model.backbone, self.objective.lora, rngs)

@@ -4,6 +4,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from darl_jax.nn.attention import Mask
+from darl_jax.nn.blocks import LayerNorm
 from darl_jax.nn.positions import Grid
 from darl_jax.nn.readout import readout
 from darl_jax.nn.vit import ViT, ViTConfig
@@ -14,12 +15,27 @@ class Classifier(nnx.Module):
 
     Settled here: the readout takes tokens after the final norm; the linear layer computes in
     float32 and starts at 0, as in the original ViT. `grid` is the trained (rows, columns).
+
+    With `norm_after_pooling` the readout takes tokens before the final norm, which nothing reads
+    then, and a new LayerNorm follows it (MAE's fine-tuning, arXiv 2111.06377).
     """
 
     def __init__(
-        self, vit: ViTConfig, *, num_classes: int, grid: Grid, channels: int, rngs: nnx.Rngs
+        self,
+        vit: ViTConfig,
+        *,
+        num_classes: int,
+        grid: Grid,
+        channels: int,
+        norm_after_pooling: bool = False,
+        rngs: nnx.Rngs,
     ):
         self.backbone = ViT(vit, patch_dim=vit.patch_size**2 * channels, grid=grid, rngs=rngs)
+        self.pooled_norm = (
+            LayerNorm(vit.width, epsilon=vit.norm_epsilon, use_fast_variance=False, rngs=rngs)
+            if norm_after_pooling
+            else None
+        )
         self.head = nnx.Linear(
             vit.width, num_classes, kernel_init=nnx.initializers.zeros, rngs=rngs
         )
@@ -42,5 +58,9 @@ class Classifier(nnx.Module):
           grid: (rows, columns) of patches.
           key: of drop path; None outside training.
         """
-        tokens = self.backbone(patches, mask=mask, grid=grid, key=key).tokens
-        return self.head(readout(tokens, pooling, start_tokens=self.backbone.config.start_tokens))
+        features = self.backbone(patches, mask=mask, grid=grid, key=key)
+        start_tokens = self.backbone.config.start_tokens
+        if self.pooled_norm is None:
+            return self.head(readout(features.tokens, pooling, start_tokens=start_tokens))
+        pooled = readout(features.last, pooling, start_tokens=start_tokens)
+        return self.head(self.pooled_norm(pooled))

@@ -33,6 +33,8 @@ class ProbesConfig(LabelConfig):
         them.
       mask: the backbone's attention, 'causal' or 'full'.
       pooling: of tokens before a linear probe, one of readout.POOLINGS.
+      final_norm: whether probes read a block's output through the backbone's final norm, as MAE's
+        linear evaluation reads the last block's; not together with average_blocks.
       average_blocks: number of blocks' outputs that a probe reads the mean of, its own and those
         below it (as many as there are); AIM has 6.
       classifier_bias: bias of a probe's last layer; ml-aim has none, ml-l3m has one.
@@ -45,6 +47,7 @@ class ProbesConfig(LabelConfig):
     blocks: tuple[int, ...] = ()
     mask: Literal["causal", "full"] = "causal"
     pooling: str = "mean"
+    final_norm: bool = False
     average_blocks: int = 1
     classifier_bias: bool = True
     learning_rates: tuple[float, ...] = ()
@@ -62,6 +65,11 @@ class ProbesConfig(LabelConfig):
             values = getattr(self, key)
             if list(values) != sorted({*values}) or min(values, default=least) < least:
                 raise ValueError(f"objective.{key}={values} must rise, from {least:g} or more")
+        if self.final_norm and self.average_blocks > 1:
+            raise ValueError(
+                f"objective.average_blocks={self.average_blocks} must be 1 with "
+                "config.objective.final_norm=True"
+            )
 
     @property
     def variants(self) -> tuple[Mapping[str, float], ...]:
@@ -241,6 +249,8 @@ class Probes(nnx.Module):
         vit = backbone.config
         read = self.config.read_blocks(vit.depth)
         blocks = backbone(patches, mask=mask, grid=grid, depth=max(read)).blocks
+        if self.config.final_norm:
+            blocks = backbone.final_norm(blocks)
         start_tokens = vit.start_tokens
         if self.config.kind == "linear":
             inputs = readout(blocks, self.config.pooling, start_tokens=start_tokens)

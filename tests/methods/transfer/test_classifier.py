@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from darl_jax.methods.transfer.classifier import Classifier
@@ -61,6 +62,33 @@ def test_an_image_is_read_in_the_models_order_on_its_own_grid() -> None:
         for model, each in ((spiral, patches), (raster, permuted))
     )
     np.testing.assert_allclose(logits, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("start_token", "first"), [("learned", 1), ("none", 0)])
+def test_a_norm_after_pooling_replaces_the_backbones(start_token: str, first: int) -> None:
+    vit = dataclasses.replace(VIT, start_token=start_token)
+    model = random_module(
+        lambda rngs: Classifier(
+            vit, num_classes=5, grid=GRID, channels=3, norm_after_pooling=True, rngs=rngs
+        )
+    )
+    graphdef, params = nnx.split(model)
+
+    def logits(params, patches):
+        return nnx.merge(graphdef, params)(patches, mask="full", pooling="mean", grid=GRID)
+
+    blocks = model.backbone(make_patches(), mask="full", grid=GRID).blocks
+    pooled = np.float64(blocks[-1])[:, first:].mean(axis=1)
+    pooled -= pooled.mean(axis=-1, keepdims=True)
+    pooled /= np.sqrt(np.square(pooled).mean(axis=-1, keepdims=True) + 1e-6)
+    norm, head = model.pooled_norm, model.head
+    expected = pooled * np.float64(norm.scale[...]) + np.float64(norm.bias[...])
+    expected = expected @ np.float64(head.kernel[...]) + np.float64(head.bias[...])
+    np.testing.assert_allclose(logits(params, make_patches()), expected, atol=2e-5)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.square(logits(p, make_patches()))))(params)
+    for leaf in jax.tree.leaves(gradient["backbone"]["final_norm"]):
+        np.testing.assert_array_equal(leaf, 0.0)
+    assert np.abs(gradient["pooled_norm"]["scale"][...]).min() > 0
 
 
 # Drop path.

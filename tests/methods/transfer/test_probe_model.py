@@ -164,6 +164,27 @@ def test_initial_statistics_are_those_of_normal_features_and_each_probe_has_its_
 # --- probes of every block -----------------------------------------------------------------------
 
 
+def test_with_the_final_norm_the_last_probe_sees_the_backbones_output():
+    model = random_probes(pooling="start", final_norm=True)
+    logits = apply(model, "full")
+    graphdef, state = nnx.split(model.backbone)
+    tokens = jax.jit(lambda s, p: nnx.merge(graphdef, s)(p, mask="full", grid=GRID).tokens)(
+        state, patches()
+    )
+    params = jax.tree.map(lambda leaf: leaf[-1], as_float64(model)["probes"])
+    expected = linear_in_float64(params, np.float64(tokens)[:, 0])
+    np.testing.assert_allclose(logits[-1], expected, atol=3e-5)
+    # The others read their own blocks through the same norm.
+    norm = as_float64(model)["backbone"]["final_norm"]
+    x = np.float64(block_outputs(model, "full"))[1, :, 0]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    params = jax.tree.map(lambda leaf: leaf[1], as_float64(model)["probes"])
+    expected = linear_in_float64(params, x * norm["scale"] + norm["bias"])
+    np.testing.assert_allclose(logits[1], expected, atol=3e-5)
+    with pytest.raises(ValueError, match=r"objective\.average_blocks=2 must be 1"):
+        ProbesConfig(final_norm=True, average_blocks=2)
+
+
 @pytest.mark.parametrize(
     ("kind", "average_blocks", "first", "pooling", "mask"),
     [
