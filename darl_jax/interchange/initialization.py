@@ -24,6 +24,7 @@ from darl_jax.interchange.loading import LoadedModel, load_model
 from darl_jax.methods.images import ImageMethod
 from darl_jax.nn.lora import is_adapter
 from darl_jax.nn.orders import OrderConfig
+from darl_jax.nn.positions import sincos_2d
 from darl_jax.runtime import cluster
 from darl_jax.training.checkpoint.checksums import checksums
 from darl_jax.training.checkpoint.reading import arrays_by_name, shortened
@@ -54,11 +55,30 @@ def load_initial(config: TrainConfig) -> LoadedModel:
     if not _adapts(config):
         params, _ = without_adapters(loaded.params, loaded.config or {})
         loaded = dataclasses.replace(loaded, params=params)
+    loaded = with_learnable_positions(loaded, config)
     check_same_model(loaded, config)
     # Each process reads the file itself, and the newest step may have changed in between.
     sums = checksums(arrays_by_name(loaded.params))
     cluster.check_alike(sums, "parameters in config.init.checkpoint")
     return loaded
+
+
+def with_learnable_positions(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
+    """Lets learnable positions start at the fixed sine-cosine ones of a checkpoint.
+
+    As MAE's fine-tuning, which goes on to train what was fixed in pre-training.
+    """
+    kinds = loaded.model.get("positions"), getattr(config.model, "positions", None)
+    if kinds != ("sincos2d", "learnable") or not isinstance(config.method, ImageMethod):
+        return loaded
+    grid = config.method.trained_grid
+    table = sincos_2d(grid, grid, config.model.width)
+    logging.info("config.model.positions is 'learnable': training starts at the fixed 'sincos2d'")
+    return dataclasses.replace(
+        loaded,
+        params=loaded.params | {"backbone": loaded.params["backbone"] | {"positions": table}},
+        model=loaded.model | {"positions": "learnable"},
+    )
 
 
 def check_same_model(loaded: LoadedModel, config: TrainConfig) -> None:

@@ -108,6 +108,24 @@ def test_a_backbone_with_other_arrays_is_refused_by_name() -> None:
         initialization.transfer(classifier(), lacking)
 
 
+def test_learnable_positions_start_at_the_fixed_ones_of_a_checkpoint() -> None:
+    fixed, learnable = pretrained(positions="sincos2d"), config(model__positions="learnable")
+    loaded = initialization.with_learnable_positions(fixed, learnable)
+    initialization.check_same_model(loaded, learnable)
+    ours = parameters(random_module(learnable.resolved(learnable.data.open().train).method.init))
+    result = initialization.transfer(ours, loaded)
+    table = np.asarray(result.params["backbone"]["positions"])
+    # Patch (row 1, column 2) of 16 channels: sin and cos of the column, then of the row.
+    rates = 10_000.0 ** (-np.arange(4) / 4)
+    waves = [wave(at * rates) for at in (2, 1) for wave in (np.sin, np.cos)]
+    np.testing.assert_allclose(table[1 * 4 + 2], np.concatenate(waves), atol=1e-6)
+    assert "backbone/positions" in result.taken
+    for other in (pretrained(positions="learnable"), pretrained()):
+        assert initialization.with_learnable_positions(other, learnable) is other
+    rope = config()
+    assert initialization.with_learnable_positions(fixed, rope) is fixed
+
+
 def test_a_head_of_other_classes_is_refused_until_it_is_dropped() -> None:
     loaded = dataclasses.replace(pretrained(), params=jax.tree.map(np.asarray, classifier(3)))
     with pytest.raises(ConfigError, match=r"head/kernel: \(16, 3\).*\(16, 5\)[\s\S]*init.drop"):
