@@ -7,6 +7,7 @@ from darl_jax.methods.aim.objective import AIMConfig, AIMMethod
 from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.mse import MSE, MSEConfig
+from darl_jax.methods.mae.method import MAEConfig, MAEMethod
 from darl_jax.methods.nepa.next_embedding import NextEmbedding, NextEmbeddingConfig
 from darl_jax.methods.transfer.classification import Classification, ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
@@ -19,6 +20,7 @@ METHODS: dict[str, tuple[type[ObjectiveConfig], type[Method[Any]]]] = {
     "diffusion": (DiffusionConfig, Diffusion),
     "next_embedding": (NextEmbeddingConfig, NextEmbedding),
     "aim": (AIMConfig, AIMMethod),
+    "mae": (MAEConfig, MAEMethod),
     "classification": (ClassificationConfig, Classification),
     "probes": (ProbesConfig, ProbeMethod),
 }

@@ -14,6 +14,8 @@ from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.flops import forward_flops
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
+from darl_jax.methods.mae.method import MAEConfig
+from darl_jax.methods.mae.model import DecoderConfig
 from darl_jax.methods.nepa.next_embedding import NextEmbeddingConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
@@ -27,6 +29,8 @@ from tests.methods_on_images import images, method
 BATCH, CLASSES = 2, 5
 VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=24, patch_size=4, dtype="float32")
 RGB = images(16, (0.5,) * 3, (0.5,) * 3)
+
+MAE_DECODER = DecoderConfig(width=12, depth=2, num_heads=3, mlp_dim=20)
 
 
 def traced(of: Any, *, gradient: bool = False) -> int:
@@ -80,6 +84,8 @@ def aim(kind: str) -> AIMConfig:
             ClassificationConfig(num_classes=CLASSES),
             {"qk_norm": "scale", "layer_scale": 0.1, "attention_bias": False},
         ),
+        (MAEConfig(decoder=MAE_DECODER, mask_ratio=0.7), {"positions": "sincos2d"}),
+        (MAEConfig(decoder=MAE_DECODER), {"start_token": "none", "mlp": "swiglu"}),
     ],
 )
 def test_a_step_is_three_times_the_multiplications_of_the_loss(objective, model) -> None:

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx, traverse_util
 
 from darl_jax.methods.darl.mse import MSEConfig
+from darl_jax.methods.mae.method import MAEConfig
 from darl_jax.methods.transfer.classification import ClassificationConfig
 from darl_jax.methods.transfer.probe_model import ProbesConfig
 from darl_jax.training.state import parameters
@@ -14,7 +15,13 @@ from tests.methods_on_images import images, method
 
 @pytest.mark.parametrize(
     "objective",
-    [MSEConfig(), ClassificationConfig(num_classes=3), ProbesConfig(num_classes=3)],
+    [
+        MSEConfig(),
+        MAEConfig(),
+        ClassificationConfig(num_classes=3),
+        ClassificationConfig(num_classes=3, norm_after_pooling=True),
+        ProbesConfig(num_classes=3),
+    ],
     ids=lambda objective: objective.name,
 )
 def test_layers_are_the_embedding_the_blocks_and_the_rest(objective) -> None:

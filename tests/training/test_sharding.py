@@ -26,6 +26,7 @@ from darl_jax.training.sharding import (
 from darl_jax.training.state import abstract_state, create_state, graph_definition
 from darl_jax.training.step import lower_step, make_train_step
 from tests.evaluators import test_likelihood
+from tests.methods.mae import test_mae
 from tests.methods.transfer import test_classification, test_mixing
 from tests.methods_on_images import images, method
 from tests.programs import finish, start
@@ -147,6 +148,7 @@ def main() -> None:
         "accuracy": test_classification.validation(8),
         "mixing": test_mixing.digest(8),
         "likelihood": test_likelihood.digest(8),
+        "masked": test_mae.digest(8),
     }
     print(json.dumps(results))
 
@@ -203,6 +205,13 @@ def test_mixing_accuracy_and_likelihood_do_not_depend_on_the_number_of_devices(e
     assert found["top5_accuracy"] == expected["top5_accuracy"]
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert eight_devices["likelihood"] == pytest.approx(test_likelihood.digest(4), rel=2e-5)
+
+
+def test_masks_are_those_of_one_device_and_no_token_is_sent(eight_devices: dict[str, Any]) -> None:
+    found, expected = eight_devices["masked"], test_mae.digest(1)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["norm"] == pytest.approx(expected["norm"], rel=1e-4)
+    assert found["sent"] == 0
 
 
 @pytest.mark.parametrize(
