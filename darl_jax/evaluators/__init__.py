@@ -5,6 +5,7 @@ from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.likelihood import LikelihoodConfig
 from darl_jax.evaluators.linear_probe import LinearProbeConfig
 from darl_jax.evaluators.pictures import PicturesConfig
+from darl_jax.evaluators.reconstructions import ReconstructionsConfig
 from darl_jax.evaluators.samples import SamplesConfig
 from darl_jax.evaluators.validation_loss import ValidationLossConfig
 
@@ -12,6 +13,7 @@ from darl_jax.evaluators.validation_loss import ValidationLossConfig
 EVALUATORS: dict[str, type[EvaluatorConfig]] = {
     "validation_loss": ValidationLossConfig,
     "pictures": PicturesConfig,
+    "reconstructions": ReconstructionsConfig,
     "samples": SamplesConfig,
     "linear_probe": LinearProbeConfig,
     "knn": KnnConfig,
