@@ -12,6 +12,7 @@ small_next_embedding
 small_nepa         128 x 6, 4 x 4 pixels           the same, NEPA's backbone            not run
 small_aim          128 x 6, 4 x 4 pixels           AIM, MLP head 4 x 256                not run
 transfer           128 x 6, 8 x 8 pixels           squared error, normalized patches    26
+mae                128 x 6, 4 x 4 pixels           MAE, a decoder of 64 x 2             not measured
 tiny_mse           64 x 4, 8 x 8 pixels            squared error, normalized patches    1
 orders             64 x 4, 4 x 4 pixels            squared error                        1
 
@@ -27,7 +28,7 @@ orders             benchmarks/patch_orders.py, docs/transfer.md; --config.model.
 
 import ml_collections
 
-from darl_jax.config import default_config, evaluator, recipes
+from darl_jax.config import default_config, evaluator, mae_recipes, recipes
 
 
 def _small(objective: str) -> ml_collections.ConfigDict:
@@ -78,6 +79,14 @@ def _small_aim() -> ml_collections.ConfigDict:
     return config
 
 
+def _mae() -> ml_collections.ConfigDict:
+    config = _small("mae")
+    mae_recipes.use_mae(config)
+    config.objective.decoder.update(width=64, depth=2, num_heads=4, mlp_dim=256)
+    config.evaluators.reconstructions.every_steps = 1000
+    return config
+
+
 def _transfer() -> ml_collections.ConfigDict:
     config = _small("mse")
     config.model.patch_size = 8
@@ -125,6 +134,7 @@ WORDS = {
     "small_next_embedding": _small_next_embedding,
     "small_nepa": _small_nepa,
     "small_aim": _small_aim,
+    "mae": _mae,
     "transfer": _transfer,
     "tiny_mse": _tiny_mse,
     "orders": _orders,

@@ -14,6 +14,8 @@ word          from a checkpoint of             minutes
 finetune      cifar10_pretrain.py:transfer     3.5      600 steps, causal attention
 linear        cifar10_pretrain.py:transfer     4        linear probes and k-NN of every block
 attentive     cifar10_pretrain.py:transfer     4        attentive probes of every block
+mae           cifar10_pretrain.py:mae                  600 steps, full attention, a new norm
+mae_linear    cifar10_pretrain.py:mae                  linear probes of every block
 tiny          cifar10_pretrain.py:tiny_mse     1        150 steps, full attention
 supervised    nothing                          1        200 steps, full attention
 
@@ -42,6 +44,29 @@ def _finetune() -> ml_collections.ConfigDict:
     config.optimizer.base_learning_rate, config.optimizer.learning_rate = None, 1e-3
     config.optimizer.warmup_epochs, config.optimizer.warmup_steps = None, 50
     config.evaluators.validation.every_steps = 600
+    return config
+
+
+def _mae() -> ml_collections.ConfigDict:
+    config = _finetune()
+    config.model.patch_size = 4
+    config.model.positions = "learnable"
+    config.objective.mask = "full"
+    config.objective.norm_after_pooling = True
+    config.optimizer.b2 = 0.999
+    config.optimizer.layer_decay = 0.75
+    return config
+
+
+def _mae_linear() -> ml_collections.ConfigDict:
+    config = _linear()
+    config.model.patch_size = 4
+    config.model.positions = "sincos2d"
+    config.objective.mask = "full"
+    config.objective.pooling = "start"
+    config.objective.final_norm = True
+    config.objective.label_smoothing = 0.0
+    config.evaluators.knn.mask = "full"
     return config
 
 
@@ -99,6 +124,8 @@ WORDS = {
     "finetune": _finetune,
     "linear": _linear,
     "attentive": _attentive,
+    "mae": _mae,
+    "mae_linear": _mae_linear,
     "tiny": _tiny,
     "supervised": _supervised,
 }

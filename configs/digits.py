@@ -3,6 +3,7 @@ r"""A very small ViT (width 128, 4 blocks) on scikit-learn's 8x8 digits: nothing
 python -m darl_jax.train --config=configs/digits.py --workdir=runs/digits
 python -m darl_jax.train --config=configs/digits.py:mse --workdir=runs/digits_mse
 python -m darl_jax.train --config=configs/digits.py:aim --workdir=runs/digits_aim
+python -m darl_jax.train --config=configs/digits.py:mae --workdir=runs/digits_mae
 
 Diffusion has the settings of generation (Appendix F): gamma ~ Beta(1, 1) and a denoising decoder
 that knows gamma, here of 2 blocks. It ends with samples, by the second-order solver with 30 steps
@@ -16,13 +17,14 @@ diffusion (default)    diffusion                   0.123              0.698 +- 0
 mse                    squared error               0.230              0.741 +- 0.015
 next_embedding         next-embedding prediction   -0.836 *           0.699 +- 0.030 *
 nepa                   the same, NEPA's backbone   not run
+mae                    MAE, decoder of 64 x 2      not run
 
 * With total_steps=500; the probe of its random initialization gives 0.612 +- 0.015.
 """
 
 import ml_collections
 
-from darl_jax.config import default_config, evaluator, recipes
+from darl_jax.config import default_config, evaluator, mae_recipes, recipes
 
 
 def _diffusion() -> ml_collections.ConfigDict:
@@ -71,12 +73,23 @@ def _nepa() -> ml_collections.ConfigDict:
     return config
 
 
+def _mae() -> ml_collections.ConfigDict:
+    config = default_config(objective="mae")
+    mae_recipes.use_mae(config)
+    config.objective.decoder.update(width=64, depth=2, num_heads=4, mlp_dim=256)
+    config.data.crop_scale = (0.7, 1.0)
+    config.evaluators.validation.every_steps = 250
+    config.evaluators.reconstructions.every_steps = 500
+    return config
+
+
 WORDS = {
     "diffusion": _diffusion,
     "mse": _mse,
     "next_embedding": _next_embedding,
     "nepa": _nepa,
     "aim": _aim,
+    "mae": _mae,
 }
 
 
@@ -106,6 +119,6 @@ def get_config(word: str = "diffusion") -> ml_collections.ConfigDict:
     if "pictures" in config.evaluators:
         config.evaluators.pictures.every_steps = 1000
     config.evaluators.probe = evaluator("linear_probe", every_steps=1000)
-    if word == "aim":  # which attends to all patches once it is trained
+    if word in ("aim", "mae"):  # full attention once they are trained
         config.evaluators.probe.mask = "full"
     return config

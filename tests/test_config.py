@@ -149,6 +149,33 @@ AIM_600M, AIM_1B, AIM_3B, AIM_7B = (
         (1_200_000, 30_000, 3072, 24, 24, 12288), (1_200_000, 30_000, 4096, 32, 32, 16384),
     )
 )
+MAE = {
+    "batch_size": 4096, "total_epochs": 800.0, "model.positions": "sincos2d",
+    "model.fused_qkv_init": True, "objective.name": "mae", "objective.mask_ratio": 0.75,
+    "objective.normalize_target": False, "objective.decoder.width": 512,
+    "objective.decoder.depth": 8, "objective.decoder.num_heads": 16,
+    "objective.decoder.mlp_dim": 2048, "data.crop_scale": (0.2, 1.0), "data.flip": True,
+    "data.dataset": "imagenet2012", "data.randaugment.magnitude": 0.0, "ema_decay": 0.0,
+    "optimizer.base_learning_rate": 1.5e-4, "optimizer.final_learning_rate": 0.0,
+    "optimizer.b1": 0.9, "optimizer.b2": 0.95, "optimizer.eps": 1e-8, "optimizer.clip_norm": 0.0,
+    "optimizer.weight_decay": 0.05, "optimizer.warmup_epochs": 40.0,
+}
+MAE_FINE_TUNING = LABELS | {
+    "batch_size": 1024, "total_epochs": 50.0, "model.positions": "learnable",
+    "objective.mask": "full", "objective.pooling": "mean", "objective.norm_after_pooling": True,
+    "objective.mixing.erasing_probability": 0.25, "optimizer.learning_rate": None,
+    "optimizer.base_learning_rate": 1e-3, "optimizer.final_learning_rate": 1e-6,
+    "optimizer.b2": 0.999, "optimizer.layer_decay": 0.75, "optimizer.weight_decay": 0.05,
+    "optimizer.warmup_epochs": 5.0, "optimizer.clip_norm": 0.0, "data.eval_crop": 0.875,
+}
+MAE_FINE_TUNING_B = MAE_FINE_TUNING | B16 | {
+    "total_epochs": 100.0, "model.drop_path": 0.1, "optimizer.base_learning_rate": 5e-4,
+    "optimizer.layer_decay": 0.65,
+}
+MAE_LINEAR = TABLE_13 | {
+    "model.positions": "sincos2d", "objective.mask": "full", "objective.pooling": "start",
+    "objective.final_norm": True, "objective.label_smoothing": 0.0,
+}
 # fmt: on
 SIZES = {"b16": B16, "l16": L16, "h14": H14}
 
@@ -188,6 +215,13 @@ PAPER = {
     "aim_1b": AIM_1B,
     "aim_3b": AIM_3B,
     "aim_7b": AIM_7B,
+    "mae_vit_b16": MAE | B16,
+    "mae_vit_l16": MAE | L16,
+    "mae_vit_h14": MAE | H14,
+    "finetune_mae_vit_b16": MAE_FINE_TUNING_B,
+    "finetune_mae_vit_l16": MAE_FINE_TUNING | L16 | {"model.drop_path": 0.2},
+    "finetune_mae_vit_h14": MAE_FINE_TUNING | H14 | {"model.drop_path": 0.3},
+    "linear_mae_vit": MAE_LINEAR,
 }  # fmt: skip
 
 
@@ -215,6 +249,8 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
         "nepa_vit_l14:pretrain",
         "aim_600m:head_transformer",
         "aim_7b",
+        "mae_vit_h14:800ep",
+        "finetune_mae_vit_b16",
     ],
 )
 def test_model_of_a_config_can_be_traced(name):

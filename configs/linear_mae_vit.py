@@ -1,0 +1,45 @@
+r"""Linear probes of MAE's class token on ImageNet (arXiv 2111.06377, Table 10).
+
+python -m darl_jax.train --config=configs/linear_mae_vit.py:l16 --workdir=gs://bucket/run \
+    --config.init.checkpoint=gs://bucket/pretrained \
+    --config.data.data_dir=gs://bucket/tensorflow_datasets
+python -m darl_jax.cost --config=configs/linear_mae_vit.py:l16
+
+There is a probe for each block, and the last one is MAE's. Settled here: random resized crops are
+tried ten times, as elsewhere; the repository's once, as BYOL's.
+
+Expected, from MAE's paper; not reached here:
+
+word    backbone    top-1 in %, from mae_vit_*.py:1600ep_normalized
+b16     ViT-B/16    68.0
+l16     ViT-L/16    75.8
+h14     ViT-H/14    76.6
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from darl_jax.config import default_config, recipes
+
+WORDS = {"b16": ("B", 16), "l16": ("L", 16), "h14": ("H", 14)}
+
+
+def get_config(word: str = "") -> ml_collections.ConfigDict:
+    size, patch_size = recipes.entry(WORDS, word)
+    config = default_config(objective="probes", size=size, optimizer="lars")
+    config.init.checkpoint = config_dict.placeholder(str)
+    config.model.patch_size = patch_size
+    config.model.positions = "sincos2d"
+    config.data.dataset = "imagenet2012"
+    config.data.crop_scale = (0.08, 1.0)
+    config.batch_size = 16384
+    config.total_epochs = 90.0
+    config.objective.mask = "full"
+    config.objective.pooling = "start"
+    config.objective.final_norm = True
+    config.objective.label_smoothing = 0.0
+    config.optimizer.base_learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_epochs = 10.0
+    return config
