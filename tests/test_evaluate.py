@@ -92,6 +92,7 @@ def test_a_wrong_flag_is_one_line(tiny_run, capsys, arguments, message):
     assert message in found
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_run_on_two_devices_is_evaluated_on_one(tmp_path):
     """As its config says fsdp=2, which does not fit here; so does sample, and so an export."""

@@ -126,6 +126,7 @@ def test_the_run_takes_the_configs_steps_at_the_rooflines_rate(
         assert part in text
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_step_that_does_not_fit_ends_with_1_and_one_line_of_advice() -> None:
     done = run_plan("--topology=h100:8", f"--config.batch_size={2**24}")
@@ -136,6 +137,7 @@ def test_a_step_that_does_not_fit_ends_with_1_and_one_line_of_advice() -> None:
     assert "config.accumulation_steps" in errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_a_sweep_ranks_the_meshes_that_fit_and_prints_flags_to_paste(
     tmp_path: pathlib.Path,

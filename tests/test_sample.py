@@ -122,6 +122,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tiny_diffusion, tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_four_devices_make_the_images_of_one(tiny_diffusion, tmp_path):
     flags = f"--checkpoint={tiny_diffusion}", f"--output={tmp_path / 'four'}"

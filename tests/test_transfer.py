@@ -69,7 +69,7 @@ def test_another_beginning_and_the_beginning_of_another_model_are_refused(
 @pytest.mark.parametrize(
     ("kind", "optimizer", "rate", "batch_size", "steps"),
     [
-        ("linear", "lars", 3.0, 128, 300),
+        pytest.param("linear", "lars", 3.0, 128, 300, marks=pytest.mark.slow),
         ("attentive", "adamw", 3e-3, 32, 60),
     ],
 )

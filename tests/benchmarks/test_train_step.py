@@ -8,6 +8,7 @@ from benchmarks import contestants, step_table, train_step
 DIGITS = str(pathlib.Path(__file__).resolve().parents[2] / "configs" / "digits.py:mse")
 
 
+@pytest.mark.slow
 def test_rows_are_measured_and_missing_ones_have_a_reason(tmp_path, capsys):
     file, traces = tmp_path / "rows.json", tmp_path / "traces"
     flags = ["--batch_size=2", "--unroll=1", "--seconds=0.01", "--data_dir=."]

@@ -74,6 +74,7 @@ def test_workers_make_the_batches_of_this_process_and_leave_nothing(source, monk
         next(batches)
 
 
+@pytest.mark.slow
 def test_evaluation_of_many_records_by_workers_raises_their_error_or_ends(source, monkeypatch):
     monkeypatch.setattr(pipeline, "_FEW_RECORDS", 10)
     split = ImageSplit(source, CONFIG)

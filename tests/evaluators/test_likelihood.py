@@ -171,6 +171,7 @@ class NanOnBlack(Diffusion):
         return jnp.where(black[:, None, None], jnp.nan, super().patches(batch))
 
 
+@pytest.mark.slow
 def test_the_answer_does_not_depend_on_the_size_of_the_batches_or_on_what_fills_them():
     model = tiny_model(denoising=True)
     vit = dataclasses.replace(VIT, positions="sincos2d", order=OrderConfig("random"))

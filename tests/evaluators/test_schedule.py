@@ -115,4 +115,4 @@ def test_a_split_without_labels_is_refused_by_name() -> None:
     assert labeled(split) is split
     source.class_names = ()
     with pytest.raises(ValueError, match="digits, split 'train', has no labels"):
-        labeled(split)
+        labeled(ImageSplit(source, images()))

@@ -19,7 +19,7 @@ SWITCH = Interconnect(1, 100.0, 0, 0, 4)
 
 
 def chip(interconnect: Interconnect) -> Chip:
-    return Chip("c", (), 1e3, 2**30, 2**30, 1e2, interconnect, 1.0, "")
+    return Chip("c", (), 1e3, 2**30, 2**30, 1e2, interconnect, 1.0)
 
 
 def row(length: int, stride: int = 1, island: int = 0) -> list[Position]:

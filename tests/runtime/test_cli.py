@@ -60,7 +60,7 @@ def test_tilde_is_the_home_folder(parsed, monkeypatch, tmp_path):
         ([f"--config={DIGITS}", "--wrkdir=x"], "wrkdir"),
         ([f"--config={DIGITS}", "stray"], "stray is not understood; usage: train --config=FILE"),
         (["--config=configs/no_such.py"], "--config=configs/no_such.py: there is no such file"),
-        ([f"--config={DIGITS}:aim"], "no word 'aim': give --config=FILE.py:WORD with one of diff"),
+        ([f"--config={DIGITS}:x"], "no word 'x': give --config=FILE.py:WORD with one of diff"),
         (["--config=configs/linear_vit.py"], "a word is missing: give --config=FILE.py:WORD with"),
         (["--config=configs/darl_vit_b16_mse.py:x"], "configs/darl_vit_b16_mse.py takes no word"),
     ],

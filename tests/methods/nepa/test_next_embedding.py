@@ -57,6 +57,7 @@ def test_coordinates_are_scaled_in_training_and_not_in_validation():
     assert validation[0] == validation[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_targets_collapse_without_the_stopped_gradient_and_not_with_it(stop_gradient):
     """300 steps on digits; four pixels and a bias leave a rank of five at most."""
