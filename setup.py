@@ -41,7 +41,7 @@ REQUIREMENTS = [
 TEST = [
     "pytest>=8.4,<10",  # runs the tests
     "pytest-timeout>=2.3,<3",  # a test that hangs fails, with a traceback
-    "pytest-xdist>=3.6,<4",  # runs the tests in two processes
+    "pytest-xdist>=3.7,<4",  # runs the tests in two processes
     "beartype>=0.21,<0.24",  # checks the jaxtyping signatures while the tests run
     "import-linter>=2.1,<3",  # holds the directions of imports
 ]

@@ -40,6 +40,12 @@ jaxtyping.install_import_hook("darl_jax", "beartype.beartype")
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the files that start processes first: the longest, which two workers then balance."""
+    long = {item.path for item in items if item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def tfds_dir() -> str:
     """A folder that holds `cifar10` and `imagenet2012` as TFDS prepares them (ArrayRecord)."""

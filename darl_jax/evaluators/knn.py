@@ -24,6 +24,7 @@ from darl_jax.evaluators.base import (
     EvaluatorConfig,
     HostBatches,
     best_block,
+    image_method,
     labeled,
 )
 from darl_jax.evaluators.features import pooled_blocks, reader
@@ -67,6 +68,7 @@ class KnnConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "Knn":
         """Takes the training split as the bank and the validation split as queries."""
+        image_method(context.method, self.kind)
         bank = some_records(labeled(context.splits.train), self.max_bank)
         if len(bank) < self.neighbors:
             raise ValueError(

@@ -76,6 +76,7 @@ class LinearProbeConfig(EvaluatorConfig):
 
     def build(self, context: Context) -> "LinearProbe":
         """Chooses the training records by their labels."""
+        image_method(context.method, self.kind)
         chosen = training_records(labeled(context.splits.train), self)
         held_out = labeled(context.splits.validation)
         return LinearProbe(
