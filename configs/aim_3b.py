@@ -6,7 +6,7 @@ python -m darl_jax.cost --config=configs/aim_3b.py
 
 5 billion images. The paper takes 80% of them from DFN-2B, which is not public, and 20% from
 ImageNet-1k; here they are ImageNet-1k's unless --config.data.dataset names others.
-docs/aim.md says what runs where.
+`python -m darl_jax.plan --config=FILE --topology=v5p:4x8x8` prints whether it fits there.
 
 Expected, from the paper; not reached here: ImageNet top-1 in % of an attentive probe on the frozen
 backbone, from the last and from the best six blocks (Table 7), and with LoRA of rank 8 (Table 8).

@@ -8,7 +8,7 @@ python -m darl_jax.cost --config=configs/aim_600m.py
 
 2 billion images. The paper takes 80% of them from DFN-2B, which is not public, and 20% from
 ImageNet-1k; here they are ImageNet-1k's unless --config.data.dataset names others. All words but
-the first are 400 epochs of ImageNet-1k. docs/aim.md says what runs where.
+the first are 400 epochs of ImageNet-1k.
 
 Expected, from the paper; not reached here: ImageNet top-1 in % of a linear and of an attentive
 probe on the frozen backbone. Orders are compared under causal attention (raster is also Table 3d's

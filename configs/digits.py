@@ -18,6 +18,7 @@ mse                    squared error               0.230              0.741 +- 0
 next_embedding         next-embedding prediction   -0.836 *           0.699 +- 0.030 *
 nepa                   the same, NEPA's backbone   not run
 mae                    MAE, decoder of 64 x 2      not run
+aim                    AIM                         not run
 
 * With total_steps=500; the probe of its random initialization gives 0.612 +- 0.015.
 """
