@@ -17,29 +17,19 @@ h14     ViT-H/14    76.6
 """
 
 import ml_collections
-from ml_collections import config_dict
 
-from darl_jax.config import default_config, recipes
+from darl_jax.config import recipes
 
 WORDS = {"b16": ("B", 16), "l16": ("L", 16), "h14": ("H", 14)}
 
 
 def get_config(word: str = "") -> ml_collections.ConfigDict:
     size, patch_size = recipes.entry(WORDS, word)
-    config = default_config(objective="probes", size=size, optimizer="lars")
-    config.init.checkpoint = config_dict.placeholder(str)
+    config = recipes.linear_probes(size)
     config.model.patch_size = patch_size
     config.model.positions = "sincos2d"
-    config.data.dataset = "imagenet2012"
-    config.data.crop_scale = (0.08, 1.0)
-    config.batch_size = 16384
-    config.total_epochs = 90.0
     config.objective.mask = "full"
     config.objective.pooling = "start"
     config.objective.final_norm = True
     config.objective.label_smoothing = 0.0
-    config.optimizer.base_learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.warmup_epochs = 10.0
     return config

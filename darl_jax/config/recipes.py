@@ -189,6 +189,24 @@ def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
     return config
 
 
+def linear_probes(size: str) -> ml_collections.ConfigDict:
+    """Table 13: linear probes of every block's output, side by side, on a frozen backbone."""
+    config = default_config(objective="probes", size=size, optimizer="lars")
+    config.init.checkpoint = config_dict.placeholder(str)
+    config.data.dataset = "imagenet2012"
+    config.data.crop_scale = (0.08, 1.0)
+    config.batch_size = 16384
+    config.total_epochs = 90.0
+    config.objective.mask = "causal"
+    config.objective.pooling = "mean"
+    config.objective.label_smoothing = 0.1
+    config.optimizer.base_learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.warmup_epochs = 10.0
+    return config
+
+
 def supervised(size: str) -> ml_collections.ConfigDict:
     """Table 10: 200 epochs from nothing, mean pooling; attention full or causal (Table 1)."""
     config = _classification(size)

@@ -39,11 +39,11 @@ class Evaluation:
                 self.read += [(split, data) for split in opened[data]]
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether an evaluator runs after this step."""
+        """True where an evaluator runs after this step."""
         return any(self._is_due(name, step, last) for name in self._configs)
 
     def missing(self, history: Iterable[Mapping[str, int | float]], step: int, last: bool) -> bool:
-        """Whether an evaluation is due at a step but not in a run's metrics."""
+        """True where an evaluation is due at a step but not in a run's metrics."""
         done = any(line["step"] == step and _SECONDS in line for line in history)
         return self.due(step, last=last) and not done
 

@@ -245,7 +245,7 @@ def restored_params(
 
 
 def _differ(key: str, theirs: Any, ours: Any) -> bool:
-    """Whether a key gives arrays another meaning; LayerScale's initial factor does not."""
+    """True where a key gives arrays another meaning; LayerScale's initial factor does not."""
     return bool(theirs) != bool(ours) if key == "layer_scale" else theirs != ours
 
 

@@ -1,1 +1,1 @@
-"""What a train step takes on devices that are not here."""
+"""Time and memory of a train step on devices that are not here."""
