@@ -5,9 +5,9 @@
 Formats: orbax (the parameters alone), safetensors (with a config.json and a file of PyTorch that
 loads them and needs nothing else), timm (for timm's own ViT with RoPE), and the names of arrays in
 other projects: aim, aim-l3m, aimv2, aimv2-timm, aimv2-transformers, mae and nepa, each for a
-backbone that has the keys of its family. The folder appears when it is whole, with a model card in
-README.md. Exit codes: 0 written; 1 writing failed; 2 a flag or checkpoint that cannot be used.
-docs/export.md lists the arrays that each format keeps.
+backbone that has the keys of its family; adapters (LoRA's alone, which the others merge). The
+folder appears when it is whole, with a model card in README.md. Exit codes: 0 written; 1 writing
+failed; 2 a flag or checkpoint that cannot be used. docs/export.md lists each format's arrays.
 """
 
 import pathlib
