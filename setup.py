@@ -29,6 +29,8 @@ REQUIREMENTS = [
     "pillow>=11.3,<14",  # JPEG and PNG decoding, bicubic resize
     # The same resize four times as fast. There is no wheel for Linux on Arm.
     "cykooz-resizer>=4,<5; platform_machine == 'x86_64' or sys_platform == 'darwin'",
+    # The range coder of compressed files. There is no wheel for Linux on Arm.
+    "constriction>=0.4.2,<0.7; platform_machine == 'x86_64' or sys_platform == 'darwin'",
     "safetensors>=0.5,<0.9",  # weights for other frameworks, and from them
     "etils[epath]>=1.13,<2",  # one path type for local disks and buckets
     "scikit-learn>=1.6,<2",  # the digits images; the probe's logistic regression

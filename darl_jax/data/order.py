@@ -15,6 +15,7 @@ STREAM_REPLACE = 3
 STREAM_FILES = 4
 STREAM_DIGITS = 5
 STREAM_RANDAUGMENT = 6
+STREAM_ARDM_ORDER = 7  # of generation in compressed files, whose format fixes it
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FEISTEL_ROUNDS = 8

@@ -47,22 +47,29 @@ _unfinished: set[pathlib.Path] = set()
 
 
 @contextlib.contextmanager
-def unfinished(folder: pathlib.Path) -> Iterator[None]:
-    """Removes a folder if the body raises, or if Ctrl-C ends the program in it."""
-    _unfinished.add(folder)
+def unfinished(path: pathlib.Path) -> Iterator[None]:
+    """Removes a folder or file if the body raises, or if Ctrl-C ends the program in it."""
+    _unfinished.add(path)
     try:
         yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(path)
         raise
     finally:
-        _unfinished.discard(folder)
+        _unfinished.discard(path)
 
 
 def discard_unfinished() -> None:
-    """Removes the folders that are being written."""
-    for folder in list(_unfinished):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Removes the folders and files that are being written."""
+    for path in list(_unfinished):
+        _remove(path)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class StopRequest:

@@ -1,0 +1,1 @@
+"""Lossless codec on a trained autoregressive diffusion model."""
