@@ -50,19 +50,20 @@ def default_config(
     objective: str = "mse",
     size: str = "B",
     *,
-    model: str = "vit",
+    model: str | None = None,
     data: str = "images",
     optimizer: str = "adamw",
 ) -> ml_collections.ConfigDict:
     """Every key with its default, for a config file to change.
 
-    Names in METHODS, MODELS, DATA and OPTIMIZERS decide the keys of their groups; `size`, a name in
-    VIT_SIZES, is that of a ViT.
+    Names in METHODS, MODELS, DATA and OPTIMIZERS decide the keys of their groups; the model is the
+    method's usual one unless it is named. `size`, a name in VIT_SIZES, is that of a ViT.
     """
     objective_config, method = METHODS[objective]
     evaluators = default_evaluators()
     if not issubclass(method, PatchMethod):
         del evaluators["pictures"]
+    model = model or method.default_model
     model_config = VIT_SIZES[size] if model == "vit" else MODELS[model]()
     config = TrainConfig(
         model=dataclasses.replace(model_config, **method.model_defaults),

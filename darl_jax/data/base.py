@@ -64,6 +64,13 @@ class Split(Protocol):
         ...
 
 
+class Integers(NamedTuple):
+    """A feature whose values are integers from 0 to levels - 1, with the channels last."""
+
+    feature: str
+    levels: int
+
+
 class Splits(NamedTuple):
     """The opened splits of a config: records to learn from, and records held out."""
 
@@ -89,6 +96,11 @@ class DataConfig(abc.ABC):
         """Raises ValueError with the key's value and the rule, unless it is valid."""
         if not valid:
             raise ValueError(f"data.{key} is {getattr(self, key)!r}; it must be {rule}")
+
+    @property
+    def integers(self) -> Integers | None:
+        """The feature that models of integers read; None where there is none."""
+        return None
 
     @property
     @abc.abstractmethod

@@ -4,6 +4,8 @@ from typing import Any
 
 from darl_jax.data.base import Features
 from darl_jax.methods.aim.objective import AIMConfig, AIMMethod
+from darl_jax.methods.ardm.method import ARDM, ARDMConfig
+from darl_jax.methods.ardm.networks import NETWORKS
 from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig
 from darl_jax.methods.darl.diffusion import Diffusion, DiffusionConfig
 from darl_jax.methods.darl.mse import MSE, MSEConfig
@@ -21,11 +23,12 @@ METHODS: dict[str, tuple[type[ObjectiveConfig], type[Method[Any]]]] = {
     "next_embedding": (NextEmbeddingConfig, NextEmbedding),
     "aim": (AIMConfig, AIMMethod),
     "mae": (MAEConfig, MAEMethod),
+    "ardm": (ARDMConfig, ARDM),
     "classification": (ClassificationConfig, Classification),
     "probes": (ProbesConfig, ProbeMethod),
 }
 
 # config.model.name -> config of the group
-MODELS: dict[str, type] = {"vit": ViTConfig}
+MODELS: dict[str, type] = {"vit": ViTConfig, **NETWORKS}
 
 __all__ = ["METHODS", "MODELS", "Batch", "Features", "Method", "Metrics", "ObjectiveConfig"]

@@ -60,6 +60,8 @@ class Method(abc.ABC, Generic[Model]):
     model: Any
     data: Any
 
+    # Name in MODELS that `default_config` begins with where none is given.
+    default_model: ClassVar[str] = "vit"
     # Keys of config.model that are the method's own, which `default_config` begins with.
     model_defaults: ClassVar[Mapping[str, Any]] = {}
 

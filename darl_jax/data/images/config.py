@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import logging
 
-from darl_jax.data.base import DataConfig, Features, Splits
+from darl_jax.data.base import DataConfig, Features, Integers, Splits
 from darl_jax.data.images.randaugment import RandAugmentConfig
 
 if TYPE_CHECKING:
@@ -88,6 +88,11 @@ class ImagesConfig(DataConfig):
             "image": jax.ShapeDtypeStruct(size, np.uint8),
             "label": jax.ShapeDtypeStruct((), np.int32),
         }
+
+    @property
+    def integers(self) -> Integers:
+        """The pixels, of 256 levels."""
+        return Integers("image", 256)
 
     def open(self) -> Splits:
         """Opens both splits, decodes the first record of each, and with `in_memory` all.

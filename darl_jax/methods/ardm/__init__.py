@@ -1,0 +1,1 @@
+"""Autoregressive diffusion models of integers (arXiv 2110.02037)."""
