@@ -144,8 +144,12 @@ def serialize(header: Header, streams: Sequence[Words]) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-class _Reader:
-    """Fields of a header, one after another."""
+class Reader:
+    """Fields of a header, one after another; `at` is the number of bytes that are read.
+
+    Raises:
+      FileError: of each function, where a field goes beyond the end or is no integer.
+    """
 
     def __init__(self, data: bytes, name: str) -> None:
         self._data, self._name = data, name
@@ -153,6 +157,7 @@ class _Reader:
 
     @property
     def left(self) -> int:
+        """Number of bytes that follow."""
         return len(self._data) - self.at
 
     def take(self, count: int, field: str) -> bytes:
@@ -235,7 +240,7 @@ def _check_magic(data: bytes, name: str) -> None:
 
 def _parse_header(data: bytes, name: str) -> tuple[Header, int]:
     """The header and its length with the checksum."""
-    reader = _Reader(data, name)
+    reader = Reader(data, name)
     reader.take(len(MAGIC) + 1, "version")
     flags = reader.take(1, "flags")[0]
     model, profile = reader.take(8, "model"), reader.take(4, "profile")

@@ -283,7 +283,7 @@ class ARDM(Method[ARDMModel]):
         values: Int[Array, "batch *shape"],
         known: Bool[Array, "batch *shape"],
         step: Int[Array, " batch"],
-        stage: int,
+        stage: int | Int[Array, " batch"],
     ) -> Float[Array, "batch *shape alternative"]:
         """Logits of a stage at all positions, in at least float32, without dropout.
 
@@ -297,7 +297,7 @@ class ARDM(Method[ARDMModel]):
         parametrization they are the b children. Children that `stages.children` calls illegal have
         finite logits here too, and no probability: mask them.
         """
-        every = jnp.full((len(values),), stage, jnp.int32)
+        every = jnp.broadcast_to(jnp.asarray(stage, jnp.int32), (len(values),))
         return self.outputs.logits(self._raw(model, values, known, step, every), stage)
 
     def _raw(

@@ -214,7 +214,7 @@ def scan_steps(
     time: Float[Array, "batch time"],
     keys: Any,
     skips: Float[Array, "step batch height width channel"] | None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array | None]:
     """Applies stacked steps, on the way up each to its skip too; also returns all outputs."""
     graphdef, stacked = nnx.split(steps)
 

@@ -1,0 +1,33 @@
+"""Checkpoints of tiny models with random parameters, as a run would have saved them."""
+
+import pathlib
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from darl_jax.config import default_config, load, to_dict
+from darl_jax.training.checkpoint import Checkpointer
+from tests.random_modules import random_module
+
+
+def images(channels: int = 1, **objective) -> ConfigDict:
+    """Pictures of 4 x 4 pixels."""
+    config = default_config(objective="ardm", model="ardm_unet")
+    config.objective.update(objective)
+    config.model.update(width=8, embedding_width=2, blocks=1, groups=2, attention_sizes=())
+    config.data.update(
+        source="digits", image_size=4, channels=channels, mean=(0.3,) * channels,
+        std=(0.4,) * channels, in_memory=True,
+    )  # fmt: skip
+    return config
+
+
+def save(config: ConfigDict, workdir: pathlib.Path, seed: int = 0) -> pathlib.Path:
+    """A workdir with a checkpoint, whose logits are a few nats."""
+    loaded = load(config)
+    params = nnx.to_pure_dict(nnx.state(random_module(loaded.method.init, seed)))
+    checkpointer = Checkpointer(workdir, keep_last=1, keep_every=0)
+    checkpointer.save(1, {"params": params}, to_dict(loaded), "records")
+    checkpointer.wait()
+    checkpointer.close()
+    return workdir
