@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from darl_jax.data.base import Features
+from darl_jax.methods.ardm.mixture import LogisticMixture
 from darl_jax.methods.ardm.networks import Network, NetworkConfig, Problem
 from darl_jax.methods.ardm.outputs import Categorical, Direct, Outputs
 from darl_jax.methods.ardm.stages import Stages
@@ -33,6 +34,8 @@ class ARDMConfig(ObjectiveConfig):
       branching: alternatives of a stage of depth upscaling, b; 0 for an order-agnostic model.
       parametrization: of upscaling's stages: 'data', a logit for each value, or 'direct', one for
         each child.
+      mixtures: components of a mixture of discretized logistics, in place of a logit for each value
+        of an order-agnostic model; 0 has logits.
       step_draws: of steps and stages: 'uniform', independently for each example, or 'antithetic',
         spread evenly over the batch.
       cross_entropy_weight: of the mean log probability of all unknown positions, beside the bound.
@@ -43,6 +46,7 @@ class ARDMConfig(ObjectiveConfig):
     levels: int = 0
     branching: int = 0
     parametrization: Literal["data", "direct"] = "data"
+    mixtures: int = 0
     step_draws: Literal["uniform", "antithetic"] = "uniform"
     cross_entropy_weight: float = 0.001
     cross_entropy_scale: Literal["code", "paper"] = "code"
@@ -50,6 +54,11 @@ class ARDMConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         if self.levels < 0 or self.levels == 1:
             raise ValueError(f"objective.levels={self.levels} must be 0, or at least 2")
+        if self.mixtures < 0 or (self.mixtures and self.branching):
+            raise ValueError(
+                f"objective.mixtures={self.mixtures} must be 0, or positive with "
+                "config.objective.branching=0"
+            )
         if self.cross_entropy_weight < 0:
             raise ValueError(
                 f"objective.cross_entropy_weight={self.cross_entropy_weight} must not be negative"
@@ -171,9 +180,12 @@ class ARDM(Method[ARDMModel]):
     @property
     def outputs(self) -> Outputs:
         """The distributions that the network's outputs stand for."""
+        channels = self.data_shape[-1]
+        if self.objective.mixtures:
+            return LogisticMixture(self.stages, channels, self.objective.mixtures)
         direct = self.branching and self.objective.parametrization == "direct"
         kind = Direct if direct else Categorical
-        return kind(self.stages, self.data_shape[-1])
+        return kind(self.stages, channels)
 
     @property
     def problem(self) -> Problem:
