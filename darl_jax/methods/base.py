@@ -16,7 +16,7 @@ import numpy as np
 from clu.metrics import Average
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from darl_jax.data.base import Features, Split
 from darl_jax.nn.dtypes import at_least_float32
@@ -26,6 +26,7 @@ nnx.use_eager_sharding(False)
 
 Batch = Mapping[str, Shaped[Array, "batch ..."]]
 Metrics = dict[str, Average]
+Observed = dict[str, Shaped[Array, "batch ..."]]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -91,6 +92,24 @@ class Method(abc.ABC, Generic[Model]):
         `metrics['loss']` is the loss as a mergeable mean, and its count the loss's weight where
         batches are put together: examples, or targets that differ in number from batch to batch.
         """
+
+    def observe(
+        self, model: Model, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics, Observed]:
+        """Loss and metrics of a training step, and what `track` reads of each example.
+
+        `loss` and nothing unless overridden; the method then follows statistics of the examples.
+        """
+        return *self.loss(model, batch, key), {}
+
+    def track(self, params: PyTree, observed: Observed) -> PyTree:
+        """Parameters after a step with its statistics brought up to date, in untrained ones.
+
+        Being parameters they are in every checkpoint, and as they are not trained they are neither
+        stepped nor averaged over time. `observed` has the examples of the whole batch in order.
+        """
+        del observed
+        return params
 
     def validate(self, model: Model, batch: Batch, key: PRNGKeyArray) -> Metrics:
         """Metrics of held-out examples: those of training unless overridden.

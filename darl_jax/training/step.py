@@ -12,12 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from darl_jax.methods import Batch, Features, Method, Metrics
+from darl_jax.methods.base import Observed
 from darl_jax.nn.mesh_axes import pin_batch
 from darl_jax.training.sharding import batch_sharding, global_array
 from darl_jax.training.state import TrainState
 from darl_jax.training.trained import join_trained, split_trained
 
-LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics]]
+LossAndGradient = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, Metrics, Observed]]
 TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, Metrics]]
 
 
@@ -40,14 +41,16 @@ def make_train_step(
 
     def loss_and_gradient(
         params: PyTree, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[PyTree, Metrics]:
+    ) -> tuple[PyTree, Metrics, Observed]:
         trained, frozen = split_trained(params, method.trains)
 
-        def loss_fn(trained: PyTree) -> tuple[Float[Array, ""], Metrics]:
+        def loss_fn(trained: PyTree) -> tuple[Float[Array, ""], tuple[Metrics, Observed]]:
             model = nnx.merge(graphdef, join_trained(trained, frozen))
-            return method.loss(model, batch, key)
+            loss, metrics, observed = method.observe(model, batch, key)
+            return loss, (metrics, observed)
 
-        return jax.grad(loss_fn, has_aux=True)(trained)
+        gradient, (metrics, observed) = jax.grad(loss_fn, has_aux=True)(trained)
+        return gradient, metrics, observed
 
     def train_step(
         state: TrainState, batch: Batch, key: PRNGKeyArray
@@ -55,19 +58,26 @@ def make_train_step(
         # Folded in here, so that a resumed run draws what the uninterrupted one would have drawn.
         step_key = jax.random.fold_in(key, state.step)
         if accumulation_steps == 1:
-            gradient, metrics = loss_and_gradient(state.params, batch, step_key)
+            gradient, metrics, observed = loss_and_gradient(state.params, batch, step_key)
         else:
-            gradient, metrics = _accumulate(
+            gradient, metrics, observed = _accumulate(
                 loss_and_gradient, state.params, batch, step_key, accumulation_steps
             )
         gradient_norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         trained, frozen = split_trained(state.params, method.trains)
         params = join_trained(optax.apply_updates(trained, updates), frozen)
+        params = method.track(params, observed)
         ema = state.ema
         if ema is not None:
             # Not decay * a + (1 - decay) * b: rounded, the two do not add up to 1.
-            ema = jax.tree.map(lambda a, b: a + (1.0 - ema_decay) * (b - a), ema, params)
+            trained, frozen = split_trained(params, method.trains)
+            averaged = jax.tree.map(
+                lambda a, b: a + (1.0 - ema_decay) * (b - a),
+                split_trained(ema, method.trains)[0],
+                trained,
+            )
+            ema = join_trained(averaged, frozen)
 
         loss = metrics["loss"].compute()
         finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
@@ -96,7 +106,7 @@ def make_train_step(
 
 def _accumulate(
     loss_and_gradient: LossAndGradient, params: PyTree, batch: Batch, key: PRNGKeyArray, steps: int
-) -> tuple[PyTree, Metrics]:
+) -> tuple[PyTree, Metrics, Observed]:
     """The mean gradient and the merged metrics of a batch, one micro-batch after the other.
 
     A mean over all that counts in the batch: micro-batches weigh as much as their losses count.
@@ -107,23 +117,27 @@ def _accumulate(
         cut = x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
         return pin_batch(cut, batch_axis=1)
 
-    def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
-        gradient, metrics = loss_and_gradient(params, *xs)
+    def whole_batch(x: Array) -> Array:
+        return pin_batch(x.swapaxes(0, 1).reshape(-1, *x.shape[2:]))
+
+    def add(total: PyTree, xs: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, Observed]:
+        gradient, metrics, observed = loss_and_gradient(params, *xs)
         count = metrics["loss"].count
         # Not a product where nothing counts: that mean is no number.
         weighted = jax.tree.map(
             lambda g: jnp.where(count > 0, g * count.astype(g.dtype), 0), gradient
         )
-        return jax.tree.map(jnp.add, total, (weighted, metrics)), None
+        return jax.tree.map(jnp.add, total, (weighted, metrics)), observed
 
     xs = jax.tree.map(micro_batches, dict(batch)), jax.random.split(key, steps)
     zero = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs)),
+        jax.eval_shape(loss_and_gradient, params, *jax.tree.map(lambda x: x[0], xs))[:2],
     )
-    (gradient, metrics), _ = jax.lax.scan(add, zero, xs)
+    (gradient, metrics), observed = jax.lax.scan(add, zero, xs)
     count = metrics["loss"].count
-    return jax.tree.map(lambda g: g / count.astype(g.dtype), gradient), metrics
+    gradient = jax.tree.map(lambda g: g / count.astype(g.dtype), gradient)
+    return gradient, metrics, jax.tree.map(whole_batch, observed)
 
 
 # Beside the method's inputs, one of each for an example: whether it counts, whether its record was

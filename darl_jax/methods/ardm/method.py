@@ -14,14 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from darl_jax.data.base import Features
+from darl_jax.methods.ardm import tracking
 from darl_jax.methods.ardm.mixture import LogisticMixture
 from darl_jax.methods.ardm.networks import Network, NetworkConfig, Problem
 from darl_jax.methods.ardm.outputs import Categorical, Direct, Outputs
 from darl_jax.methods.ardm.stages import Stages
-from darl_jax.methods.base import Batch, Method, Metrics, ObjectiveConfig, average
+from darl_jax.methods.base import (
+    Batch,
+    Method,
+    Metrics,
+    ObjectiveConfig,
+    Observed,
+    average,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,11 +235,26 @@ class ARDM(Method[ARDMModel]):
         self, model: ARDMModel, batch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """The bound and the cross-entropy term in bits/dim; the key draws what is known."""
+        return self.observe(model, batch, key)[:2]
+
+    def observe(
+        self, model: ARDMModel, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics, Observed]:
+        """Loss and metrics, and each example's loss of its step, in bits/dim."""
         draw_key, dropout_key = jax.random.split(key)
         values = self.integers(batch[self.data.integers.feature])
         draw = self.draw(draw_key, len(values))
         unknown = self.unknown_bits(model, values, draw, dropout_key)
-        return self._metrics(unknown, draw, batch["mask"])
+        observed = {
+            "cell": draw.stage * self.positions + draw.step,
+            "value": unknown / (self.positions - draw.step),
+            "counts": batch["mask"],
+        }
+        return *self._metrics(unknown, draw, batch["mask"]), observed
+
+    def track(self, params: PyTree, observed: Observed) -> PyTree:
+        """The losses of single steps, L_t, after the examples of a step."""
+        return params | {"loss_per_step": tracking.updated(params["loss_per_step"], **observed)}
 
     def validate(self, model: ARDMModel, batch: Batch, key: PRNGKeyArray) -> Metrics:
         """Metrics without dropout."""
