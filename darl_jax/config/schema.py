@@ -130,6 +130,7 @@ MAY_CHANGE_ON_RESUME = (
     "objective.sampler",
     "profile",
     "data.data_dir",
+    "data.path",
     "data.num_workers",
     "data.worker_timeout_seconds",
     "data.on_bad_record",

@@ -35,7 +35,7 @@ def list_images(directory: epath.Path, *, log: bool) -> list[str]:
       ValueError: there are none, or a folder cannot be listed.
     """
     paths, skipped = [], Counter[str]()
-    for path in _files(directory, skipped):
+    for path in files_below(directory, skipped):
         name = path.rpartition("/")[2]
         extension = os.path.splitext(name)[1].lower()
         if name.startswith("."):
@@ -62,7 +62,7 @@ def holds_images(directory: epath.Path) -> bool:
     """True where there is an image below a folder; stops at the first."""
     return any(
         os.path.splitext(path)[1].lower() in EXTENSIONS and path.rpartition("/")[2][0] != "."
-        for path in _files(directory, Counter())
+        for path in files_below(directory, Counter())
     )
 
 
@@ -74,7 +74,7 @@ def _count(skipped: Counter[str]) -> str:
     return ", ".join(kinds) or "none"
 
 
-def _files(directory: epath.Path, skipped: Counter[str]) -> Iterator[str]:
+def files_below(directory: epath.Path, skipped: Counter[str]) -> Iterator[str]:
     """Relative paths of files below a folder; hidden folders are left out."""
     try:
         if "://" not in os.fspath(directory):

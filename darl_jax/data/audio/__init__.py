@@ -1,0 +1,1 @@
+"""Audio as 16-bit integers."""
