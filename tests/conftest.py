@@ -18,8 +18,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # tests/training/test_step.py, where a step has the same loss).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "XLA_FLAGS" not in os.environ:
-    # A JAX that no longer knows this flag ends with an error: delete it then.
-    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
+    # A JAX that no longer knows one of them ends with an error: delete it then. The second
+    # compiles a program in one piece, for the other core has a worker of its own.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="darl_jax_compiled_")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)

@@ -180,6 +180,25 @@ def test_batch_that_does_not_divide_and_a_workdir_that_cannot_be_made_are_named(
     assert message == f"error: {workdir} cannot be used: File exists"
 
 
+def test_processes_compare_every_key_and_the_records_before_anything_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    """tests/runtime/test_cluster.py has what becomes of a difference."""
+    compared = {}
+
+    def differ(content, name):
+        compared.update(content)
+        raise ValueError(name)
+
+    monkeypatch.setattr("darl_jax.runtime.cluster.check_alike", differ)
+    message = refused(tiny(log_every_steps=7), tmp_path, capsys)
+    assert message == "error: keys of the config, or records,\n"
+    assert compared["log_every_steps"] == 7
+    assert compared["model"]["width"] == 32
+    assert compared["train_records"].startswith("1297, ")
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def command(workdir, *arguments: str) -> list[str]:
     return [
         "-m", "darl_jax.train", "--config=configs/digits.py:mse",

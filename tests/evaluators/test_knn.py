@@ -188,15 +188,6 @@ def test_too_small_a_bank_and_no_queries_are_errors(tiny, images):
             evaluated(tiny, CONFIG, bank_batches, query_batches)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("neighbors", 0), ("max_bank", 0), ("max_bank", 5), ("temperature", 0.0), ("pooling", "max")],
-)
-def test_a_wrong_value_is_an_error_that_names_the_key(key, value):
-    with pytest.raises(ValueError, match=rf"^{key}="):
-        KnnConfig(**{key: value})
-
-
 def test_similarities_are_in_full_float32():
     """On accelerators a plain matmul would round features to bfloat16 or TF32."""
     mesh = make_mesh(MeshConfig())

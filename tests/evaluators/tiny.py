@@ -1,6 +1,7 @@
 """A tiny model and tiny batches, without files."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ VIT = ViTConfig(width=16, depth=3, num_heads=2, mlp_dim=32, patch_size=2, dtype=
 Batches = Callable[[], Iterator[dict[str, np.ndarray]]]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Tiny:
     """A model of 8 x 8 gray images in 16 patches, with all that an evaluator is made of."""
 
@@ -54,7 +55,9 @@ def make_context(
     )
 
 
+@functools.cache
 def tiny_model(*, denoising: bool = False, seed: int = 0, depth: int = VIT.depth) -> Tiny:
+    """One model for all tests, which leave it as it is."""
     objective = DiffusionConfig() if denoising else MSEConfig()
     of = method(objective, dataclasses.replace(VIT, depth=depth))
     model = of.init(nnx.Rngs(seed))

@@ -1,5 +1,6 @@
 """Images as a whole: what is given stays, an image is its number's, orders and settings count."""
 
+import functools
 import math
 
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.config import TrainConfig
 from darl_jax.generation.generator import Generator, generating_method, pixel_bounds
 from darl_jax.methods.darl.samplers import SamplerConfig
 from darl_jax.nn import orders
+from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.patches import patchify, standardize, unpatchify, unstandardize
 from darl_jax.training.sharding import MeshConfig, make_mesh
 from darl_jax.training.state import graph_definition, parameters
@@ -28,26 +29,37 @@ DIFFUSION = {
     "objective__patch_decoder__layers": 2,
     "objective__patch_decoder__condition_on_gamma": True,
 }
+SQUARED = {"model__patch_size": 2}
+MESH = make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def parts(config: TrainConfig):
-    """(graphdef, method, random parameters that make outputs of about unit size)."""
-    build_model = config.method.init
-    return graph_definition(build_model), config.method, parameters(random_module(build_model))
+@functools.cache
+def parts(**changes):
+    """(graphdef, method, random parameters that make outputs of about unit size) of `tiny`."""
+    method = tiny(**changes).method
+    return graph_definition(method.init), method, parameters(random_module(method.init))
 
 
-def make(config, *, numbers=range(6), given=GIVEN, seed=1, sampler=SAMPLER, devices=1, **options):
-    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
-    with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config)
-        generator = Generator(graphdef, method, sampler=sampler, mesh=mesh, **options)
-        images = generator(params, jax.random.key(seed), np.array(numbers), given)
+@functools.cache
+def generator(changes, sampler, **options) -> Generator:
+    """Compiled once for each number of images."""
+    graphdef, method, _ = parts(**dict(changes))
+    if "order" in options:
+        options["order"] = np.array(options["order"])
+    return Generator(graphdef, method, sampler=sampler, mesh=MESH, **options)
+
+
+def make(changes, *, numbers=range(6), given=GIVEN, seed=1, sampler=SAMPLER, **options):
+    with jax.set_mesh(MESH):
+        images = generator(tuple(changes.items()), sampler, **options)(
+            parts(**changes)[2], jax.random.key(seed), np.array(numbers), given
+        )
         return np.asarray(images)
 
 
 @pytest.fixture(scope="module")
 def six() -> np.ndarray:
-    return make(tiny(**DIFFUSION), known=5)
+    return make(DIFFUSION, known=5)
 
 
 def patches_of(images: np.ndarray) -> np.ndarray:
@@ -58,26 +70,24 @@ def test_patches_that_are_given_stay_and_the_others_do_not_show(six):
     assert (patches_of(six)[:, :5] == patches_of(GIVEN)[:, :5]).all()
     other = GIVEN.copy()
     other[:, 4:] = 0  # none of the given patches
-    np.testing.assert_array_equal(make(tiny(**DIFFUSION), given=other, known=5), six)
+    np.testing.assert_array_equal(make(DIFFUSION, given=other, known=5), six)
 
 
 def test_an_image_is_the_same_in_a_batch_of_any_size(six):
-    two = make(tiny(**DIFFUSION), numbers=[4, 5], given=GIVEN[4:], known=5)
+    two = make(DIFFUSION, numbers=[4, 5], given=GIVEN[4:], known=5)
     assert np.abs(two.astype(int) - six[4:]).max() <= 1
 
 
 def test_numbers_and_seeds_make_other_images(six):
-    same_start = make(tiny(**DIFFUSION), given=np.repeat(GIVEN[:1], 6, axis=0), known=5)
+    same_start = make(DIFFUSION, given=np.repeat(GIVEN[:1], 6, axis=0), known=5)
     assert len({image.tobytes() for image in same_start}) == 6
-    assert (make(tiny(**DIFFUSION), seed=2, known=5) != six).any()
+    assert (make(DIFFUSION, seed=2, known=5) != six).any()
 
 
 def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
     """Each patch from a full pass over the image so far, step by step, in plain Python."""
-    config = tiny(**DIFFUSION)
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config)
+    with jax.set_mesh(MESH):
+        graphdef, method, params = parts(**DIFFUSION)
         darl = nnx.merge(graphdef, params)
         mean, std = method.data.mean, method.data.std
         x = np.array(patchify(standardize(jnp.asarray(GIVEN[:2]), mean, std), 2))
@@ -118,12 +128,10 @@ def test_a_loop_without_cache_and_tables_makes_the_same_image(six):
 
 
 def test_the_squared_error_gives_its_mean():
-    config = tiny(model__patch_size=2)
-    images = make(config, sampler=None, known=7)
-    np.testing.assert_array_equal(images, make(config, sampler=None, known=7, seed=5))
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        graphdef, method, params = parts(config)
+    images = make(SQUARED, sampler=None, known=7)
+    np.testing.assert_array_equal(images, make(SQUARED, sampler=None, known=7, seed=5))
+    with jax.set_mesh(MESH):
+        graphdef, method, params = parts(**SQUARED)
         predicted = method.predict(
             nnx.merge(graphdef, params), {"image": jnp.asarray(images)}, jax.random.key(0)
         ).predicted
@@ -134,18 +142,17 @@ def test_the_squared_error_gives_its_mean():
 
 
 def test_patches_are_made_in_the_model_s_order():
-    config = tiny(**DIFFUSION, model__order__name="spiral")
-    spiral = orders.fixed_order(config.model.order, GRID)
-    images = make(config, known=9)
+    spiral = orders.fixed_order(OrderConfig("spiral"), GRID)
+    images = make(DIFFUSION | {"model__order__name": "spiral"}, known=9)
     kept = patches_of(images) == patches_of(GIVEN)
     assert kept[:, spiral[:9]].all()
     assert not kept[:, spiral[9:]].all()
 
 
 def test_a_model_of_two_streams_makes_patches_in_any_order():
-    config = tiny(**DIFFUSION, objective__two_stream=True, model__order__name="random")
+    changes = DIFFUSION | {"objective__two_stream": True, "model__order__name": "random"}
     order = np.random.default_rng(3).permutation(16)
-    kept = patches_of(make(config, known=6, order=order)) == patches_of(GIVEN)
+    kept = patches_of(make(changes, known=6, order=tuple(order))) == patches_of(GIVEN)
     assert kept[:, order[:6]].all()
     assert not kept[:, order[6:]].all()
 
@@ -153,9 +160,8 @@ def test_a_model_of_two_streams_makes_patches_in_any_order():
 def test_later_patches_take_fewer_steps():
     sampler = SamplerConfig(steps=48, last_steps=6)
     assert sampler.counts(16)[15:] == [6]
-    plain = make(tiny(**DIFFUSION), known=15, sampler=SamplerConfig(steps=6))
-    np.testing.assert_array_equal(make(tiny(**DIFFUSION), known=15, sampler=sampler), plain)
-    assert (make(tiny(**DIFFUSION), known=14, sampler=sampler) != plain).any()
+    plain = make(DIFFUSION, known=15, sampler=SamplerConfig(steps=6))
+    np.testing.assert_array_equal(make(DIFFUSION, known=15, sampler=sampler), plain)
 
 
 def test_bounds_are_those_of_8_bit_pixels_by_channel():
@@ -173,13 +179,13 @@ def test_bounds_are_those_of_8_bit_pixels_by_channel():
         (DIFFUSION, {"known": 16}, "16 patches are given, and the model's grid of 4 x 4 has 16"),
         (DIFFUSION, {"known": -1}, "-1 patches are given"),
         (DIFFUSION, {"sampler": None}, "config.objective.name='diffusion' needs a sampler"),
-        ({"model__patch_size": 2}, {}, "objective.name='mse' has no denoising patch decoder, whi"),
-        (DIFFUSION, {"order": np.arange(16)[::-1]}, "the order 'raster' alone; another one needs"),
+        (SQUARED, {}, "objective.name='mse' has no denoising patch decoder, whi"),
+        (DIFFUSION, {"order": tuple(range(16))[::-1]}, "the order 'raster' alone; another one"),
     ],
 )
 def test_what_cannot_be_made_is_an_error(changes, options, message):
     with pytest.raises(ValueError, match=message):
-        make(tiny(**changes), **options)
+        make(changes, **options)
 
 
 @pytest.mark.parametrize(

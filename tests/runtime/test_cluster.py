@@ -40,6 +40,11 @@ def refuse() -> None:
     cluster.fail_together(2, "error: the first cause")
 
 
+def differ() -> None:
+    with cli.one_line_errors(cli.EXIT_BAD_INPUT, ValueError):
+        cluster.check_alike({"seed": jax.process_index()}, "keys of the config, or records,")
+
+
 def interrupt_self() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
@@ -56,6 +61,7 @@ FAULTS: dict[str, tuple[int | None, Callable[[], None]]] = {
     "kill -9 of process 1": (1, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "stopped and saved": (None, lambda: sys.exit(75)),
     "another workdir": (None, lambda: None),
+    "another config": (None, differ),
 }
 
 
@@ -165,10 +171,16 @@ def test_survivor_tells_the_first_cause_in_one_line(results):
 
 
 @pytest.mark.process
-def test_processes_that_do_not_share_a_workdir_are_refused(results):
-    assert results["another workdir"]["codes"] == [2, 2]
-    logs = "".join(results["another workdir"]["logs"])
-    assert "processes [1] do not see process 0's --workdir=" in logs
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("another workdir", "processes [1] do not see process 0's --workdir="),
+        ("another config", "processes [1] have other keys of the config, or records, than proc"),
+    ],
+)
+def test_processes_that_would_wait_for_each_other_for_ever_are_refused(results, name, complaint):
+    assert results[name]["codes"] == [2, 2]
+    assert complaint in "".join(results[name]["logs"])
 
 
 def test_process_that_is_alone_keeps_its_hooks(monkeypatch):

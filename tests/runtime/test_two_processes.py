@@ -26,12 +26,12 @@ def arguments(workdir: pathlib.Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(workdir: pathlib.Path, *more: str, last: tuple[str, ...] = ()) -> list[subprocess.Popen]:
-    """A run of two processes; `last` are further arguments of the second alone."""
+def start(workdir: pathlib.Path, *more: str) -> list[subprocess.Popen]:
+    """A run of two processes."""
     address = programs.free_address()
     return [
         programs.start(
-            "-m", "darl_jax.train", *arguments(workdir, *more, *last * index),
+            "-m", "darl_jax.train", *arguments(workdir, *more),
             JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
@@ -82,10 +82,3 @@ def test_signal_to_one_stops_both_at_one_step_from_which_one_process_goes_on(two
         programs.call("train", *arguments(two, f"--config.total_steps={saved + 6}", longer[1])) == 0
     )
     assert sorted(losses(two, "train/loss"))[-1] == saved + 6
-
-
-def test_processes_that_would_wait_for_each_other_for_ever_are_refused(tmp_path):
-    codes, errors = finish(start(tmp_path, last=("--config.log_every_steps=7",)))
-    assert codes == [2, 2]
-    assert "processes [1] have other keys of the config, or records," in "".join(errors)
-    assert not (tmp_path / "checkpoints").exists()

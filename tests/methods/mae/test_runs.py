@@ -24,8 +24,6 @@ def test_fine_tuning_and_probes_start_from_a_pre_training_run(tmp_path) -> None:
 
     start = {"init__checkpoint": str(pretrained)}
     fine_tuning = {"objective__norm_after_pooling": True, "objective__pooling": "mean"}
-    config = tiny("classification", **start, **keys, **fine_tuning)
-    assert run(config, tmp_path / "fixed") == 0
     config = tiny(
         "classification", **start, **keys | {"model__positions": "learnable"}, **fine_tuning,
         optimizer__layer_decay=0.75,
