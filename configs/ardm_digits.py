@@ -12,11 +12,13 @@ upscale_2_direct      5 x 64, a logit for each child
 upscale_4             3 x 64
 """
 
+from typing import Any
+
 import ml_collections
 
-from darl_jax.config import default_config, recipes
+from darl_jax.config import default_config, evaluator, recipes
 
-WORDS = {
+WORDS: dict[str, dict[str, Any]] = {
     "oa": {},
     "upscale_2": {"objective.branching": 2},
     "upscale_2_direct": {"objective.branching": 2, "objective.parametrization": "direct"},
@@ -48,5 +50,8 @@ def get_config(word: str = "oa") -> ml_collections.ConfigDict:
     config.optimizer.clip_norm = 100.0
     config.optimizer.warmup_epochs, config.optimizer.warmup_steps = None, 100
     config.checkpoint.every_steps = 500
-    config.evaluators.validation.every_steps = 250
+    config.evaluators.validation.every_steps = 500
+    config.evaluators.bits = evaluator("integer_likelihood", every_steps=1500)
+    config.evaluators.bits.update(draws=4, budgets=(4, 8, 16, 32))
+    config.evaluators.samples = evaluator("integer_samples", every_steps=1500)
     return config

@@ -24,6 +24,7 @@ from darl_jax import config as config_lib
 from darl_jax.config import ConfigError, TrainConfig
 from darl_jax.evaluators import EVALUATORS
 from darl_jax.evaluators.base import Context, EvaluatorConfig
+from darl_jax.evaluators.integer_samples import IntegerSamplesConfig
 from darl_jax.evaluators.pictures import PicturesConfig
 from darl_jax.evaluators.samples import SamplesConfig
 from darl_jax.evaluators.schedule import Evaluation
@@ -73,7 +74,8 @@ def chosen(
             )
         config = configs[name] if name in configs else EVALUATORS[name]()
         found[name] = dataclasses.replace(config, every_steps=1)
-    drawing = [n for n, each in found.items() if isinstance(each, PicturesConfig | SamplesConfig)]
+    pictured = PicturesConfig | SamplesConfig | IntegerSamplesConfig
+    drawing = [n for n, each in found.items() if isinstance(each, pictured)]
     if not pictures:
         if named := [name for name in drawing if name in names]:
             raise ConfigError(f"--evaluators={named[0]} needs a --workdir for its pictures")

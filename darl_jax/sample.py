@@ -6,11 +6,15 @@ r"""Generates images with a pre-trained model: from nothing, or from the first p
         --known=20 --completions=4 --config.objective.sampler.name=ddim \
         --config.objective.sampler.steps=50
 
+    python -m darl_jax.sample --checkpoint=runs/ardm_text --output=texts --calls=20
+
 The output folder gets each image as a PNG, all of them as grid.png (originals first, in a red
 frame) and as arrays in samples.npz, and settings.json. Images of another size are cropped and
 resized as in evaluation. Models of the squared error have no sampler and give their mean. A model
-of two streams generates in any --config.model.order, and any --region anew. A seed gives the same
-images for any batch size and number of devices. Exit codes: 0 done; 1 an error while it ran; 2 a
+of two streams generates in any --config.model.order, and any --region anew. Models of integers
+(ardm) generate pixels, text or sound, by --calls and --policy, and complete --validation_images
+from their first --known positions or those of --mask. A seed gives the same images for any batch
+size and number of devices. Exit codes: 0 done; 1 an error while it ran; 2 a
 flag, config, image or checkpoint that cannot be used.
 """
 
@@ -26,16 +30,18 @@ import numpy as np
 from absl import flags, logging
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, PyTree
+from jaxtyping import Bool, Float, PyTree
 from ml_collections import config_flags
 
 from darl_jax import config as config_lib
-from darl_jax.data.base import Splits
+from darl_jax.data.base import Splits, some_records
 from darl_jax.evaluators.base import Context
 from darl_jax.evaluators.likelihood import LikelihoodConfig
 from darl_jax.evaluators.samples import held_out
 from darl_jax.generation.files import SampleFolder
 from darl_jax.generation.generator import Generator, check_order, generating_method
+from darl_jax.generation.integer_files import WRITERS
+from darl_jax.generation.integers import IntegerGenerator
 from darl_jax.generation.request import (
     Request,
     file_names,
@@ -47,6 +53,8 @@ from darl_jax.generation.request import (
 from darl_jax.interchange.exporting import check_new, new_folder
 from darl_jax.interchange.initialization import restored_params
 from darl_jax.interchange.loading import load_run
+from darl_jax.methods.ardm.method import ARDM
+from darl_jax.methods.ardm.policies import check_calls, make_policy
 from darl_jax.methods.darl.base import DARLMethod
 from darl_jax.methods.darl.diffusion import Diffusion
 from darl_jax.methods.darl.likelihood import interpolate_error, spread_levels
@@ -77,6 +85,15 @@ _REGION = flags.DEFINE_list(
     "region", [], "Patches to generate anew: first row, end row, first column, end column."
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Number of images generated at once.")
+_CALLS = flags.DEFINE_integer(
+    "calls", 0, "Network calls for each stage of a model of integers; 0 makes them one by one."
+)
+_POLICY = flags.DEFINE_enum(
+    "policy", "best", ["best", "even"], "How these calls are spread over the steps."
+)
+_MASK = flags.DEFINE_string(
+    "mask", "", "NumPy file of booleans in the shape of an example: positions that are kept."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Sampling seed.")
 
 
@@ -143,11 +160,83 @@ def measured_error(
     return error
 
 
+def kept_positions(method: ARDM) -> Bool[np.ndarray, "..."]:
+    """Positions of held-out examples that --mask or --known keep, by default the first half.
+
+    Raises:
+      ValueError: a flag does not fit the model.
+    """
+    shape, positions = method.data_shape, method.positions
+    if not _MASK.value:
+        known = positions // 2 if _KNOWN.value is None else _KNOWN.value
+        if not 0 <= known < positions:
+            raise ValueError(f"--known={known} must be from 0 to {positions - 1}")
+        return (np.arange(positions) < known).reshape(shape)
+    try:
+        mask = np.load(_MASK.value)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--mask={_MASK.value} cannot be read: {error}") from error
+    if mask.shape != shape or mask.dtype != bool:
+        raise ValueError(
+            f"--mask={_MASK.value} has {mask.dtype}{list(mask.shape)}; it must have bool{[*shape]}"
+        )
+    return mask
+
+
+def sample_integers(config: config_lib.TrainConfig, method: ARDM, output: Path) -> None:
+    """Generates or completes integers, and writes and prints what they stand for."""
+    calls = _CALLS.value or method.positions
+    check_calls(calls, method.positions)
+    number, shape = _NUMBER.value, method.data_shape
+    given, known = np.zeros((number, *shape), np.int32), np.zeros((number, *shape), bool)
+    if _VALIDATION_IMAGES.value:
+        records = some_records(method.data.open_split("validation_split"), _VALIDATION_IMAGES.value)
+        examples = records.eval_examples(np.arange(len(records), dtype=np.int64))
+        originals = method.integers(examples[method.data.integers.feature])
+        given = np.repeat(originals, _COMPLETIONS.value, axis=0)
+        known = np.broadcast_to(kept_positions(method), given.shape)
+    mesh = make_mesh(config.mesh)
+    loaded = load_run(_CHECKPOINT.value, _STEP.value)
+    with jax.set_mesh(mesh):
+        params = restored_params(config, loaded, mesh)
+        losses = np.abs(np.asarray(params["loss_per_step"]))
+        policy = make_policy(_POLICY.value, losses, calls)
+        graphdef = graph_definition(method.init)
+        generator = IntegerGenerator(graphdef, method, policy, mesh=mesh)
+        batch_size = max(1, min(_BATCH_SIZE.value, len(given)))
+        total = generator.calls * math.ceil(len(given) / batch_size)
+        with contextlib.closing(Progress(total, unit="call")) as progress:
+            key, numbers = jax.random.key(_SEED.value), np.arange(len(given))
+            made = generator.batches(
+                *(params, key, numbers, given, known),
+                batch_size=batch_size,
+                progress=progress.update,
+            )
+            values = method.shown(np.concatenate([*made]))
+    settings = {
+        "checkpoint": loaded.description,
+        "seed": _SEED.value,
+        "calls": generator.calls,
+        "policy": _POLICY.value,
+        "first_steps": policy.tolist(),
+    }
+    with new_folder(output) as partial:
+        (partial / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+        np.savez_compressed(partial / "samples.npz", values=values, known=known)
+        words = WRITERS[method.data.integers.feature](partial, values, method.data)
+    print(f"{output}: {words}")
+
+
 def main() -> None:
     """Generates the images."""
     if not _CHECKPOINT.value or not _OUTPUT.value:
         raise ValueError(f"--checkpoint and --output are needed; usage: {_USAGE}")
     config = config_lib.load(_CONFIG.value, begins=False)
+    if isinstance(config.method, ARDM):
+        output = Path(_OUTPUT.value).expanduser()
+        check_new(output)
+        sample_integers(config, config.method, output)
+        return
     method = generating_method(config.method)
     sampler = method.objective.sampler if isinstance(method, Diffusion) else None
     output = Path(_OUTPUT.value).expanduser()

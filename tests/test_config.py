@@ -251,6 +251,8 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
         "aim_7b",
         "mae_vit_h14:800ep",
         "finetune_mae_vit_b16",
+        "ardm_cifar10:upscale_4",
+        "ardm_sc09:oa",
     ],
 )
 def test_model_of_a_config_can_be_traced(name):

@@ -5,9 +5,15 @@ from typing import Any
 
 import pytest
 
+from darl_jax.evaluators.integer_likelihood import IntegerLikelihoodConfig
+from darl_jax.evaluators.integer_samples import IntegerSamplesConfig
 from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.likelihood import LikelihoodConfig
 from darl_jax.evaluators.linear_probe import LinearProbeConfig
+from darl_jax.methods.ardm.method import ARDMConfig
+from darl_jax.methods.ardm.networks.diffwave import DiffWaveConfig
+from darl_jax.methods.ardm.networks.transformer import TextTransformerConfig
+from darl_jax.methods.ardm.networks.unet import UNetConfig
 from darl_jax.methods.darl.diffusion import DiffusionConfig
 from darl_jax.methods.darl.mse import MSEConfig
 from darl_jax.methods.darl.patch_decoders import PatchDecoderConfig
@@ -68,6 +74,17 @@ VALUES: list[tuple[Any, dict[str, Any], str]] = [
     (MixingConfig, {"erasing_area": (0.5, 0.1)}, r"^objective\.mixing\.erasing_area is"),
     (MixingConfig, {"erasing_area": (0.5, 1.0)}, r"^objective\.mixing\.erasing_area is"),
     (MixingConfig, {"erasing_aspect": (0.0, 1.0)}, r"^objective\.mixing\.erasing_aspect is"),
+    (ARDMConfig, {"levels": 1}, r"objective\.levels=1 must be 0, or at least 2"),
+    (ARDMConfig, {"cross_entropy_weight": -1.0}, r"cross_entropy_weight=-1\.0 must not be"),
+    (ARDMConfig, {"mixtures": 5, "branching": 2}, r"objective\.mixtures=5 must be 0"),
+    (UNetConfig, {"dtype": "float16"}, r"model\.dtype='float16' is unknown"),
+    (UNetConfig, {"groups": 7}, r"model\.width=256 must be a multiple of model\.groups=7"),
+    (UNetConfig, {"embedding_width": 256}, r"embedding_width=256 must be below model\.width=256"),
+    (UNetConfig, {"dropout": 1.0}, r"model\.dropout=1\.0 must be in"),
+    (DiffWaveConfig, {"cycle": 0}, r"model\.cycle=0 must be at least 1"),
+    (TextTransformerConfig, {"num_heads": 5}, r"must be a multiple of model\.num_heads=5"),
+    (IntegerLikelihoodConfig, {"draws": 0}, "^draws=0 must be"),
+    (IntegerSamplesConfig, {"number": 0}, "^number=0 must be"),
     (ProbesConfig, {"kind": "mlp"}, r"objective\.kind="),
     (ProbesConfig, {"pooling": "max"}, r"objective\.pooling="),
     (ProbesConfig, {"average_blocks": 0}, r"objective\.average_blocks="),

@@ -1,6 +1,8 @@
 """Evaluators: one file each, all behind the contract in base.py."""
 
 from darl_jax.evaluators.base import EvaluatorConfig
+from darl_jax.evaluators.integer_likelihood import IntegerLikelihoodConfig
+from darl_jax.evaluators.integer_samples import IntegerSamplesConfig
 from darl_jax.evaluators.knn import KnnConfig
 from darl_jax.evaluators.likelihood import LikelihoodConfig
 from darl_jax.evaluators.linear_probe import LinearProbeConfig
@@ -18,6 +20,8 @@ EVALUATORS: dict[str, type[EvaluatorConfig]] = {
     "linear_probe": LinearProbeConfig,
     "knn": KnnConfig,
     "likelihood": LikelihoodConfig,
+    "integer_likelihood": IntegerLikelihoodConfig,
+    "integer_samples": IntegerSamplesConfig,
 }
 
 __all__ = ["EVALUATORS", "EvaluatorConfig"]

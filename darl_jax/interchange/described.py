@@ -50,9 +50,10 @@ def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return model | {"order": OrderConfig() if order.name == "random" else order}
 
 
-def trained_image_size(config: Mapping[str, Any]) -> int:
-    """Rows and columns of the images on whose grid a run counts positions."""
-    return int(config["model"].get("trained_image_size") or config["data"]["image_size"])
+def trained_image_size(config: Mapping[str, Any]) -> int | None:
+    """Rows and columns of the images on whose grid a run counts positions; None without images."""
+    size = config["model"].get("trained_image_size") or config["data"].get("image_size")
+    return None if size is None else int(size)
 
 
 def describe(
@@ -60,7 +61,12 @@ def describe(
 ) -> dict[str, Any]:
     """The content of config.json for a run's parameters and config."""
     model, data, objective = model_of(config), config["data"], config.get("objective", {})
-    side = trained_image_size(config) // model["patch_size"]
+    size = trained_image_size(config)
+    if size is None:
+        raise ValueError(
+            f"config.data.name={data['name']!r} has no images, and an export is of a ViT on images"
+        )
+    side = size // model["patch_size"]
     order = model.pop("order")
     head = params["head"] if has_classifier(params) else None
     model |= {

@@ -37,7 +37,8 @@ def _count(equation: core.JaxprEqn) -> int:
         out: Any = equation.outvars[0].aval
         return 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
     if name == "conv_general_dilated":
-        kernel, output = equation.invars[1].aval, equation.outvars[0].aval
+        kernel: Any = equation.invars[1].aval
+        output: Any = equation.outvars[0].aval
         numbers = equation.params["dimension_numbers"]
         # (output channels, input channels of a group, places); a group sees its own channels.
         _, inputs, *places = (kernel.shape[axis] for axis in numbers.rhs_spec)

