@@ -27,6 +27,7 @@ def test_numbers_are_those_that_the_run_itself_wrote(fine_tuned, tmp_path, capsy
     assert printed["validation/accuracy"] == f"{found['validation/accuracy']:.5f}"
 
 
+@pytest.mark.slow
 def test_a_likelihood_is_the_one_that_the_run_itself_wrote(tiny_diffusion, tmp_path):
     found = evaluated(tiny_diffusion, tmp_path, "--evaluators=likelihood")
     written = last_values(tiny_diffusion)

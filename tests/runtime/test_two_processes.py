@@ -55,6 +55,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_losses_of_two_processes_are_those_of_one(two, tmp_path):
     assert programs.call("train", *arguments(tmp_path)) == 0
     for name in ("train/loss", "validation/loss"):

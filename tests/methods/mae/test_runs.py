@@ -1,10 +1,13 @@
 """Whole runs: pre-training with pictures, and what goes on from its checkpoint."""
 
+import pytest
+
 from darl_jax.monitoring.writers import read_metrics
 from darl_jax.training.checkpoint import restore_params
 from tests.tiny_runs import run, tiny
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_probes_start_from_a_pre_training_run(tmp_path) -> None:
     pretrained = tmp_path / "pretrained"
     # Patches of 2: 16 of them, of which 4 are kept.
