@@ -183,8 +183,17 @@ def kept_positions(method: ARDM) -> Bool[np.ndarray, "..."]:
     return mask
 
 
-def sample_integers(config: config_lib.TrainConfig, method: ARDM, output: Path) -> None:
-    """Generates or completes integers, and writes and prints what they stand for."""
+def sample_integers(
+    config: config_lib.TrainConfig, method: ARDM, checkpoint: str, output: Path
+) -> None:
+    """Generates or completes integers, and writes and prints what they stand for.
+
+    Raises:
+      ValueError: a flag does not fit the model.
+    """
+    for flag in (_NUMBER, _COMPLETIONS, _BATCH_SIZE):
+        if flag.value < 1:
+            raise ValueError(f"--{flag.name}={flag.value} must be at least 1")
     calls = _CALLS.value or method.positions
     check_calls(calls, method.positions)
     number, shape = _NUMBER.value, method.data_shape
@@ -196,20 +205,20 @@ def sample_integers(config: config_lib.TrainConfig, method: ARDM, output: Path) 
         given = np.repeat(originals, _COMPLETIONS.value, axis=0)
         known = np.broadcast_to(kept_positions(method), given.shape)
     mesh = make_mesh(config.mesh)
-    loaded = load_run(_CHECKPOINT.value, _STEP.value)
+    loaded = load_run(checkpoint, _STEP.value)
     with jax.set_mesh(mesh):
         params = restored_params(config, loaded, mesh)
         losses = np.abs(np.asarray(params["loss_per_step"]))
         policy = make_policy(_POLICY.value, losses, calls)
         graphdef = graph_definition(method.init)
         generator = IntegerGenerator(graphdef, method, policy, mesh=mesh)
-        batch_size = max(1, min(_BATCH_SIZE.value, len(given)))
-        total = generator.calls * math.ceil(len(given) / batch_size)
+        at_once = generator.at_once(_BATCH_SIZE.value, len(given))
+        total = generator.calls * math.ceil(len(given) / at_once)
         with contextlib.closing(Progress(total, unit="call")) as progress:
             key, numbers = jax.random.key(_SEED.value), np.arange(len(given))
             made = generator.batches(
                 *(params, key, numbers, given, known),
-                batch_size=batch_size,
+                batch_size=_BATCH_SIZE.value,
                 progress=progress.update,
             )
             values = method.shown(np.concatenate([*made]))
@@ -235,7 +244,7 @@ def main() -> None:
     if isinstance(config.method, ARDM):
         output = Path(_OUTPUT.value).expanduser()
         check_new(output)
-        sample_integers(config, config.method, output)
+        sample_integers(config, config.method, _CHECKPOINT.value, output)
         return
     method = generating_method(config.method)
     sampler = method.objective.sampler if isinstance(method, Diffusion) else None

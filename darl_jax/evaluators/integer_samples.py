@@ -77,10 +77,9 @@ class IntegerSamples(Evaluator):
         calls = self._config.calls or method.positions
         policy = make_policy(self._config.policy, losses, calls)
         generator = IntegerGenerator(context.graphdef, method, policy, mesh=context.mesh)
-        size = min(context.batch_size, len(self._given))
         made = generator.batches(
             params, context.key, np.arange(len(self._given)), self._given, self._known,
-            batch_size=size,
+            batch_size=context.batch_size,
         )  # fmt: skip
         values = method.shown(np.concatenate([*made]))
         for name, part in (("samples", values[:number]), ("completions", values[number:])):

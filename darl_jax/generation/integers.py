@@ -29,6 +29,7 @@ class IntegerGenerator:
         mesh: Mesh,
     ):
         self._method, self._policy = method, policy
+        self._shards = mesh.shape["data"] * mesh.shape["fsdp"]
 
         def call(
             params: PyTree, values: Array, known: Array, order: Array, ends: Array, keys: Array
@@ -47,6 +48,10 @@ class IntegerGenerator:
     def calls(self) -> int:
         """Network calls for an example."""
         return self._policy.size
+
+    def at_once(self, batch_size: int, examples: int) -> int:
+        """Examples of a batch: no more than there are, and as many for each device."""
+        return -(-min(batch_size, examples) // self._shards) * self._shards
 
     def batches(
         self,
@@ -67,7 +72,7 @@ class IntegerGenerator:
           known: which positions are kept.
           progress: is told the number of calls after each one.
         """
-        calls = 0
+        calls, batch_size = 0, self.at_once(batch_size, len(numbers))
         for begin in range(0, len(numbers), batch_size):
             rows = np.arange(begin, begin + batch_size) % len(numbers)  # the last batch is full
             keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers[rows]))

@@ -66,6 +66,12 @@ def export(source: Source, form: str, output: pathlib.Path) -> Exported:
         FileExistsError: as `check_new`.
         ValueError: the format cannot represent this model.
     """
+    if "backbone" not in source.params:
+        name = source.config["objective"]["name"]
+        raise ValueError(
+            f"{source.description} has no ViT, which an export is of; its config.objective.name is "
+            f"{name!r}"
+        )
     if form != "adapters":
         params, config = without_adapters(source.params, source.config)
         source = dataclasses.replace(source, params=params, config=config)

@@ -83,10 +83,16 @@ def test_sample_prints_texts_and_completes_what_a_mask_keeps(trained, tmp_path, 
     for more, message in (
         ([f"--mask={tmp_path / 'wrong.npy'}"], "it must have bool[6, 1]"),
         (["--known=6"], "--known=6 must be from 0 to 5"),
+        (["--batch_size=0"], "--batch_size=0 must be at least 1"),
         (["--calls=7"], "7 calls cannot make 6 steps"),
     ):
         output = f"--output={tmp_path / 'c'}"
         assert message in refusal(capsys, "sample", *flags, output, "--validation_images=1", *more)
+
+
+def test_export_refuses_a_model_that_is_no_vit(trained, tmp_path, capsys):
+    flags = f"--checkpoint={trained[0]}", "--format=safetensors", f"--output={tmp_path / 'out'}"
+    assert "has no ViT, which an export is of" in refusal(capsys, "export", *flags)
 
 
 def test_the_averaged_parameters_have_the_losses_that_training_tracked(trained):
