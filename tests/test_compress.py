@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darl_jax.codec import tables
 from darl_jax.codec.file_format import parse
-from tests.codec.tiny_models import images, save
+from tests.codec.tiny_models import images, logits, save
 from tests.programs import call, finish, refusal, start
 
 pytest.importorskip("constriction", reason="there is no wheel for this machine")
@@ -129,6 +130,9 @@ def test_another_machine_decodes_the_portable_mode_and_refuses_the_fast_one(
     assert decompress(run, tmp_path / "fast.ardm", tmp_path / "fast.npy") == 0
     flags = [f"--checkpoint={run}", "--lanes=2"]
     code = f"""
+import pathlib
+import numpy as np
+from tests.codec.tiny_models import logits
 from tests.programs import call
 flags = {flags!r}
 portable = call("compress", "decompress", *flags, "--input={packed}", "--output={tmp_path}/b.npy")
@@ -136,6 +140,7 @@ again = call("compress", "compress", *flags, "--input={array}", "--output={tmp_p
              "--steps=3", "--orders=2", "--lanes=3")
 fast = call("compress", "decompress", *flags, "--input={tmp_path}/fast.ardm",
             "--output={tmp_path}/c.npy")
+np.save("{tmp_path}/logits.npy", [logits(pathlib.Path("{run}"), rows) for rows in (8, 1)])
 print(portable, again, fast)
 """
     isa = "--xla_cpu_max_isa=SSE4_2 --xla_cpu_multi_thread_eigen=false"
@@ -144,6 +149,10 @@ print(portable, again, fast)
     assert "written in the fast mode" in errors
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.load(array), strict=True)
     assert (tmp_path / "b.ardm").read_bytes() == packed.read_bytes()
+    here, there = logits(run, 8), np.load(tmp_path / "logits.npy")
+    assert here.dtype == there.dtype == np.float64
+    differences = [np.abs(x - here).max() for x in (*there, logits(run, 1))]
+    assert 0 < max(differences) < tables.GUARDS[0] / 20
 
 
 @pytest.mark.process

@@ -2,11 +2,13 @@
 
 import pathlib
 
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from darl_jax.codec.model import numerics, open_model
 from darl_jax.config import default_config, load, to_dict
-from darl_jax.training.checkpoint import Checkpointer
+from darl_jax.training.checkpoint import Checkpointer, restore_params
 from tests.random_modules import random_module
 
 
@@ -20,6 +22,19 @@ def images(channels: int = 1, **objective) -> ConfigDict:
         std=(0.4,) * channels, in_memory=True,
     )  # fmt: skip
     return config
+
+
+def logits(workdir: pathlib.Path, rows: int) -> np.ndarray:
+    """The codec's logits of the first stage for the first of so many rows, half of it known."""
+    loaded, config, _ = restore_params(workdir)
+    with numerics(fast=False):
+        method = load(ConfigDict(config)).method
+        model = open_model(method, loaded, fast=False, name="tiny")
+        rng = np.random.default_rng(0)
+        values = rng.integers(0, method.levels, (8, model.positions), np.int32)[:rows]
+        known = np.broadcast_to(np.arange(model.positions) % 2 == 0, values.shape)
+        step = np.full(rows, model.positions // 2, np.int32)
+        return model.network(values, known, step, 0)[0]
 
 
 def save(config: ConfigDict, workdir: pathlib.Path, seed: int = 0) -> pathlib.Path:
