@@ -90,8 +90,14 @@ def open_model(method: ARDM, params: Mapping[str, Any], *, fast: bool, name: str
       name: the checkpoint's, for messages.
 
     Raises:
-      ValueError: the parameters are of another model.
+      ValueError: the parameters are of another model, or it is a mixture of logistics, whose small
+        probabilities are differences that float64 does not give to within the guard.
     """
+    if getattr(method.objective, "mixtures", 0):
+        raise ValueError(
+            f"objective.mixtures={method.objective.mixtures} must be 0 for the codec: train a "
+            "model with a logit for each value, or for each child"
+        )
     dtype = "float32" if fast else "float64"
     own = dataclasses.replace(method, model=dataclasses.replace(method.model, dtype=dtype))
     expected = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(0))))[1])

@@ -39,8 +39,7 @@ class Domain:
       levels: values of the data, which the model's are made of.
       integers: the model's values of the data's.
       shown: the data's values of the model's.
-      encode: the data's values of a text; raises ValueError for a character that it lacks.
-      decode: the text of the data's values.
+      letters: of a text, a byte for each of the data's values.
     """
 
     kind: Kind
@@ -48,8 +47,7 @@ class Domain:
     levels: int
     integers: Callable[[Integers], Any] = lambda values: values
     shown: Callable[[Integers], Any] = lambda values: values
-    encode: Callable[[bytes], Integers] = lambda text: np.frombuffer(text, np.uint8).astype("i4")
-    decode: Callable[[Integers], bytes] = lambda values: values.astype(np.uint8).tobytes()
+    letters: bytes = bytes(range(256))
 
     @property
     def channels(self) -> int:
@@ -255,10 +253,16 @@ def _images_form(reader: Reader, items: int, domain: Domain) -> Form:
 
 def _text(paths: Sequence[pathlib.Path], domain: Domain) -> tuple[bytes, Values, Layout]:
     (path,) = paths
-    try:
-        data = domain.encode(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    text = path.read_bytes()
+    strange = text.translate(None, domain.letters)
+    if strange:
+        raise ValueError(
+            f"{path} has the byte {strange[:1]!r}, which the model's alphabet lacks: "
+            f"{domain.letters.decode(errors='replace')!r}"
+        )
+    table = np.zeros(256, np.int32)
+    table[np.frombuffer(domain.letters, np.uint8)] = np.arange(len(domain.letters))
+    data = table[np.frombuffer(text, np.uint8)]
     return _sequence(data, str(path), domain, [len(data)])
 
 
@@ -267,7 +271,8 @@ def _text_form(reader: Reader, items: int, domain: Domain) -> Form:
     grid = Grid((reader.number("length"),), domain.shape)
 
     def files(values: Values) -> list[bytes]:
-        return [domain.decode(domain.shown(grid.join(values)[:, 0]))]
+        letters = np.frombuffer(domain.letters, np.uint8)
+        return [letters[domain.shown(grid.join(values)[:, 0])].tobytes()]
 
     return Form(len(grid), grid.layout, files, ".txt")
 

@@ -24,6 +24,7 @@ pytest.importorskip("constriction", reason="there is no wheel for this machine")
 GRAY = Domain(Kind.IMAGE, (4, 3, 1), 256)
 COLOR = Domain(Kind.IMAGE, (2, 2, 3), 256)
 TEXT = Domain(Kind.TEXT, (10, 1), 256)
+LETTERS = Domain(Kind.TEXT, (10, 1), 27, letters=b" abcdefghijklmnopqrstuvwxyz")
 AUDIO = Domain(Kind.AUDIO, (8, 1), 65536)
 SETTINGS = Settings(steps=3, policy="even", lanes=2)
 
@@ -119,6 +120,15 @@ def test_one_picture_of_the_models_size_costs_47_bytes_beside_its_stream(tmp_pat
 def test_texts_of_any_length_come_back_byte_by_byte(tmp_path, text):
     (tmp_path / "a.txt").write_bytes(text)
     assert decompressed(compressed([tmp_path / "a.txt"], TEXT), TEXT) == [text]
+
+
+def test_texts_of_letters_come_back_and_other_characters_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b" the quick brown fox ")
+    data = compressed([tmp_path / "a.txt"], LETTERS)
+    assert decompressed(data, LETTERS) == [b" the quick brown fox "]
+    (tmp_path / "a.txt").write_bytes(b"the Fox")
+    with pytest.raises(ValueError, match="has the byte b'F', which the model's alphabet lacks"):
+        compressed([tmp_path / "a.txt"], LETTERS)
 
 
 @pytest.mark.parametrize("samples", [0, 16, 19])
