@@ -34,12 +34,14 @@ from darl_jax.codec.originals import Domain, Form, Original, form_of, kind_of, r
 from darl_jax.codec.stream import Walk, encode
 from darl_jax.codec.tables import GUARDS
 from darl_jax.codec.writing import check_absent, write_whole
+from darl_jax.data.text.alphabet import LETTERS
+from darl_jax.data.text.config import TextConfig
 from darl_jax.generation.request import image_files
 from darl_jax.interchange.exporting import check_new, new_folder
-from darl_jax.interchange.loading import load_run
 from darl_jax.methods.ardm.method import ARDM
 from darl_jax.monitoring.progress import Progress
 from darl_jax.runtime import cli
+from darl_jax.training.checkpoint import restore_params
 
 _USAGE = (
     "python -m darl_jax.compress compress|decompress|info|verify --checkpoint=runs/digits "
@@ -232,8 +234,8 @@ def trained_method() -> ARDM:
 
 def loaded_model(method: ARDM, *, fast: bool) -> CodecModel:
     """The model with the checkpoint's parameters, averaged where the run kept an average."""
-    loaded = load_run(_CHECKPOINT.value or "", _STEP.value)
-    return open_model(method, loaded.params, fast=fast, name=loaded.description)
+    params, _, step = restore_params(_CHECKPOINT.value or "", _STEP.value)
+    return open_model(method, params, fast=fast, name=f"step {step} of {_CHECKPOINT.value}")
 
 
 def read_original(paths: Sequence[str], flag: str, domain: Domain) -> Original:
@@ -326,12 +328,15 @@ def best_order(
 def domain_of(method: ARDM) -> Domain:
     """Values of the method's data, and what files hold them."""
     kinds = {"images": Kind.IMAGE, "text": Kind.TEXT, "audio": Kind.AUDIO}
+    data = method.data
+    of_letters = isinstance(data, TextConfig) and data.alphabet == "text8"
     return Domain(
-        kind=kinds.get(method.data.name, Kind.ARRAY),
+        kind=kinds.get(data.name, Kind.ARRAY),
         shape=tuple(method.data_shape),
-        levels=method.data.integers.levels,
+        levels=data.integers.levels,
         integers=method.integers,
         shown=method.shown,
+        letters=LETTERS if of_letters else bytes(range(256)),
     )
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from darl_jax.codec import tables
 from darl_jax.codec.file_format import parse
-from tests.codec.tiny_models import images, logits, save
+from darl_jax.data.audio.wav import wav_bytes
+from tests.codec.tiny_models import images, logits, save, sound, text
 from tests.programs import call, finish, refusal, start
 
 pytest.importorskip("constriction", reason="there is no wheel for this machine")
@@ -76,6 +77,18 @@ def test_pictures_come_back_as_a_folder_of_pictures(run, tmp_path):
             np.asarray(Image.open(tmp_path / "back" / f"{number:05d}.png")),
             np.asarray(Image.open(photos / f"{side}.png")),
         )
+
+
+def test_texts_and_sounds_come_back_byte_by_byte(tmp_path):
+    originals = tmp_path / "a.txt", tmp_path / "a.wav"
+    originals[0].write_bytes(b"a text of some length")
+    originals[1].write_bytes(wav_bytes(np.arange(-30, 1000, 61, np.int16), 11025))
+    for config, path in zip((text(), sound()), originals, strict=True):
+        workdir = save(config, tmp_path / f"run{path.suffix}")
+        packed = tmp_path / f"{path.suffix}.ardm"
+        assert compress(workdir, path, packed) == 0
+        assert decompress(workdir, packed, tmp_path / f"back{path.suffix}") == 0
+        assert (tmp_path / f"back{path.suffix}").read_bytes() == path.read_bytes()
 
 
 def test_what_is_whole_of_a_damaged_file_can_be_salvaged(run, array, packed, tmp_path, capsys):

@@ -28,7 +28,7 @@ from darl_jax.training.state import graph_definition
 Policy = Literal["learned", "even"]
 
 # Keys of networks that change neither what they compute nor the parameters.
-_NOT_HASHED = ("dtype", "dropout", "remat", "unroll")
+_NOT_HASHED = ("attention", "dtype", "dropout", "remat", "unroll")
 _LOSSES = "loss_per_step"
 
 
@@ -93,7 +93,7 @@ def open_model(method: ARDM, params: Mapping[str, Any], *, fast: bool, name: str
       ValueError: the parameters are of another model, or it is a mixture of logistics, whose small
         probabilities are differences that float64 does not give to within the guard.
     """
-    if getattr(method.objective, "mixtures", 0):
+    if method.objective.mixtures:
         raise ValueError(
             f"objective.mixtures={method.objective.mixtures} must be 0 for the codec: train a "
             "model with a logit for each value, or for each child"

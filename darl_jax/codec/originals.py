@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from darl_jax.codec.file_format import FileError, Kind, Reader, uvarint
 from darl_jax.codec.grid import Grid
 from darl_jax.codec.stream import Layout, Values
+from darl_jax.data.audio.wav import wav_bytes
 
 Integers = Int32[np.ndarray, "..."]
 _AUDIO_ZERO = 1 << 15  # of 16-bit samples: the data's values are not negative
@@ -300,13 +301,7 @@ def _audio_form(reader: Reader, items: int, domain: Domain) -> Form:
 
     def files(values: Values) -> list[bytes]:
         samples = domain.shown(grid.join(values)[:, 0]) - _AUDIO_ZERO
-        made = io.BytesIO()
-        with wave.open(made, "wb") as opened:
-            opened.setnchannels(1)
-            opened.setsampwidth(2)
-            opened.setframerate(rate)
-            opened.writeframes(samples.astype("<i2").tobytes())
-        return [made.getvalue()]
+        return [wav_bytes(samples.astype(np.int16), rate)]
 
     return Form(len(grid), grid.layout, files, ".wav")
 

@@ -24,6 +24,23 @@ def images(channels: int = 1, **objective) -> ConfigDict:
     return config
 
 
+def text() -> ConfigDict:
+    """Pieces of 12 letters, order-agnostic."""
+    config = default_config(objective="ardm", model="ardm_transformer", data="text")
+    config.model.update(width=8, depth=1, num_heads=2, mlp_dim=16)
+    config.data.update(source="python_topics", length=12)
+    return config
+
+
+def sound() -> ConfigDict:
+    """Pieces of 8 samples, in 4 stages of 16 children."""
+    config = default_config(objective="ardm", model="ardm_diffwave", data="audio")
+    config.objective.update(branching=16, parametrization="direct")
+    config.model.update(width=8, embedding_width=2, blocks=1)
+    config.data.update(data_dir="clips", length=8)
+    return config
+
+
 def logits(workdir: pathlib.Path, rows: int) -> np.ndarray:
     """The codec's logits of the first stage for the first of so many rows, half of it known."""
     loaded, config, _ = restore_params(workdir)
