@@ -133,7 +133,6 @@ def compress() -> None:
 def decompress() -> None:
     """Decompresses --input into --output."""
     output = needed_output()
-    check_absent(output) if output.is_file() else check_new(output)
     content, name = read_file(salvage=_SALVAGE.value)
     header = content.header
     if _SALVAGE.value and header.digest:
@@ -141,19 +140,23 @@ def decompress() -> None:
     method = trained_method()
     domain = domain_of(method)
     form = form_in(header, name, domain)
+    if form.several:
+        check_new(output)
+    else:
+        check_absent(output)
     with numerics(header.fast):
         model = loaded_model(method, fast=header.fast)
         values, right = decoded_items(content, name, model, form)
     if not _SALVAGE.value:
         compression.check_right(right, name)
     files = form.files(values)
-    if len(files) == 1:
+    if not form.several:
         write_whole(output, files[0])
     else:
         with new_folder(output) as partial:
             for number, data in enumerate(files):
                 (partial / f"{number:05d}{form.suffix}").write_bytes(data)
-    what = "1 file" if len(files) == 1 else f"{len(files)} files"
+    what = f"{len(files)} files" if form.several else "1 file"
     if not right.all():
         lost = ", ".join(map(str, np.flatnonzero(~right)[:10]))
         raise OSError(

@@ -93,12 +93,14 @@ class Form:
       layout: makes the positions that hold the original.
       files: makes the content of each file, in order, of the items' values.
       suffix: of these files.
+      several: whether there is another number of them than one, which is a folder's content.
     """
 
     items: int
     layout: Callable[[], Layout]
     files: Callable[[Values], list[bytes]]
     suffix: str
+    several: bool = False
 
 
 def kind_of(path: pathlib.Path, domain: Domain) -> Kind:
@@ -245,7 +247,11 @@ def _images_form(reader: Reader, items: int, domain: Domain) -> Form:
         return made
 
     return Form(
-        sum(map(len, grids)), lambda: Layout.joined([g.layout() for g in grids]), files, ".png"
+        items=sum(map(len, grids)),
+        layout=lambda: Layout.joined([grid.layout() for grid in grids]),
+        files=files,
+        suffix=".png",
+        several=len(grids) != 1,
     )
 
 
