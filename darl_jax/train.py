@@ -9,6 +9,8 @@ from its own last checkpoint. README.md has the exit codes.
 
 import contextlib
 import functools
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +40,7 @@ from darl_jax.runtime import cli, cluster, compilation, lock
 from darl_jax.runtime.chips import peak_flops
 from darl_jax.runtime.signals import StopRequest
 from darl_jax.training.checkpoint import Check, Checkpointer, SaveTimeoutError, writable_path
+from darl_jax.training.checkpoint.reading import FOLDER
 from darl_jax.training.optimizers import build_optimizer, learning_rate_schedule
 from darl_jax.training.sharding import check_batch, make_mesh
 from darl_jax.training.state import (
@@ -109,22 +112,8 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
         check = functools.partial(check_same_run, saved_config, records, total_steps, workdir)
         state, start_step = begin(config, checkpointer, check, optimizer, init_key, mesh)
 
-        # Metrics, and evaluators, whose data is checked here.
+        # Evaluators, whose data is checked here.
         history = history_until(workdir, start_step) if is_writer else []
-        clock = Clock(history)
-        writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
-        cleanup.callback(writer.close)
-        run_log = RunLog(
-            writer=writer,
-            clock=clock,
-            total_steps=total_steps,
-            batch_size=config.batch_size,
-            steps_per_epoch=steps_per_epoch,
-            flops_per_example=method.flops(),
-            peak_flops=peak_flops(device),
-            learning_rate=learning_rate,
-        )
-        cleanup.callback(run_log.close)
         context = Context(
             method=method,
             graphdef=graphdef,
@@ -143,6 +132,22 @@ def train(config: TrainConfig, workdir: epath.Path, stop: StopRequest) -> int:
         if start_step == total_steps and not missing:
             logging.info("All %d steps are done already; %s has them", total_steps, workdir)
             return 0
+
+        # Metrics.
+        clock = Clock(history)
+        writer = MetricWriter(workdir, purge_step=start_step + 1, active=is_writer)
+        cleanup.callback(writer.close)
+        run_log = RunLog(
+            writer=writer,
+            clock=clock,
+            total_steps=total_steps,
+            batch_size=config.batch_size,
+            steps_per_epoch=steps_per_epoch,
+            flops_per_example=method.flops(),
+            peak_flops=peak_flops(device),
+            learning_rate=learning_rate,
+        )
+        cleanup.callback(run_log.close)
 
         # Batches; data workers start while the step is compiled. `start_step` batches have been
         # consumed, so the position in the data needs no state of its own.
@@ -315,11 +320,7 @@ def main() -> None:
         if _CONFIG.value is None or not _WORKDIR.value:
             raise ValueError(f"--config and --workdir are needed; usage: {_USAGE}")
         workdir = writable_path(_WORKDIR.value)
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"--workdir={workdir} cannot be used: {error.strerror or error}"
-            raise type(error)(reason) from error
+        run.enter_context(made(workdir))
         cluster.share_failures(workdir)
         if jax.process_index() == 0:
             run.enter_context(lock.held(workdir))
@@ -328,6 +329,34 @@ def main() -> None:
         config = config_lib.load(_CONFIG.value)
         compilation.keep_in(workdir)
         sys.exit(train(config, workdir, stop))
+
+
+@contextlib.contextmanager
+def made(workdir: epath.Path) -> Iterator[None]:
+    """Makes a folder; a new one is removed again where a run was refused before it wrote anything.
+
+    A cache of compiled programs, and a folder for checkpoints without any, count as nothing.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    is_local = "://" not in str(workdir)  # buckets have no empty folders
+    new = [path for path in (workdir, *workdir.parents) if not path.exists()] if is_local else []
+    try:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"--workdir={workdir} cannot be used: {error.strerror or error}"
+            raise type(error)(reason) from error
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            inside = {path.name for path in workdir.iterdir()} if new else set()
+            written = inside - {FOLDER, compilation.FOLDER} or any((workdir / FOLDER).glob("*"))
+            if new and not written:
+                shutil.rmtree(workdir)
+            for folder in new[1:]:
+                os.rmdir(folder)  # raises where it is not empty
 
 
 @contextlib.contextmanager

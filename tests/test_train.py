@@ -71,7 +71,7 @@ def test_an_evaluator_that_does_not_suit_the_data_ends_the_run_before_its_first_
     config = tiny(kinds=["knn"], evaluators__knn__data=to_config_dict(few))
     message = refused(config, tmp_path, capsys)
     assert "config.evaluators.knn: neighbors=20 must not be more than the 15 records" in message
-    assert not read_metrics(tmp_path)
+    assert not [*tmp_path.glob("*.*")], "metrics of a run that did not begin"
 
 
 def test_finished_run_is_left_as_it_is(tiny_run):
@@ -197,6 +197,17 @@ def test_processes_compare_every_key_and_the_records_before_anything_is_written(
     assert compared["model"]["width"] == 32
     assert compared["train_records"].startswith("1297, ")
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_refused_run_leaves_no_folder_behind_and_removes_none_that_was_there(tmp_path, capsys):
+    for argument in ("--config.init.checkpoint=/nowhere", "--config.batch_size=0"):
+        refusal(
+            capsys, "train", "--config=configs/digits.py", f"--workdir={tmp_path}/a/b", argument
+        )
+        assert not [*tmp_path.iterdir()]
+    (tmp_path / "there").mkdir()
+    refusal(capsys, "train", "--config=configs/digits.py", f"--workdir={tmp_path}/there", argument)
+    assert (tmp_path / "there").is_dir()
 
 
 def command(workdir, *arguments: str) -> list[str]:

@@ -6,6 +6,8 @@ import jax
 from absl import logging
 from etils import epath
 
+FOLDER = "compilation_cache"  # in the workdir
+
 
 def keep_in(workdir: os.PathLike | str) -> None:
     """Makes JAX keep compiled programs in `<workdir>/compilation_cache`, for the next start.
@@ -14,7 +16,7 @@ def keep_in(workdir: os.PathLike | str) -> None:
     folder cannot be read or written, JAX warns and compiles without it.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = epath.Path(workdir) / "compilation_cache"
+        folder = epath.Path(workdir) / FOLDER
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
