@@ -15,12 +15,13 @@ from darl_jax.evaluators.base import Context, Evaluator, EvaluatorConfig, HostBa
 from darl_jax.methods.base import Batch
 from darl_jax.methods.mae.method import MAEMethod
 from darl_jax.methods.mae.model import MAE
-from darl_jax.monitoring.drawing import Mosaic, rendered
+from darl_jax.monitoring.drawing import Mosaic, rendered, text_width
 from darl_jax.nn.patches import unpatchify, unstandardize
 from darl_jax.training.sharding import global_array, replicated
 
 _GAP = 8  # pixels between images
-_MARGINS = 110, 16, 72, 16  # pixels: left, right, top, bottom
+_RIGHT, _TOP, _BOTTOM = 16, 72, 16  # pixels of the margins
+_LABEL = 10  # points of the rows' names, and pixels between them and the images
 _GRAY = 128  # of patches that were removed
 
 
@@ -124,13 +125,15 @@ def draw_reconstructions(found: Reconstructed, step: int) -> UInt8[np.ndarray, "
     """Draws a column for each image: original, masked, reconstructed."""
     rows = found._asdict()
     record = rows.pop("record")
-    left, _, top, _ = _MARGINS
-    mosaic = Mosaic([[*images] for images in rows.values()], gap=(_GAP, _GAP), margins=_MARGINS)
+    left = _RIGHT + max(text_width(name, _LABEL) for name in rows) + _LABEL
+    margins = left, _RIGHT, _TOP, _BOTTOM
+    mosaic = Mosaic([[*images] for images in rows.values()], gap=(_GAP, _GAP), margins=margins)
     title = f"Step {step:,}: removed patches as the model predicts them"
-    mosaic.text(left, 16, title, size=12, weight="bold", va="top")
+    mosaic.text(_RIGHT, 16, title, size=12, weight="bold", va="top")
     for y, name in zip(mosaic.y, rows, strict=True):
-        mosaic.text(left - 10, y + mosaic.height / 2, name, size=10, ha="right", va="center")
+        at = left - _LABEL, y + mosaic.height / 2
+        mosaic.text(*at, name, size=_LABEL, ha="right", va="center")
     for x, number in zip(mosaic.x, record, strict=True):
-        at = x + mosaic.width / 2, top - 6
+        at = x + mosaic.width / 2, _TOP - 6
         mosaic.text(*at, f"record {number}", size=8, color="0.4", ha="center")
     return rendered(mosaic.figure)

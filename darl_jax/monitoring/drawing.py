@@ -1,5 +1,6 @@
 """Drawing that evaluators and figures share."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,13 @@ def patch_map(axes: Axes, values: Float[np.ndarray, "rows columns"], label: str,
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
     axes.figure.colorbar(shown, ax=axes, label=label)
+
+
+def text_width(text: str, size: int) -> int:
+    """Pixels that a line of text of a size in points takes, rounded up."""
+    figure = Figure(dpi=DPI)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    return math.ceil(figure.text(0, 0, text, size=size).get_window_extent(renderer).width)
 
 
 def magnify(

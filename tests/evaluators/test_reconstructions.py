@@ -59,8 +59,13 @@ def test_masks_are_the_same_each_time_and_the_picture_holds_every_row() -> None:
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture, draw_reconstructions(first, 7))
     side = 8 * 14  # magnified without smoothing
+    left = picture.shape[1] - 16 - 2 * side - 8
+    labels = picture[72:, :left]
+    written = np.flatnonzero((labels < 255).any(axis=(0, 2)))
+    assert 14 <= written[0] <= 20, "as far from the edge as the images are on the right"
+    assert 8 <= left - written[-1] <= 12
     for row, images in enumerate(first[:3]):
-        y, x = 72 + row * (side + 8), 110
+        y, x = 72 + row * (side + 8), left
         shown = picture[y : y + side, x : x + side][::14, ::14]
         np.testing.assert_array_equal(shown, np.broadcast_to(images[0], shown.shape))
 
