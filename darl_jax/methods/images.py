@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -36,6 +36,9 @@ class ImageMethod(Method[Model], abc.ABC):
 
     model: ViTConfig
     data: ImagesConfig
+
+    # Whether each image has an attention mask of its own, which not every kernel takes.
+    prefix_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         groups = ("model", self.model, ViTConfig), ("data", self.data, ImagesConfig)
@@ -120,6 +123,7 @@ class ImageMethod(Method[Model], abc.ABC):
             dtype=self.model.dtype,
             head_dim=self.model.head_dim,
             tokens=self.tokens,
+            prefix_mask=self.prefix_mask,
         )
         return {"attention": kernel}
 

@@ -27,32 +27,45 @@ _SPLASH_MIN_TOKENS = 1024  # Below this padding to blocks costs more than the T 
 
 
 def choose_implementation(
-    implementation: str, *, device: Any, dtype: str, head_dim: int, tokens: int
+    implementation: str,
+    *,
+    device: Any,
+    dtype: str,
+    head_dim: int,
+    tokens: int,
+    prefix_mask: bool = False,
 ) -> str:
     """Resolves `implementation` to a kernel that runs on a device.
 
     Raises:
-      ValueError: the name is unknown, or the kernel does not run there.
+      ValueError: the name is unknown, or the kernel does not run there; splash attention does not
+        with a prefix mask, for its masks are the same for all examples.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}"
         )
-    cudnn_fits = dtype in ("bfloat16", "float16") and _cudnn_takes(device, head_dim)
+    # The backward pass with a mask of its own for each example takes even lengths only.
+    length_fits = not prefix_mask or tokens % 2 == 0
+    cudnn_fits = dtype in ("bfloat16", "float16") and length_fits and _cudnn_takes(device, head_dim)
     if implementation == "auto":
         if cudnn_fits:
             return "cudnn"
-        if device.platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS:
+        if device.platform == "tpu" and tokens >= _SPLASH_MIN_TOKENS and not prefix_mask:
             return "splash"
         return "xla"
     if implementation == "cudnn" and not cudnn_fits:
+        even = ", and with a prefix mask an even number of tokens" if prefix_mask else ""
         raise ValueError(
             "attention='cudnn' needs an NVIDIA GPU of compute capability 8.0 or more, a 16-bit "
-            "dtype and a head_dim that is a multiple of 8 and at most 128 (256 from 9.0 on); here "
-            f"are {device.device_kind}, {dtype} and head_dim {head_dim}"
+            "dtype and a head_dim that is a multiple of 8 and at most 128 (256 from 9.0 on)"
+            f"{even}; here are {device.device_kind}, {dtype}, head_dim {head_dim} and {tokens} "
+            "tokens"
         )
     if implementation == "splash" and device.platform != "tpu":
         raise ValueError(f"attention='splash' needs a TPU, not platform {device.platform}")
+    if implementation == "splash" and prefix_mask:
+        raise ValueError("attention='splash' cannot take a prefix mask; choose 'xla'")
     return implementation
 
 
@@ -86,9 +99,8 @@ def attention(
             dtype=query.dtype.name,
             head_dim=query.shape[-1],
             tokens=query.shape[1],
+            prefix_mask=not isinstance(mask, str),
         )
-        if implementation == "splash" and not isinstance(mask, str):
-            implementation = "xla"
     if implementation == "xla":
         return plain_attention(query, key, value, _visible(mask, query.shape[1]))
     if implementation == "cudnn":

@@ -160,6 +160,30 @@ def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
         )
 
 
+@pytest.mark.parametrize(
+    ("asked", "device", "tokens", "chosen"),
+    [
+        ("auto", "tpu", 4096, "xla"),
+        ("auto", "gpu", 4096, "cudnn"),
+        ("auto", "gpu", 225, "xla"),
+        ("splash", "tpu", 4096, "splash' cannot take a prefix mask; choose 'xla'"),
+        ("cudnn", "gpu", 225, "with a prefix mask an even number .*head_dim 64 and 225 tokens"),
+    ],
+)
+def test_the_kernel_for_a_prefix_mask_is_one_that_takes_it(
+    asked: str, device: str, tokens: int, chosen: str
+) -> None:
+    choose = functools.partial(
+        attention_lib.choose_implementation, asked, device=DEVICES[device], dtype="bfloat16",
+        head_dim=64, tokens=tokens, prefix_mask=True,
+    )  # fmt: skip
+    if chosen in attention_lib.IMPLEMENTATIONS:
+        assert choose() == chosen
+    else:
+        with pytest.raises(ValueError, match=chosen):
+            choose()
+
+
 def test_splash_refuses_a_prefix_mask() -> None:
     q, k, v = (jnp.asarray(x) for x in inputs(1, 4, 1, 4)[0])
     with pytest.raises(ValueError, match="cannot take a prefix mask"):

@@ -101,6 +101,7 @@ class AIMMethod(PatchMethod[AIM]):
         "attention_bias": False,
         "mlp_bias": False,
     }
+    prefix_mask: ClassVar[bool] = True
 
     objective: AIMConfig
 

@@ -1,5 +1,7 @@
 """AIM's prefixes, what its outputs see, what counts in its loss, and what is refused."""
 
+import dataclasses
+import types
 from typing import Any
 
 import jax
@@ -10,6 +12,8 @@ import pytest
 from darl_jax.methods import Batch
 from darl_jax.methods.aim.head import HeadConfig
 from darl_jax.methods.aim.objective import AIM, AIMConfig, AIMMethod
+from darl_jax.methods.transfer.probe_model import ProbesConfig
+from darl_jax.nn import attention
 from darl_jax.nn.orders import OrderConfig, fixed_order
 from darl_jax.nn.vit import ViTConfig
 from tests.methods_on_images import images, method
@@ -169,3 +173,17 @@ def test_a_head_that_cannot_be_built_is_refused(keys, message) -> None:
 def test_an_attention_that_is_not_known_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objective\.attention='full' is unknown; choose from"):
         AIMConfig(attention="full")
+
+
+def test_the_log_names_the_kernel_that_runs_with_a_prefix_mask(monkeypatch) -> None:
+    choose = attention.choose_implementation
+    tpu = {"device": types.SimpleNamespace(platform="tpu", device_kind="TPU v5")}
+    monkeypatch.setattr(
+        attention, "choose_implementation", lambda name, **keys: choose(name, **keys | tpu)
+    )
+    long = dataclasses.replace(VIT, patch_size=1, dtype="bfloat16"), images(32)
+    of = method(AIMConfig(head=MLP), *long)
+    assert of.tokens == 1024
+    assert of.kernels(jax.devices()[0]) == {"attention": "xla"}
+    probes = method(ProbesConfig(mask="full"), *long)
+    assert probes.kernels(jax.devices()[0]) == {"attention": "splash"}
