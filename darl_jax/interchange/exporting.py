@@ -16,7 +16,7 @@ from darl_jax.interchange import described, foreign, timm_rope
 from darl_jax.interchange.adapters import ARRAYS_FILE as ADAPTERS_FILE
 from darl_jax.interchange.adapters import without_adapters, write_adapters
 from darl_jax.interchange.model_card import model_card
-from darl_jax.interchange.names import Tensors, pre_training, to_torch
+from darl_jax.interchange.names import Tensors, left_out, to_torch
 from darl_jax.interchange.safetensors_files import write_safetensors
 from darl_jax.runtime import signals
 from darl_jax.training.checkpoint import Checkpointer
@@ -309,12 +309,12 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 
 def _dropped(params: Mapping[str, Any]) -> str:
-    """The parts that only pre-training has, in words."""
-    return _in_words(params, pre_training(params))
+    """The parts that PyTorch's module has no place for, in words."""
+    return _in_words(params, left_out(params))
 
 
 def _in_words(params: Mapping[str, Any], groups: Sequence[str]) -> str:
-    titles = _TITLES if "head" in pre_training(params) else _TITLES | {"head": "head"}
+    titles = _TITLES if "head" in left_out(params) else _TITLES | {"head": "head"}
     return ", ".join(
         f"the {titles.get(name, name.replace('_', ' '))} "
         f"({_count(arrays_by_name(params[name])):,} parameters)"

@@ -17,9 +17,11 @@ from absl import logging
 from flax import nnx
 
 from darl_jax.interchange import described, foreign
+from darl_jax.interchange.adapters import ARRAYS_FILE as ADAPTERS_FILE
 from darl_jax.interchange.adapters import without_adapters
 from darl_jax.interchange.names import Tensors, check_arrays, expected_shapes, from_torch, listed
 from darl_jax.interchange.safetensors_files import read_safetensors, read_shapes
+from darl_jax.nn.lora import is_adapter
 from darl_jax.nn.vit import ViT, ViTConfig
 from darl_jax.training.checkpoint import absolute_path, restore_params
 from darl_jax.training.checkpoint.reading import FOLDER
@@ -78,6 +80,8 @@ def load_model(path: str, step: int | None = None) -> LoadedModel:
         raise ValueError(f"step={step} is one of a run's checkpoints, and {given} is no run")
     folder = given if given.is_dir() else given.parent
     file = folder / described.ARRAYS_FILE if given.is_dir() else given
+    if given.is_dir() and not file.is_file() and (folder / ADAPTERS_FILE).is_file():
+        file = folder / ADAPTERS_FILE
     config = described.read_config(folder) if file.name == described.ARRAYS_FILE else None
     if config is not None:
         return _read_export(file, config)
@@ -182,6 +186,11 @@ def _read_foreign(file: pathlib.Path) -> LoadedModel:
             raise ValueError(
                 f"{file} has the arrays of an export and no {described.CONFIG_FILE} beside it; put "
                 f"both into one folder, as {described.ARRAYS_FILE} and {described.CONFIG_FILE}"
+            )
+        if any(is_adapter(tuple(name.split("/"))) for name in tensors):
+            raise ValueError(
+                f"{file} holds adapters without the backbone that they belong to; export their run "
+                "with --format=safetensors, which merges them into it, and start from that"
             )
         raise ValueError(
             f"{file} has arrays such as {listed(sorted(tensors)) or 'none'}, which no known model "

@@ -4,7 +4,7 @@ A path 'backbone/blocks/attention/query/kernel', whose array is stacked over the
 'blocks.0.attention.query.weight', 'blocks.1. ...': kernels (in, out) are transposed to PyTorch's
 (out, in), and the patch embedding's, (row * column * channel, width), to a convolution's (width,
 channel, row, column). The classifier's arrays are 'head.weight', 'head.bias' and, with a norm after
-pooling, 'pooled_norm.*'. Groups that only pre-training has are left out.
+pooling, 'pooled_norm.*'. Groups that only pre-training or probes use are left out.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ _WEIGHT = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _NAMED = 5  # arrays that an error message names before it only counts
 _CLASSIFIER = ("head", "pooled_norm")
-# Groups of parameters without use after pre-training; 'head' is one of them where it has parts.
-_PRE_TRAINING = ("patch_decoder", "query_stream", "mae_decoder")
+# Groups of parameters that belong to pre-training or to measuring alone, and to no later model.
+_LEFT_OUT = ("patch_decoder", "query_stream", "mae_decoder", "probes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +139,12 @@ def has_classifier(params: Mapping[str, Any]) -> bool:
     return "kernel" in params.get("head", {})
 
 
-def pre_training(params: Mapping[str, Any]) -> list[str]:
-    """Groups of nested parameters that are of no use after pre-training."""
+def left_out(params: Mapping[str, Any]) -> list[str]:
+    """Groups of nested parameters that only pre-training and probes use."""
     return [
         name
         for name in params
-        if name in _PRE_TRAINING or (name == "head" and not has_classifier(params))
+        if name in _LEFT_OUT or (name == "head" and not has_classifier(params))
     ]
 
 
@@ -152,10 +152,10 @@ def to_torch(params: Mapping[str, Any], patch_size: int) -> Tensors:
     """Backbone and classifier of nested parameters, float32, under flat names.
 
     Raises:
-        ValueError: a group of parameters other than these and those that only pre-training has.
+        ValueError: a group of parameters other than these and those of `left_out`.
     """
     classifier = [name for name in _CLASSIFIER if name in params and has_classifier(params)]
-    unknown = set(params) - {"backbone", *classifier, *pre_training(params)}
+    unknown = set(params) - {"backbone", *classifier, *left_out(params)}
     if unknown:
         raise ValueError(
             f"parameters below {listed(sorted(unknown))!r} cannot be exported; those below "

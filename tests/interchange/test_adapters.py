@@ -15,7 +15,7 @@ from darl_jax.interchange.loading import build_backbone, load_model
 from darl_jax.interchange.safetensors_files import read_safetensors
 from darl_jax.nn.lora import is_adapter
 from darl_jax.training.state import parameters
-from tests.interchange.small_run import as_loaded, make_source
+from tests.interchange.small_run import as_loaded, assert_same, make_source
 from tests.tiny_runs import tiny
 
 
@@ -55,6 +55,30 @@ def test_adapters_alone_are_all_that_was_trained(source, tmp_path):
     assert found["layer"].startswith("backbone/blocks/")
     if found["layer"].endswith("query"):
         np.testing.assert_allclose(found["update"], 0.5 * a @ b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["", "adapters.safetensors"])
+def test_adapters_alone_are_nothing_to_start_from(source, tmp_path, place):
+    export(source, "adapters", tmp_path / "out")
+    message = r"holds adapters without the backbone .* --format=safetensors, which merges"
+    with pytest.raises(ValueError, match=message):
+        load_model(str(tmp_path / "out" / place))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "timm"])
+def test_the_backbone_of_probes_is_exported_with_merged_adapters(tmp_path, form):
+    config = tiny(
+        "probes", objective__kind="attentive", objective__blocks=(2,), model__positions="rope2d",
+        objective__lora__names=("query", "value", "out"), objective__num_classes=10,
+    )  # fmt: skip
+    source = make_source(config)
+    probe = sum(leaf.size for leaf in jax.tree.leaves(source.params["probes"]))
+    result = export(source, form, tmp_path / "out")
+    assert result.dropped == f"the probes ({probe:,} parameters)"
+    if form == "safetensors":
+        expected, _ = without_adapters(source.params, source.config)
+        loaded = load_model(str(tmp_path / "out"))
+        assert_same(loaded.params, {"backbone": expected["backbone"]})
 
 
 @pytest.mark.parametrize("form", ["safetensors", "orbax"])
