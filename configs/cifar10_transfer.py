@@ -14,6 +14,7 @@ word          from a checkpoint of             minutes
 finetune      cifar10_pretrain.py:transfer     3.5      600 steps, causal attention
 linear        cifar10_pretrain.py:transfer     4        linear probes and k-NN of every block
 attentive     cifar10_pretrain.py:transfer     4        attentive probes of every block
+grid          cifar10_pretrain.py:transfer              six attentive probes of the second block
 mae           cifar10_pretrain.py:mae                  600 steps, full attention, a new norm
 mae_linear    cifar10_pretrain.py:mae                  linear probes of every block
 tiny          cifar10_pretrain.py:tiny_mse     1        150 steps, full attention
@@ -109,6 +110,14 @@ def _attentive() -> ml_collections.ConfigDict:
     return _probes(config)
 
 
+def _grid() -> ml_collections.ConfigDict:
+    config = _attentive()
+    config.objective.blocks = (2,)
+    config.objective.learning_rates = (5e-4, 2e-3, 8e-3)
+    config.objective.weight_decays = (0.05, 0.1)
+    return config
+
+
 def _probes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.init.checkpoint = config_dict.placeholder(str)
     config.batch_size = 512
@@ -124,6 +133,7 @@ WORDS = {
     "finetune": _finetune,
     "linear": _linear,
     "attentive": _attentive,
+    "grid": _grid,
     "mae": _mae,
     "mae_linear": _mae_linear,
     "tiny": _tiny,

@@ -107,6 +107,7 @@ AIM = {
     "optimizer.final_learning_rate": 1e-5, "optimizer.b2": 0.999, "optimizer.weight_decay": 0.1,
     "optimizer.clip_norm": 3.0, "optimizer.warmup_epochs": 5.0,
 }
+AIM_LORA = {"objective.lora.names": ("query", "value", "out"), "objective.lora.rank": 8}
 NEPA = {
     "model.patch_size": 14, "model.positions": "rope_dinov3", "model.rope_max_wavelength": 100.0,
     "model.rope_rescale": 2.0, "model.norm": "layer", "model.norm_epsilon": 1e-12,
@@ -138,6 +139,12 @@ AIM_PRETRAINING = {
     "optimizer.initial_learning_rate": 1e-6, "optimizer.final_learning_rate": 0.0,
     "optimizer.b1": 0.9, "optimizer.b2": 0.95, "optimizer.eps": 1e-8, "optimizer.clip_norm": 1.0,
     "data.image_size": 224, "data.crop_scale": (0.4, 1.0), "data.flip": True,
+}
+# Of a word: the last of the six blocks whose mean is read.
+AIM_BLOCKS = {
+    f"attentive_aim:{size}_{end}": {"objective.blocks": (block,)}
+    for size, depth, best in (("600m", 24, 20), ("1b", 24, 18), ("3b", 24, 18), ("7b", 32, 20))
+    for end, block in (("last", depth), ("best", best), ("grid", best), ("lora", depth))
 }
 AIM_600M, AIM_1B, AIM_3B, AIM_7B = (
     AIM_PRETRAINING | {
@@ -179,6 +186,15 @@ MAE_LINEAR = TABLE_13 | {
 # fmt: on
 SIZES = {"b16": B16, "l16": L16, "h14": H14}
 
+
+def aim_backbone(name: str) -> dict:
+    """Keys of AIM's model, read under full attention, for FILE:SIZE_END."""
+    sizes = {"600m": AIM_600M, "1b": AIM_1B, "3b": AIM_3B, "7b": AIM_7B}
+    of = sizes[name.partition(":")[2].split("_")[0]]
+    keys = {key: value for key, value in of.items() if key.startswith("model.")}
+    return keys | {"objective.mask": "full", "data.crop_scale": (0.08, 1.0)}
+
+
 # Words of ablations say themselves which keys differ from these.
 PAPER = {
     "darl_vit_b16_mse": TABLE_8 | B16,
@@ -211,6 +227,10 @@ PAPER = {
     },
     "linear_vit": TABLE_13,
     "attentive_vit": AIM,
+    **{
+        name: AIM | aim_backbone(name) | blocks | (AIM_LORA if name.endswith("lora") else {})
+        for name, blocks in AIM_BLOCKS.items()
+    },
     "aim_600m": AIM_600M,
     "aim_1b": AIM_1B,
     "aim_3b": AIM_3B,
@@ -246,6 +266,8 @@ def test_config_loads_and_says_its_table_of_the_paper(name):
         "darl_vit_l8_64px_generation",
         "finetune_vit_l16_50ep:rope2d_384",
         "attentive_vit:b16",
+        "attentive_aim:600m_lora",
+        "attentive_aim:7b_best",
         "nepa_vit_l14:pretrain",
         "aim_600m:head_transformer",
         "aim_7b",

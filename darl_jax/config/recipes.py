@@ -170,6 +170,34 @@ def aim(size: str) -> ml_collections.ConfigDict:
     return config
 
 
+def attentive_probes(config: ml_collections.ConfigDict) -> None:
+    """AIM's attentive probes (arXiv 2401.08541, Section 4 and Appendix D): the mean of six blocks.
+
+    Settled here: 1e-3 and 0.1 of the rates and decays that the paper tries.
+    """
+    config.init.checkpoint = config_dict.placeholder(str)
+    config.data.dataset = "imagenet2012"
+    config.data.crop_scale = (0.08, 1.0)
+    config.data.randaugment.magnitude = 9.0
+    config.objective.kind = "attentive"
+    config.objective.average_blocks = 6
+    config.objective.classifier_bias = False
+    config.batch_size = 1024
+    config.total_epochs = 100.0
+    config.optimizer.base_learning_rate, config.optimizer.learning_rate = None, 1e-3
+    config.optimizer.final_learning_rate = 1e-5
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 3.0
+    config.optimizer.warmup_epochs = 5.0
+
+
+def try_rates_and_decays(config: ml_collections.ConfigDict) -> None:
+    """AIM's range of learning rates and its two decays, side by side."""
+    config.objective.learning_rates = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3)
+    config.objective.weight_decays = (0.05, 0.1)
+
+
 def fine_tuning(size: str, epochs: int = 90) -> ml_collections.ConfigDict:
     """Table 9: from a checkpoint, full attention, last token.
 
