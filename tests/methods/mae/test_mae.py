@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
+from darl_jax.methods.base import average
 from darl_jax.methods.mae.method import MAEConfig, MAEMethod, draw_shuffle
 from darl_jax.methods.mae.model import MAE, DecoderConfig
 from darl_jax.nn import orders
@@ -17,6 +18,8 @@ from darl_jax.nn.orders import OrderConfig
 from darl_jax.nn.patches import normalize_patches
 from darl_jax.nn.vit import ViTConfig
 from darl_jax.training.sharding import MeshConfig, global_array, make_mesh, replicated
+from darl_jax.training.state import init_state
+from darl_jax.training.step import make_train_step
 from tests.methods_on_images import images, method
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -248,6 +251,46 @@ def test_a_right_prediction_has_no_loss_and_is_the_image_in_pictures(normalize: 
     moved = of.reconstruct(shifted, batch, key).reconstructed != found.reconstructed
     np.testing.assert_array_equal(moved.all(axis=-1), ~found.kept)
     np.testing.assert_array_equal(moved.any(axis=-1), ~found.kept)
+
+
+class GivenMasks(MAEMethod):
+    """Takes the order of each image's patches from the batch."""
+
+    def loss(self, model: MAE, batch: Any, key: Any) -> Any:
+        del key
+        loss = average(self.errors(model, batch, batch["order"]), batch["mask"])
+        return loss.compute(), {"loss": loss}
+
+
+def test_micro_batches_with_the_masks_of_the_whole_batch_have_its_step(float64) -> None:
+    """Also where one of them, (0, 2) and (1, 3), counts more images than the other."""
+    like = make_method(MAEConfig(decoder=DECODER), "float64")
+    of = GivenMasks(like.objective, like.model, like.data)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": jnp.asarray(rng.integers(0, 256, (4, 12, 16, 3), np.uint8)),
+        "mask": jnp.array([True, True, True, False]),
+        "order": jnp.argsort(jnp.asarray(rng.random((4, PATCHES))), axis=1),
+        "replaced": jnp.zeros(4, bool),
+        "stop": jnp.zeros(4, bool),
+    }
+    graphdef = nnx.split(nnx.eval_shape(lambda: of.init(nnx.Rngs(0))))[0]
+    state = init_state(of.init, optax.sgd(0.1), jax.random.key(0))
+    state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.ndim else x, state)
+
+    def stepped(steps: int) -> Any:
+        step = make_train_step(graphdef, of, optax.sgd(0.1), accumulation_steps=steps)
+        new, metrics = jax.jit(step)(state, batch, jax.random.key(1))
+        change = jax.tree.map(jnp.subtract, new.params, state.params)
+        return change, metrics["loss"]
+
+    (whole, loss), (parts, of_parts) = stepped(1), stepped(2)
+    assert float(loss.count) == float(of_parts.count) == 3 * (PATCHES - KEPT)
+    np.testing.assert_allclose(of_parts.compute(), loss.compute(), rtol=1e-12)
+    largest = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    assert largest > 1e-3
+    for found, wanted in zip(*map(jax.tree.leaves, (parts, whole)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12 * largest)
 
 
 def test_predictions_do_not_see_what_was_removed() -> None:
