@@ -22,9 +22,9 @@ class TrainState:
     """Everything that a step reads and writes; a checkpoint holds this and nothing else.
 
     `step` counts the batches consumed, so the data's place follows from it. Updates with a
-    non-finite loss or gradient are dropped: `dropped_updates` counts all of them,
-    `dropped_in_a_row` those since the last good one. `ema` is the exponential moving average of the
-    parameters, None in a run that keeps none.
+    non-finite loss or gradient are dropped: `dropped_updates` counts the steps with one,
+    `dropped_in_a_row` the last ones of which nothing was kept. `ema` is the exponential moving
+    average of the parameters, None in a run that keeps none.
     """
 
     step: Any  # int32 scalar; Any, for trees of shapes and of shardings have this structure too

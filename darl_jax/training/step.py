@@ -32,11 +32,13 @@ def make_train_step(
 ) -> TrainStep:
     """The train step, to be compiled by the caller, who may donate the state.
 
-    The gradient is taken in the parameters that the method trains.
+    The gradient is taken in the parameters that the method trains. An update whose loss or gradient
+    is not finite is dropped; of modules that are trained side by side (`Method.stacked`), each
+    alone, by its own gradient.
 
     Gradients of micro-batches are averaged, each with the count of its loss. The squared error's
-    result is then that of the whole batch; diffusion draws other noise, and mixing and batch
-    normalization see one micro-batch at a time.
+    result is then that of the whole batch; noise, masks and prefixes are drawn for each micro-batch
+    by a key of its own, and mixing and batch normalization see one at a time.
     """
 
     def loss_and_gradient(
@@ -63,32 +65,27 @@ def make_train_step(
             gradient, metrics, observed = _accumulate(
                 loss_and_gradient, state.params, batch, step_key, accumulation_steps
             )
-        gradient_norm = optax.global_norm(gradient)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         trained, frozen = split_trained(state.params, method.trains)
-        params = join_trained(optax.apply_updates(trained, updates), frozen)
-        params = method.track(params, observed)
+        moved = method.track(join_trained(optax.apply_updates(trained, updates), frozen), observed)
+        new_trained, new_frozen = split_trained(moved, method.trains)
+        gradient_norm, finite = _norm_and_finite(gradient, metrics, method.stacked)
+        trained = _keep(finite, new_trained, trained)
+        frozen = _keep(jnp.any(finite), new_frozen, frozen)
         ema = state.ema
         if ema is not None:
+            average, _ = split_trained(ema, method.trains)
             # Not decay * a + (1 - decay) * b: rounded, the two do not add up to 1.
-            trained, frozen = split_trained(params, method.trains)
-            averaged = jax.tree.map(
-                lambda a, b: a + (1.0 - ema_decay) * (b - a),
-                split_trained(ema, method.trains)[0],
-                trained,
-            )
-            ema = join_trained(averaged, frozen)
+            nearer = jax.tree.map(lambda a, b: a + (1.0 - ema_decay) * (b - a), average, trained)
+            ema = join_trained(_keep(finite, nearer, average), frozen)
 
-        loss = metrics["loss"].compute()
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
-        dropped = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
-            params=_keep(finite, params, state.params),
+            params=join_trained(trained, frozen),
             opt_state=_keep(finite, opt_state, state.opt_state),
-            dropped_updates=state.dropped_updates + dropped,
-            dropped_in_a_row=(state.dropped_in_a_row + 1) * dropped,
-            ema=_keep(finite, ema, state.ema),
+            dropped_updates=state.dropped_updates + ~jnp.all(finite),
+            dropped_in_a_row=(state.dropped_in_a_row + 1) * ~jnp.any(finite),
+            ema=ema,
         )
         metrics = metrics | {
             "gradient_norm": _single(gradient_norm),
@@ -174,8 +171,25 @@ def lower_step(
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, None)).lower(state, batch, key)
 
 
-def _keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+def _norm_and_finite(
+    gradient: PyTree, metrics: Metrics, stacked: str | None
+) -> tuple[Float[Array, ""], Bool[Array, "*module"]]:
+    """The gradient's norm, and whether an update is finite: one, or one for each module."""
+    if stacked is None:
+        norm = optax.global_norm(gradient)
+        return norm, jnp.isfinite(metrics["loss"].compute()) & jnp.isfinite(norm)
+    # By their gradients alone: the loss is a mean over the modules.
+    norms = jax.vmap(optax.global_norm)(gradient)
+    return optax.global_norm(norms), jnp.isfinite(norms)
+
+
+def _keep(finite: Bool[Array, "*module"], new: PyTree, old: PyTree) -> PyTree:
+    """The new leaves where an update is finite: whole ones, or their slices for each module."""
+
+    def keep(a: Array, b: Array) -> Array:
+        return jnp.where(finite.reshape(finite.shape + (1,) * (a.ndim - finite.ndim)), a, b)
+
+    return jax.tree.map(keep, new, old)
 
 
 def _single(value: Array) -> Average:
