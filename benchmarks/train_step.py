@@ -50,7 +50,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--models", default="s16", help="such as ti4,s16,b16; all: b16,l16,h14")
-    model.add_argument("--config", help="FILE.py or FILE.py:WORD, instead of --models")
+    model.add_argument("--config", nargs="+", help="FILE.py or FILE.py:WORD, instead of --models")
     parser.add_argument("--objectives", default="mse", help="mse, diffusion or all")
     parser.add_argument("--image_size", type=int, default=224, help="with --models")
     parser.add_argument("--batch_size", type=int, help="default: 8 on a CPU, else 256 (H: 128)")
@@ -96,8 +96,14 @@ def configs(arguments: argparse.Namespace) -> list[tuple[str, TrainConfig]]:
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         raise ValueError(f"--json={arguments.json}: its folder does not exist")
     if arguments.config:
-        name = pathlib.Path(arguments.config).name.replace(".py:", "_").removesuffix(".py")
-        return [(name, _changed(name, load_config(arguments.config), arguments))]
+        names = [
+            pathlib.Path(path).name.replace(".py:", "_").removesuffix(".py")
+            for path in arguments.config
+        ]
+        return [
+            (name, _changed(name, load_config(path), arguments))
+            for name, path in zip(names, arguments.config, strict=True)
+        ]
     models = ALL_MODELS if arguments.models == "all" else arguments.models.split(",")
     objectives = OBJECTIVES if arguments.objectives == "all" else arguments.objectives.split(",")
     return [
