@@ -49,23 +49,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data_dir", required=True, help="where TFDS prepared cifar10")
     parser.add_argument("--folder", required=True, type=pathlib.Path, help="where the runs go")
-    parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning and probes (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="of each probe (3)")
+    parser.add_argument("--finetune_seeds", type=int, default=3, help="of fine-tuning (3)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (1)")
     arguments = parser.parse_args()
-    if arguments.seeds < 2:
-        sys.exit("--seeds must be at least 2, for there to be a spread")
     folder = arguments.folder.expanduser().resolve()
     data = {"data.data_dir": arguments.data_dir}
 
-    pretraining = [Run(name, f"cifar10_methods.py:{name}", data) for name in METHODS]
-    experiments.train_all([[run] for run in pretraining], folder, jobs=arguments.jobs)
+    seeds = dict.fromkeys(("linear", "attentive"), arguments.seeds)
+    seeds["finetune"] = arguments.finetune_seeds
     runs = {
-        (start, word): [transfer(start, word, seed, folder, data) for seed in range(arguments.seeds)]
-        for word in ("finetune", "linear", "attentive")
+        (start, word): [
+            transfer(start, word, seed, folder, data)
+            for seed in range(1 if start == NOTHING else seeds[word])
+        ]
+        for word in seeds
         for start in (*METHODS, NOTHING)
     }
-    by_seed = [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed]
-    experiments.train_all([[run] for run in by_seed], folder, jobs=arguments.jobs)
+    groups = {start: [Run(start, f"cifar10_methods.py:{start}", data)] for start in METHODS}
+    groups[NOTHING] = []
+    for (start, _), of_seeds in runs.items():
+        groups[start] += of_seeds
+    experiments.train_all([*groups.values()], folder, jobs=arguments.jobs)
 
     histories = {name: experiments.history(folder / name) for name in METHODS}
     figure = accuracy_figure(histories, {name: training_flops(name) for name in METHODS})
@@ -87,9 +92,9 @@ def transfer(
     """
     keys = data | {"seed": seed, "init.checkpoint": "" if start == NOTHING else folder / start}
     if word == "finetune":
-        keys |= _FULL | {"total_steps": 400} | (_AIM if start == "aim" else {})
+        keys |= _FULL | {"total_steps": 300} | (_AIM if start == "aim" else {})
     else:
-        keys |= {"total_epochs": 2.0, "optimizer.warmup_epochs": 0.2} | _PROBED.get(start, {})
+        keys |= {"total_epochs": 1.0, "optimizer.warmup_epochs": 0.1} | _PROBED.get(start, {})
     if word == "linear":
         keys |= {"evaluators.knn.every_steps": 0}
     return Run(f"{start}_{word}_seed{seed}", f"cifar10_transfer.py:{word}", keys)
@@ -119,7 +124,8 @@ def best_block(group: Sequence[Run], folder: pathlib.Path) -> str:
 
 
 def _percent(values: Sequence[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def accuracy_figure(runs: Mapping[str, History], step_flops: Mapping[str, int]) -> Figure:

@@ -11,14 +11,14 @@ python -m darl_jax.cost --config=configs/cifar10_methods.py:mae
 
 One backbone for all: width 128, 6 blocks, patches of 8 x 8 pixels, 2D RoPE, and a start token
 except in AIM, which has none. Data, rates and their schedule are the same; the number of steps is
-what 36 TFLOP pay for.
+what 54 TFLOP pay for.
 
 word             objective                                            MFLOP/example  steps
-mse              DARL, squared error of normalized patches            120.2          2340
-diffusion        DARL, diffusion of each patch, a decoder of 1 block  146.1          1926
-aim              AIM, normalized patches, an MLP head of 4 x 128      172.2          1632
-mae              MAE, normalized patches, a decoder of 64 x 2         47.8           5880
-next_embedding   next-embedding prediction                            118.0          2382
+mse              DARL, squared error of normalized patches            120.2          3510
+diffusion        DARL, diffusion of each patch, a decoder of 1 block  146.1          2886
+aim              AIM, normalized patches, an MLP head of 4 x 128      172.2          2448
+mae              MAE, normalized patches, a decoder of 64 x 2         47.8           8820
+next_embedding   next-embedding prediction                            118.0          3576
 """
 
 from collections.abc import Callable
@@ -29,20 +29,20 @@ from darl_jax.config import default_config, evaluator, recipes
 
 
 def _mse() -> ml_collections.ConfigDict:
-    config = _shared("mse", steps=2340)
+    config = _shared("mse", steps=3510)
     config.objective.normalize_target = True
     return config
 
 
 def _diffusion() -> ml_collections.ConfigDict:
-    config = _shared("diffusion", steps=1926)
+    config = _shared("diffusion", steps=2886)
     config.objective.patch_decoder.kind = "transformer"
     config.objective.patch_decoder.layers = 1
     return config
 
 
 def _aim() -> ml_collections.ConfigDict:
-    config = _shared("aim", steps=1632)
+    config = _shared("aim", steps=2448)
     config.objective.head.depth = 4
     config.objective.head.width = 128
     config.evaluators.probe.mask = "full"
@@ -50,7 +50,7 @@ def _aim() -> ml_collections.ConfigDict:
 
 
 def _mae() -> ml_collections.ConfigDict:
-    config = _shared("mae", steps=5880)
+    config = _shared("mae", steps=8820)
     config.objective.normalize_target = True
     config.objective.decoder.update(width=64, depth=2, num_heads=4, mlp_dim=256)
     config.evaluators.probe.mask = "full"
@@ -58,7 +58,7 @@ def _mae() -> ml_collections.ConfigDict:
 
 
 def _next_embedding() -> ml_collections.ConfigDict:
-    return _shared("next_embedding", steps=2382)
+    return _shared("next_embedding", steps=3576)
 
 
 def _shared(objective: str, *, steps: int) -> ml_collections.ConfigDict:
