@@ -1,6 +1,8 @@
+import pathlib
+
 import pytest
 
-from darl_jax.config import default_config, load
+from darl_jax.config import default_config, from_file, load
 from darl_jax.planning import records
 from darl_jax.planning.tables import si
 from tests.programs import call, imported
@@ -55,3 +57,11 @@ def test_the_program_prints_a_row_for_each_config(capsys) -> None:
     assert head.split()[:2] == ["config", "parameters"]
     assert first.split()[0] == "configs/darl_vit_b16_mse.py" and " 2,502 " in first
     assert second.split()[0] == "configs/digits.py:mse"
+
+
+@pytest.mark.parametrize("word", ["mse", "diffusion", "aim", "mae", "next_embedding"])
+def test_methods_that_are_compared_have_equal_training_flops(word: str) -> None:
+    file = pathlib.Path(__file__).resolve().parents[1] / "configs" / "cifar10_methods.py"
+    config = load(from_file(f"{file}:{word}"))
+    total = config.method.flops() * config.batch_size * config.steps(50_000)
+    assert total == pytest.approx(54e12, rel=1e-3)
