@@ -42,7 +42,7 @@ _AIM = {
     "model.mlp_bias": False,
 }
 _FULL = {"objective.mask": "full"}
-_PROBED = {"aim": _AIM | _FULL, "mae": _FULL}
+_PROBED: dict[str, dict[str, object]] = {"aim": {**_AIM, **_FULL}, "mae": {**_FULL}}
 
 
 def main() -> None:
@@ -90,13 +90,13 @@ def transfer(
 
     Fine-tuning has full attention in all; probes have that of pre-training.
     """
-    keys = data | {"seed": seed, "init.checkpoint": "" if start == NOTHING else folder / start}
+    keys = {**data, "seed": seed, "init.checkpoint": "" if start == NOTHING else folder / start}
     if word == "finetune":
-        keys |= _FULL | {"total_steps": 300} | (_AIM if start == "aim" else {})
+        keys |= {"total_steps": 300, **_FULL, **(_AIM if start == "aim" else {})}
     else:
-        keys |= {"total_epochs": 1.0, "optimizer.warmup_epochs": 0.1} | _PROBED.get(start, {})
+        keys |= {"total_epochs": 1.0, "optimizer.warmup_epochs": 0.1, **_PROBED.get(start, {})}
     if word == "linear":
-        keys |= {"evaluators.knn.every_steps": 0}
+        keys["evaluators.knn.every_steps"] = 0
     return Run(f"{start}_{word}_seed{seed}", f"cifar10_transfer.py:{word}", keys)
 
 
@@ -115,12 +115,15 @@ def scores(group: Sequence[Run], folder: pathlib.Path) -> str:
 
 def best_block(group: Sequence[Run], folder: pathlib.Path) -> str:
     """The same on the block that is best in the mean over the seeds."""
-    of_block: dict[str, list[float]] = {}
-    for block in range(1, 7):
-        name = f"validation/accuracy/block_{block:02d}"
-        of_block[str(block)] = [experiments.last_value(folder / run.name, name) for run in group]
-    block = max(of_block, key=lambda each: statistics.mean(of_block[each]))
-    return f"{_percent(of_block[block])} ({block})"
+    of_block = {
+        block: [
+            experiments.last_value(folder / run.name, f"validation/accuracy/block_{block:02d}")
+            for run in group
+        ]
+        for block in range(1, 7)
+    }
+    best = max(of_block, key=lambda block: statistics.mean(of_block[block]))
+    return f"{_percent(of_block[best])} ({best})"
 
 
 def _percent(values: Sequence[float]) -> str:
