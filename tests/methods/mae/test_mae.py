@@ -318,6 +318,21 @@ def test_shuffles_are_permutations_that_follow_from_the_key_and_the_example() ->
     assert np.abs(kept - 50).max() < 25
 
 
+def test_the_loss_keeps_the_patches_of_the_least_noise() -> None:
+    """The inverse of that ranking has the same distribution, and other masks."""
+    of, batch, key = make_method(MAEConfig(decoder=DECODER)), make_batch(), jax.random.key(0)
+    removed = np.argsort(jax.random.uniform(key, (BATCH, PATCHES)), axis=1)[:, KEPT:]
+    found: dict[str, Any] = {}
+
+    def answer(target: jax.Array) -> jax.Array:
+        found["target"] = target
+        return target
+
+    of.loss(Oracle(answer), batch, key)
+    expected = np.take_along_axis(np.asarray(of.patches(batch)), removed[..., None], axis=1)
+    np.testing.assert_array_equal(found["target"], expected)
+
+
 def digest(devices: int) -> dict[str, float]:
     """A batch split over devices; tests/training/test_sharding.py compares their numbers."""
     of = make_method(MAEConfig(decoder=DECODER))

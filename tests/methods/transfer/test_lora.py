@@ -49,7 +49,7 @@ def tokens(of, params):
         # Otherwise XLA leaves out roundings to bfloat16, depending on what it fuses.
         compiler_options={"xla_allow_excess_precision": False},
     )
-    return np.asarray(run(params), np.float32)
+    return np.asarray(run(params))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -79,12 +79,14 @@ def test_a_starts_as_loralibs_and_b_at_0():
 
 
 def test_merged_kernels_give_what_the_adapters_give():
-    of, plain = with_adapters(ALL), with_adapters(LoRAConfig())
-    params = jax.tree.map(np.array, parameters(random_module(of.init)))
-    adapted, frozen = tokens(of, params), tokens(plain, merged(params, 0.0))
-    assert np.abs(adapted - frozen).max() > 0.1
-    # float32: values of size 1, sums in another order.
-    np.testing.assert_allclose(tokens(plain, merged(params, 2.0 / 3)), adapted, atol=2e-5)
+    with jax.enable_x64(True):
+        of, plain = (with_adapters(lora, dtype="float64") for lora in (ALL, LoRAConfig()))
+        drawn = parameters(random_module(of.init))
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), drawn)
+        adapted, frozen = tokens(of, params), tokens(plain, merged(params, 0.0))
+        assert np.abs(adapted - frozen).max() > 0.1
+        found = tokens(plain, merged(params, 2.0 / 3))
+    np.testing.assert_allclose(found, adapted, rtol=0, atol=1e-13)
 
 
 def test_at_full_rank_with_a_the_identity_a_step_of_b_is_a_step_of_the_kernel():
