@@ -127,8 +127,12 @@ def test_the_first_failure_gives_the_code_and_the_rest_is_killed(tmp_path):
 
 
 def test_a_killed_process_is_named_even_if_another_one_ended_at_the_same_time(tmp_path):
+    dying = str(tmp_path / "dying")  # process 0 may have started long before
     body = (
-        "os.kill(os.getpid(), signal.SIGKILL) if index == '1' else None\n"
+        "if index == '1':\n"
+        f"    open({dying!r}, 'w').close(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"while not os.path.exists({dying!r}):\n"
+        "    time.sleep(0.001)\n"
         "time.sleep(0.02); sys.exit(1)"
     )
     code, _, errors = run(tmp_path, body)
