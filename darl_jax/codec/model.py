@@ -34,7 +34,7 @@ _LOSSES = "loss_per_step"
 
 @dataclasses.dataclass(frozen=True)
 class CodecModel:
-    """What the codec needs of a model.
+    """A model as the codec uses it.
 
     Attributes:
       shape: of an item, the channels last.
@@ -184,7 +184,7 @@ def model_hash(method: ARDM, params: Mapping[str, Any]) -> bytes:
 
 
 def profile(lanes: int) -> str:
-    """What decides the last bits of float32 results, readable, for the fast mode."""
+    """Describes all that decides the last bits of float32 results, for the fast mode."""
     device = jax.devices()[0]
     facts = {
         "platform": device.platform,

@@ -74,7 +74,7 @@ class ARDMConfig(ObjectiveConfig):
 
 
 class Draw(NamedTuple):
-    """What is known of each example.
+    """Known positions of each example.
 
     Attributes:
       order: the step at which each position is generated, a permutation of 0 .. D-1, positions in

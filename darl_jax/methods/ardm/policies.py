@@ -1,4 +1,4 @@
-"""Which steps one network call generates together: dynamic programming, or even spacing.
+"""Steps that one network call generates together: dynamic programming, or even spacing.
 
 Section 3.1 and appendix A.2 of arXiv 2110.02037. A policy of n calls is n first steps 0 = p_0 < ..
 < p_(n-1): call i generates the positions whose step is in [p_i, p_(i+1)), all from what was known

@@ -85,7 +85,7 @@ class Stages:
         return values // width * width
 
     def choice(self, values: Values, stage: int | Int[Array, " batch"]) -> Values:
-        """Which of a stage's alternatives the data takes: (x // b^r) mod b, or x."""
+        """Index of the alternative of a stage that the data takes: (x // b^r) mod b, or x."""
         if not self.branching:
             return values
         return values // self._width(stage, 0, values) % self.branching

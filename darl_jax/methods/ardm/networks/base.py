@@ -45,7 +45,7 @@ class Problem:
 
 
 class Network(nnx.Module, abc.ABC):
-    """From partly known integers to numbers that describe the unknown ones."""
+    """Maps partly known integers to numbers that describe the unknown ones."""
 
     @abc.abstractmethod
     def __call__(
@@ -88,6 +88,14 @@ class NetworkConfig(abc.ABC):
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least {value}")
+
+    def check_part(self, part: str, whole: str) -> None:
+        """Checks that one key's value is below another's. Raises ValueError."""
+        if getattr(self, part) >= getattr(self, whole):
+            raise ValueError(
+                f"model.{part}={getattr(self, part)} must be below model.{whole}="
+                f"{getattr(self, whole)}, of which it is a part"
+            )
 
     @abc.abstractmethod
     def check(self, shape: tuple[int, ...]) -> None:

@@ -48,11 +48,7 @@ class DiffWaveConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(width=4, embedding_width=1, blocks=1, cycle=1, unroll=1)
-        if self.embedding_width >= self.width:
-            raise ValueError(
-                f"model.embedding_width={self.embedding_width} must be below model.width="
-                f"{self.width}, of which it is a part"
-            )
+        self.check_part("embedding_width", "width")
 
     @property
     def dilations(self) -> tuple[int, ...]:

@@ -62,11 +62,7 @@ class UNetConfig(NetworkConfig):
         self.at_least(
             width=4, embedding_width=1, blocks=1, resolutions=1, num_heads=1, groups=1, unroll=1
         )
-        if self.embedding_width >= self.width:
-            raise ValueError(
-                f"model.embedding_width={self.embedding_width} must be below model.width="
-                f"{self.width}, of which it is a part"
-            )
+        self.check_part("embedding_width", "width")
         for key in ("groups", "num_heads"):
             if self.width % getattr(self, key):
                 raise ValueError(
