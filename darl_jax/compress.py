@@ -5,7 +5,7 @@ r"""Compresses with a trained autoregressive diffusion model, without loss.
     python -m darl_jax.compress info --input=a.ardm
     python -m darl_jax.compress verify --checkpoint=runs/digits --input=a.ardm --original=a.npy
 
-What goes in: an array of the data's integers (.npy), pictures of any size (several become one
+Input: an array of the data's integers (.npy), pictures of any size (several become one
 file), a text, or a 16-bit mono WAV file, of the kind that the model was trained on. Pixels, text
 and samples come back as they were; what else a picture's or a WAV file's header held does not.
 
@@ -60,7 +60,7 @@ _STEPS = flags.DEFINE_integer(
     "steps", None, "compress: network calls in each stage; by default 100 in all stages together."
 )
 _POLICY = flags.DEFINE_enum(
-    "policy", "learned", ["learned", "even"],
+    "policy", "best", ["best", "even"],
     "compress: which positions a call codes, by the losses in training or evenly.",
 )  # fmt: skip
 _ORDERS = flags.DEFINE_integer(
@@ -108,7 +108,7 @@ def compress() -> None:
         each = max(1, min(model.positions, 100 // model.alternatives.stages.number))
         settings = compression.Settings(
             steps=each if _STEPS.value is None else _STEPS.value,
-            policy="even" if _POLICY.value == "even" else "learned",
+            policy="even" if _POLICY.value == "even" else "best",
             lanes=max(1, min(_LANES.value, count)),
             fast=_FAST.value,
             item_digests=_DIGESTS.value,

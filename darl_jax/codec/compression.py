@@ -38,7 +38,7 @@ class Settings:
     """
 
     steps: int
-    policy: Policy = "learned"
+    policy: Policy = "best"
     seed: int = 0
     lanes: int = 1
     fast: bool = False
@@ -167,7 +167,7 @@ def rebuilt_walk(
             f"{profile_hash(here).hex()} ({here}); "
             "--ignore_profile tries all the same, and digests decide"
         )
-    for policy in ("learned", "even"):
+    for policy in ("best", "even"):
         if not 1 <= header.steps <= model.positions:
             break
         starts = model.starts(policy, header.steps)

@@ -21,11 +21,11 @@ from darl_jax.codec.alternatives import Alternatives
 from darl_jax.codec.order import Starts
 from darl_jax.codec.stream import Network
 from darl_jax.methods.ardm.method import ARDM
-from darl_jax.methods.ardm.policies import best_policy, even_policy
+from darl_jax.methods.ardm.policies import make_policy
 from darl_jax.training.checkpoint.reading import arrays_by_name
 from darl_jax.training.state import graph_definition
 
-Policy = Literal["learned", "even"]
+Policy = Literal["best", "even"]
 
 # Keys of networks that change neither what they compute nor the parameters.
 _NOT_HASHED = ("attention", "dtype", "dropout", "remat", "unroll")
@@ -39,7 +39,7 @@ class CodecModel:
     Attributes:
       shape: of an item, the channels last.
       hash: SHA-256 of what decides its tables.
-      losses: L_t of each stage and step, from which a policy is learned.
+      losses: L_t of each stage and step, from which the best policy is made.
       flops: of the network for one item and call.
     """
 
@@ -61,9 +61,7 @@ class CodecModel:
         Raises:
           ValueError: not between 1 and D calls.
         """
-        if policy == "learned":
-            return best_policy(self.losses, calls).tolist()
-        return [even_policy(self.positions, calls).tolist()] * self.alternatives.stages.number
+        return make_policy(policy, self.losses, calls).tolist()
 
 
 @contextlib.contextmanager

@@ -183,11 +183,11 @@ def test_another_model_policy_or_machine_is_named(tmp_path):
     other = FakeNetwork(10, 256, seed=1)
     assert "of 3 items decode to other values" in refusal(data, model_of(TEXT, network=other))
     losses = np.geomspace(8, 1, 10)[None]
-    learned = dataclasses.replace(SETTINGS, policy="learned")
+    best = dataclasses.replace(SETTINGS, policy="best")
     original = read([tmp_path / "a.txt"], Kind.TEXT, TEXT)
     made = compression.compress(
         original.values, original.layout, Kind.TEXT, original.source,
-        model_of(TEXT, losses=losses), learned,
+        model_of(TEXT, losses=losses), best,
     )  # fmt: skip
     assert decompressed(made.data, TEXT, model_of(TEXT, losses=losses)) == [
         b"a text of some length"
